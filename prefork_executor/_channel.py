@@ -1,0 +1,255 @@
+"""Sending and receiving messages, big payloads included.
+
+A *payload* is a list of parts: a pickle, and its out-of-band buffers. One that
+fits a packet travels in it. A bigger one is written into a shared file (a memfd
+on Linux) whose descriptor travels with the packet (SCM_RIGHTS); the receiver
+maps it privately, so that its pages are shared until somebody writes to them
+and arrays over them are writable.
+
+Nothing here sets O_NONBLOCK on a socket: it would hold for every process that
+shares the end. A call that must not block says so itself (MSG_DONTWAIT).
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import mmap
+import os
+import socket
+from collections.abc import Sequence
+from pickle import PickleBuffer
+from typing import NamedTuple
+
+from . import _wire
+from ._posix import CMSG_CLOEXEC, Doorbell, shared_file, socket_pair
+from ._scoreboard import Scoreboard
+from .errors import ProtocolError
+
+Part = bytes | PickleBuffer | memoryview
+DONTWAIT = socket.MSG_DONTWAIT
+_ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
+_MOST_DESCRIPTORS = 8
+
+
+class Packet(NamedTuple):
+    """One received message. ``body`` is a view into the receiver's buffer, good
+    until its next receive; ``descriptor`` is that of the shared file, or -1."""
+
+    kind: int
+    flags: int
+    parts: int
+    number: int
+    extra: int
+    body: memoryview
+    descriptor: int
+
+
+def send(
+    end: socket.socket,
+    kind: int,
+    number: int,
+    extra: int,
+    parts: Sequence[Part],
+    flags: int = 0,
+) -> None:
+    """Send one message.
+
+    Raises:
+        BlockingIOError: the channel is full (with DONTWAIT in ``flags``).
+        OSError: the other end is gone; or, for a big payload, no descriptor or
+            no memory was left for the shared file.
+    """
+    if len(parts) == 1:
+        body = parts[0]
+        if isinstance(body, bytes) and len(body) <= _wire.INLINE_LIMIT:
+            end.send(_wire.pack(kind, number, extra, body), flags)
+            return
+    _send_big(end, kind, number, extra, parts, flags)
+
+
+def _send_big(
+    end: socket.socket, kind: int, number: int, extra: int, parts: Sequence[Part], flags: int
+) -> None:
+    views = [part.raw() if isinstance(part, PickleBuffer) else memoryview(part) for part in parts]
+    if len(views) > _wire.MOST_PARTS:
+        raise OSError(errno.EMSGSIZE, f"a payload of {len(views)} out-of-band buffers")
+    sizes = [view.nbytes for view in views]
+    starts = _wire.offsets(sizes)
+    descriptor = shared_file("prefork-payload", starts[-1])
+    try:
+        for view, start in zip(views, starts, strict=False):
+            _write_all(descriptor, view, start)
+        packet = _wire.pack_big(kind, number, extra, sizes)
+        send_descriptors(end, packet, [descriptor], flags)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
+    while view.nbytes:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def send_descriptors(
+    end: socket.socket, packet: bytes, descriptors: Sequence[int], flags: int = 0
+) -> None:
+    """Send a packet that carries open descriptors."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+    end.sendmsg([packet], [rights], flags)
+
+
+def receive_descriptors(end: socket.socket) -> tuple[int, list[int]]:
+    """Wait for a packet that carries descriptors: its kind and these.
+
+    Raises:
+        EOFError: the other end is gone.
+    """
+    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
+    data, ancillary, _, _ = end.recvmsg(_wire.PACKET_LIMIT, space, CMSG_CLOEXEC)
+    if not data:
+        raise EOFError
+    return data[0], _descriptors(ancillary)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
+
+
+class Receiver:
+    """Receives messages from one end into one buffer that it uses again."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+        self._view = memoryview(bytearray(_wire.PACKET_LIMIT + 1))
+        self._buffers = [self._view]
+
+    def receive(self, flags: int = 0) -> Packet:
+        """Take one message.
+
+        Raises:
+            BlockingIOError: there is none (with DONTWAIT in ``flags``).
+            EOFError: there will be none, the other end is gone.
+            ProtocolError: what came is not a message of ours.
+        """
+        size, ancillary, _, _ = self.end.recvmsg_into(
+            self._buffers, _ONE_DESCRIPTOR, flags | CMSG_CLOEXEC
+        )
+        if not size:
+            raise EOFError
+        descriptor = _descriptors(ancillary)[0] if ancillary else -1
+        if not _wire.HEADER.size <= size <= _wire.PACKET_LIMIT:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise ProtocolError(f"a packet of {size} bytes")
+        header = _wire.HEADER.unpack_from(self._view)
+        return Packet(*header, self._view[_wire.HEADER.size : size], descriptor)  # type: ignore[call-arg]
+
+
+def open_parts(packet: Packet) -> list[memoryview]:
+    """The payload of a packet, its shared file mapped; closes the descriptor.
+
+    Raises:
+        OSError: the descriptor did not arrive (this process has too many open),
+            or there is no room to map the file.
+        ProtocolError: the table of sizes does not fit the file.
+    """
+    if not packet.flags & _wire.BIG:
+        return [packet.body]
+    if packet.descriptor < 0:
+        raise OSError(
+            errno.EMFILE, "a big payload could not be received: too many open descriptors"
+        )
+    try:
+        sizes = _wire.unpack_sizes(packet.parts, packet.body)
+        starts = _wire.offsets(sizes)
+        if os.fstat(packet.descriptor).st_size != starts[-1] or not starts[-1]:
+            raise ProtocolError(f"a shared file that does not hold {starts[-1]} bytes")
+        mapping = mmap.mmap(packet.descriptor, starts[-1], mmap.MAP_PRIVATE)
+    finally:
+        os.close(packet.descriptor)
+    whole = memoryview(mapping)
+    return [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+
+
+def discard(packet: Packet) -> None:
+    """Close what a packet carries, unread."""
+    if packet.descriptor >= 0:
+        os.close(packet.descriptor)
+
+
+# --- what one pool shares -------------------------------------------------------------------
+
+
+class WorkerChannels(NamedTuple):
+    """The ends of the supervisor and its workers."""
+
+    tasks: socket.socket
+    yells: socket.socket
+    doorbell: Doorbell
+    board: Scoreboard
+
+    @classmethod
+    def receive(cls, control: socket.socket, slots: int) -> WorkerChannels:
+        """Wait for the descriptors that :meth:`PoolChannels.give_to` sends.
+
+        Raises:
+            EOFError: the client has gone.
+        """
+        _, (tasks, yells, bell_read, bell_write, board) = receive_descriptors(control)
+        return cls(
+            tasks=socket.socket(fileno=tasks),
+            yells=socket.socket(fileno=yells),
+            doorbell=Doorbell(bell_read, bell_write),
+            board=Scoreboard(board, slots),
+        )
+
+
+class PoolChannels:
+    """All channels of one pool, both ends, as its client owns them.
+
+    Holding both ends it can take back what it sent, give the far ends to a second
+    supervisor after the first, and send markers to itself.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.tasks, self._tasks_far = socket_pair()
+        self.yells, self.yells_far = socket_pair()
+        self.doorbell = Doorbell.new()
+        board = shared_file("prefork-scoreboard", Scoreboard.size_for(slots))
+        self.board = Scoreboard(board, slots)
+        self.upstream = Receiver(self.yells)
+        self.recall = Receiver(self._tasks_far)
+        self.is_open = True
+
+    def give_to(self, control: socket.socket) -> None:
+        """Send the far ends to a supervisor."""
+        descriptors = [
+            self._tasks_far.fileno(),
+            self.yells_far.fileno(),
+            self.doorbell.read_end,
+            self.doorbell.write_end,
+            self.board.descriptor,
+        ]
+        send_descriptors(control, _wire.pack(_wire.Kind.DESCRIPTORS), descriptors)
+
+    def send_marker(self, number: int) -> bool:
+        """Send a marker to oneself; False if the channel is full."""
+        try:
+            self.yells_far.send(_wire.pack(_wire.Kind.MARKER, number), DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close every end. Safe to call again."""
+        self.is_open = False
+        for end in (self.tasks, self._tasks_far, self.yells, self.yells_far):
+            end.close()
+        self.doorbell.close()
+        self.board.close()

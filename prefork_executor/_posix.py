@@ -1,0 +1,318 @@
+"""The only place for fork, kill, waitpid, signals and descriptor hygiene.
+
+Linux offers the pool more than POSIX does. Each such means has a fallback that
+other systems use, and that is used on Linux too when the environment variable
+``PREFORK_EXECUTOR_FALLBACK`` is set to 1, so that it can be tested here:
+
+=======================  ===========================  ==========================
+purpose                  Linux                        elsewhere
+=======================  ===========================  ==========================
+whole messages           SOCK_SEQPACKET               SOCK_DGRAM
+waking one idle worker   epoll, EPOLLEXCLUSIVE        poll; all wake, one gets it
+shared memory            memfd                        an unlinked temporary file
+the client's end         a pidfd                      end of file on control
+the supervisor's end     PR_SET_PDEATHSIG             end of file on the leash;
+                                                      the client kills workers
+=======================  ===========================  ==========================
+
+What no process of the pool may ever do: wait for a child that it did not fork
+itself (the user's own children are theirs), or run Python signal handlers
+between fork and the moment at which the child has put its own in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+if not hasattr(os, "fork"):
+    raise ImportError(
+        f"prefork_executor needs a POSIX system with fork(); {sys.platform} has none. "
+        "Use concurrent.futures.ProcessPoolExecutor here."
+    )
+
+FALLBACK = os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1" or not sys.platform.startswith(
+    "linux"
+)
+"""Whether this process does without what only Linux has."""
+
+SOCKET_TYPE = socket.SOCK_DGRAM if FALLBACK else socket.SOCK_SEQPACKET
+CMSG_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+EPOLLEXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
+PR_SET_PDEATHSIG = 1
+SOCKET_BUFFER = 1024 * 1024
+"""Bytes asked for in each direction; the kernel may grant less. Some thousand
+small messages: nobody who sends one has to wait for a reader that is busy."""
+
+Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep messages whole."""
+    ends = socket.socketpair(socket.AF_UNIX, SOCKET_TYPE)
+    for end in ends:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+    return ends
+
+
+def stream_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets for which the end of one side is seen at the other,
+    on every system. They do not keep messages apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def shared_file(name: str, size: int) -> int:
+    """A descriptor of a new, empty file of this many bytes that lies in memory
+    (on other systems: in the temporary directory) and vanishes with its users.
+
+    Raises:
+        OSError: no descriptor, or no room.
+    """
+    if not FALLBACK:
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        descriptor, path = tempfile.mkstemp(prefix=name)
+        os.unlink(path)
+    try:
+        os.ftruncate(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def close_quietly(descriptors: Iterable[int]) -> None:
+    """Close descriptors of which some may be closed already."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+class Doorbell:
+    """A pipe that wakes the one process that waits for it. Rings coalesce: what
+    counts is that it rang, not how often. It also takes the interpreter's
+    signal wake-ups, so that no signal is missed between a look and a wait."""
+
+    def __init__(self, read_end: int, write_end: int) -> None:
+        self.read_end = read_end
+        self.write_end = write_end
+
+    @classmethod
+    def new(cls) -> Doorbell:
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        os.set_blocking(write_end, False)
+        return cls(read_end, write_end)
+
+    def ring(self) -> None:
+        """Wake the listener. Never blocks: a full pipe wakes it just as well."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.write_end, b"\0")
+
+    def hush(self) -> None:
+        """Forget all rings up to now."""
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self.read_end, 4096)) == 4096:
+                pass
+
+    def disown_read_end(self) -> None:
+        """For those who only ring."""
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            self.read_end = -1
+
+    def close(self) -> None:
+        close_quietly(end for end in (self.read_end, self.write_end) if end >= 0)
+        self.read_end = self.write_end = -1
+
+
+class Waiter:
+    """Waits until one of a few descriptors can be read.
+
+    A descriptor registered as *shared* is one that many processes wait for; on
+    Linux the kernel wakes one of them a message, and the same one first while it
+    is idle, so that a trickle of work leaves the others to grow tired and retire.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = None if FALLBACK else select.epoll()
+        self._poll = select.poll() if FALLBACK else None
+
+    def register(self, descriptor: int, *, shared: bool = False) -> None:
+        if self._epoll is not None:
+            mask = select.EPOLLIN | (EPOLLEXCLUSIVE if shared else 0)
+            self._epoll.register(descriptor, mask)
+        elif self._poll is not None:
+            self._poll.register(descriptor, select.POLLIN)
+
+    def unregister(self, descriptor: int) -> None:
+        if self._epoll is not None:
+            self._epoll.unregister(descriptor)
+        elif self._poll is not None:
+            self._poll.unregister(descriptor)
+
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """The descriptors that can be read, or are at their end; an empty list
+        after ``timeout`` seconds."""
+        if self._epoll is not None:
+            return [fd for fd, _ in self._epoll.poll(-1 if timeout is None else timeout)]
+        assert self._poll is not None
+        milliseconds = None if timeout is None else math.ceil(timeout * 1000)
+        return [fd for fd, _ in self._poll.poll(milliseconds)]
+
+    def close(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
+
+
+def readable(descriptor: int) -> bool:
+    """Whether a read would not block right now."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+# --- processes ------------------------------------------------------------------------
+
+
+def fork_masked() -> tuple[int, set[int]]:
+    """Fork with every signal blocked. Returns what fork returned, and the mask
+    to restore: by the parent at once, by the child when its handlers stand.
+
+    Raises:
+        OSError: the fork failed; the mask is restored.
+    """
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        return os.fork(), {int(number) for number in old_mask}
+    except BaseException:
+        restore_mask({int(number) for number in old_mask})
+        raise
+
+
+def restore_mask(mask: set[int]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def install_handlers(handlers: Mapping[int, Handler]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to SIGKILL this process when ``parent``, which forked it,
+    ends; if it has ended already, exit now. A no-op where there is no such means."""
+    if not FALLBACK:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def try_reap(pid: int) -> int | None:
+    """The wait status of our own child if it has ended, else None. A child that
+    somebody else has waited for counts as ended with status 0."""
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    return status if ended else None
+
+
+def split_status(status: int) -> tuple[int | None, int | None]:
+    """A wait status as (exit status, signal number), one of them None."""
+    code = os.waitstatus_to_exitcode(status)
+    return (code, None) if code >= 0 else (None, -code)
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Signal a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends, or None where
+    there is no such means or no such process."""
+    if FALLBACK:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def wait_until_gone(pids: Iterable[int], timeout: float) -> None:
+    """SIGKILL what is left of these processes and wait until they have ended,
+    ``timeout`` seconds at most. For workers whose supervisor is dead: they are
+    nobody's children that we could wait for."""
+    deadline = time.monotonic() + timeout
+    for pid in pids:
+        send_signal(pid, signal.SIGKILL)
+    for pid in pids:
+        descriptor = open_pidfd(pid)
+        if descriptor is not None:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            os.close(descriptor)
+            continue
+        while _exists(pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# --- the machine ----------------------------------------------------------------------
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, lowered to its control group's
+    quota (rounded up), at least 1."""
+    count = getattr(os, "process_cpu_count", None)
+    cpus = count() if count is not None else _affinity()
+    quota = _cgroup_quota()
+    if quota is not None:
+        cpus = min(cpus or 1, math.ceil(quota))
+    return max(1, cpus or 1)
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs granted by the control group, version 2 or 1; None if unlimited."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        try:
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as file:
+                quota = file.read().strip()
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as file:
+                period = file.read().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1") or not quota.isdigit() or not period.isdigit():
+        return None
+    return int(quota) / int(period)

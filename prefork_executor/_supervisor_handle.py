@@ -1,0 +1,84 @@
+"""The client's hold on its supervisor process: start it, ask it to end, see it end.
+
+The control socket is the hold. Its end of file, at either side, says that the
+other side is gone, and is what makes a supervisor kill its workers and go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from . import _posix, _wire
+from ._supervisor import supervise
+from ._worker import Settings
+from .errors import describe_end
+
+
+class SupervisorHandle:
+    """One supervisor process, not yet started.
+
+    It exists before the process does, so that a forked supervisor's copy of it
+    is known and can be closed there.
+    """
+
+    def __init__(self) -> None:
+        self.control, self._theirs = _posix.stream_pair()
+        self._process: Any = None
+
+    def start(
+        self,
+        context: BaseContext,
+        settings: Settings,
+        give_channels: Callable[[socket.socket], None],
+    ) -> None:
+        """Start the process and give it its ends of the channels. Raises what
+        starting a multiprocessing.Process raises."""
+        try:
+            process: Any = context.Process(  # type: ignore[attr-defined]
+                target=supervise,
+                args=(self._theirs, settings),
+                name="PreforkSupervisor",
+                daemon=False,
+            )
+            process.start()
+        finally:
+            self._theirs.close()
+        self._process = process
+        give_channels(self.control)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None before it is started and after it was closed."""
+        return None if self._process is None else self._process.pid
+
+    def ask_to_end(self) -> None:
+        """Retire every worker, then end. If it ends already, that is as good."""
+        with contextlib.suppress(OSError):
+            self.control.send(_wire.pack(_wire.Kind.SHUTDOWN))
+
+    def make_it_kill(self) -> None:
+        """Kill every worker, whatever it does, and end."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_WR)
+
+    def wait(self) -> str:
+        """Wait for its end; say how it ended, as a verb phrase."""
+        self._process.join()
+        exitcode = self._process.exitcode
+        return describe_end(exitcode, None) if exitcode >= 0 else describe_end(None, -exitcode)
+
+    def close(self) -> None:
+        """Let go of a process that has ended."""
+        self.control.close()
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def disown(self) -> None:
+        """In a forked copy of the client, which may be the new supervisor itself:
+        close the client's end, and leave it its own."""
+        self.control.close()

@@ -1,0 +1,121 @@
+"""The suite's own rule: a test leaves no process, descriptor, thread or shared
+memory behind. Checked after every test, whatever it tested, and at the end."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+pytest_plugins = ["pytester"]
+
+BOUND = 60.0
+"""Seconds that anything awaited may take before the test fails: far beyond what
+it takes on a busy machine. Nothing waits for a fixed time."""
+
+
+def eventually(condition: Callable[[], object], what: str = "", bound: float = BOUND) -> None:
+    """Wait until ``condition()`` is true; fail after ``bound`` seconds."""
+    deadline = time.monotonic() + bound
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"did not come true in {bound:g} s: {what or condition}")
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What this process owns at one moment."""
+
+    processes: frozenset[tuple[int, float]]
+    descriptors: frozenset[tuple[str, str]]
+    threads: frozenset[str]
+    shared_memory: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Belongings:
+        gc.collect()
+        return cls(
+            frozenset(_descendants()),
+            frozenset(_descriptors()),
+            frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
+            frozenset([*_named_shared_memory(), *_mapped_shared_memory()]),
+        )
+
+    def beyond(self, before: Belongings) -> dict[str, list[object]]:
+        """What is here that was not there before, by kind; empty if nothing."""
+        added = {
+            "processes": [_command(pid) for pid, _ in self.processes - before.processes],
+            "descriptors": sorted(self.descriptors - before.descriptors),
+            "threads": sorted(self.threads - before.threads),
+            "shared memory": sorted(self.shared_memory - before.shared_memory),
+        }
+        return {kind: things for kind, things in added.items() if things}
+
+
+def _descendants() -> Iterator[tuple[int, float]]:
+    for process in psutil.Process().children(recursive=True):
+        try:
+            yield process.pid, process.create_time()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _command(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return f"{pid} ({process.status()}): {' '.join(process.cmdline())}"
+    except psutil.NoSuchProcess:
+        return f"{pid} (gone by now)"
+
+
+def _descriptors() -> Iterator[tuple[str, str]]:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            yield name, os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # The one that listed the directory.
+
+
+def _named_shared_memory() -> list[str]:
+    return os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+
+
+def _mapped_shared_memory() -> list[str]:
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        return [line.split()[0] for line in file if "memfd:prefork" in line]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _helpers_of_multiprocessing() -> None:
+    """Processes that multiprocessing itself starts once and keeps; they are there
+    before the first test, so that no test is blamed for them."""
+    multiprocessing.resource_tracker.ensure_running()
+    multiprocessing.forkserver.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(_helpers_of_multiprocessing: None) -> Iterator[None]:
+    """Fails a test that leaves something behind, and names it."""
+    before = Belongings.now()
+    yield
+    deadline = time.monotonic() + BOUND
+    while left := Belongings.now().beyond(before):
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {left}")
+        time.sleep(0.01)
+
+
+@pytest.fixture(params=["fork", "forkserver", "spawn"])
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Every way in which a supervisor can start."""
+    return str(request.param)
