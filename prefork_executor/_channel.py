@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import array
 import errno
-import mmap
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pickle import PickleBuffer
 from typing import NamedTuple
 
 from . import _wire
-from ._posix import CMSG_CLOEXEC, Doorbell, shared_file, socket_pair
+from ._posix import CMSG_CLOEXEC, Doorbell, close_quietly, map_private, shared_file, socket_pair
 from ._scoreboard import Scoreboard
 from .errors import ProtocolError
 
@@ -30,6 +30,10 @@ Part = bytes | PickleBuffer | memoryview
 DONTWAIT = socket.MSG_DONTWAIT
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 _MOST_DESCRIPTORS = 8
+REFERENCES_INTERVAL = 0.002
+"""Seconds until a sender that may wait tries again when too many descriptors are
+under way: nothing tells when some have arrived."""
+_NONE: list[int] = []
 
 
 class Packet(NamedTuple):
@@ -95,9 +99,22 @@ def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
 def send_descriptors(
     end: socket.socket, packet: bytes, descriptors: Sequence[int], flags: int = 0
 ) -> None:
-    """Send a packet that carries open descriptors."""
+    """Send a packet that carries open descriptors.
+
+    The kernel lets each user (but root) have only so many of them under way, as
+    many as a process may have open. Beyond that every channel counts as full.
+    """
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-    end.sendmsg([packet], [rights], flags)
+    while True:
+        try:
+            end.sendmsg([packet], [rights], flags)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            if flags & DONTWAIT:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        time.sleep(REFERENCES_INTERVAL)
 
 
 def receive_descriptors(end: socket.socket) -> tuple[int, list[int]]:
@@ -107,7 +124,8 @@ def receive_descriptors(end: socket.socket) -> tuple[int, list[int]]:
         EOFError: the other end is gone.
     """
     space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
-    data, ancillary, _, _ = end.recvmsg(_wire.PACKET_LIMIT, space, CMSG_CLOEXEC)
+    # No more than the one packet: on a stream the next may follow at once.
+    data, ancillary, _, _ = end.recvmsg(_wire.HEADER.size, space, CMSG_CLOEXEC)
     if not data:
         raise EOFError
     return data[0], _descriptors(ancillary)
@@ -140,14 +158,14 @@ class Receiver:
         size, ancillary, _, _ = self.end.recvmsg_into(
             self._buffers, _ONE_DESCRIPTOR, flags | CMSG_CLOEXEC
         )
-        if not size:
-            raise EOFError
-        descriptor = _descriptors(ancillary)[0] if ancillary else -1
-        if not _wire.HEADER.size <= size <= _wire.PACKET_LIMIT:
-            if descriptor >= 0:
-                os.close(descriptor)
-            raise ProtocolError(f"a packet of {size} bytes")
+        descriptors = _descriptors(ancillary) if ancillary else _NONE
+        if not _wire.HEADER.size <= size <= _wire.PACKET_LIMIT or len(descriptors) > 1:
+            close_quietly(descriptors)
+            if not size:
+                raise EOFError
+            raise ProtocolError(f"a packet of {size} bytes with {len(descriptors)} descriptors")
         header = _wire.HEADER.unpack_from(self._view)
+        descriptor = descriptors[0] if descriptors else -1
         return Packet(*header, self._view[_wire.HEADER.size : size], descriptor)  # type: ignore[call-arg]
 
 
@@ -160,6 +178,7 @@ def open_parts(packet: Packet) -> list[memoryview]:
         ProtocolError: the table of sizes does not fit the file.
     """
     if not packet.flags & _wire.BIG:
+        discard(packet)
         return [packet.body]
     if packet.descriptor < 0:
         raise OSError(
@@ -170,10 +189,9 @@ def open_parts(packet: Packet) -> list[memoryview]:
         starts = _wire.offsets(sizes)
         if os.fstat(packet.descriptor).st_size != starts[-1] or not starts[-1]:
             raise ProtocolError(f"a shared file that does not hold {starts[-1]} bytes")
-        mapping = mmap.mmap(packet.descriptor, starts[-1], mmap.MAP_PRIVATE)
+        whole = map_private(packet.descriptor, starts[-1])
     finally:
         os.close(packet.descriptor)
-    whole = memoryview(mapping)
     return [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 

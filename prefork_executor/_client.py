@@ -24,6 +24,7 @@ oneself tells when all that others sent before it has been read.
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import logging
 import os
@@ -107,14 +108,16 @@ class Client:
         self._lock = threading.Lock()
         self._ledger = Ledger()
         self._phase = Phase.OPEN
+        self._is_abandoned = False
         self._broken: tuple[str, BaseException | None] | None = None
         self._thread: threading.Thread | None = None
         self._supervisor: SupervisorHandle | None = None
         self._held: HeldMain | None = None
         self._ready: set[int] = set()
-        self._lacking = False
         self._audits: list[Audit] = []
+        self._tries_again = False
         self._last_marker = 0
+        self._initializer_failures: dict[int, BaseException] = {}
         self._start_deaths = 0
         self._supervisor_deaths = 0
         self._finished = 0
@@ -135,11 +138,12 @@ class Client:
         future: Future[Any] = Future()
         try:
             parts, call = _pickling.dump_call(fn, args, kwargs, self._held), None
-        except NeedsMain:
-            parts, call = None, (fn, args, kwargs)
+        except NeedsMain as wait:
+            parts, call = None, wait.call
         except Exception as error:
             self._check_open()
-            future.set_exception(error)
+            # Its traceback would lead to this frame, and from here to the future.
+            future.set_exception(error.with_traceback(None))
             return future
         failed: list[tuple[Task, BaseException]] = []
         with self._lock:
@@ -163,8 +167,7 @@ class Client:
                 self._phase = Phase.ENDED
                 return
             if cancel:
-                cancelled = list(self._ledger.waiting)
-                self._ledger.waiting.clear()
+                cancelled = self._ledger.withdraw()
             if self._phase is not Phase.ENDED:
                 self._report()
                 # Makes the I/O thread look around. If the channel is full, it is awake.
@@ -174,6 +177,33 @@ class Client:
                 task.future.set_running_or_notify_cancel()
         if wait and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def abandon(self) -> None:
+        """Nobody refers to the executor any more: close it once its work is done.
+
+        Takes no lock and waits for nothing, because the garbage collector calls it,
+        in whatever thread it runs, which may hold the lock."""
+        self._is_abandoned = True
+        if self._thread is not None:
+            with contextlib.suppress(OSError):
+                self._channels.send_marker(0)
+
+    def join(self, timeout: float | None) -> bool:
+        """See PreforkExecutor.join."""
+        with self._lock:
+            if self._phase is Phase.OPEN:
+                raise RuntimeError("join() needs shutdown() first: the executor is open")
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
+
+    def end_workers(self, number: int, reason: str) -> None:
+        """See PreforkExecutor.terminate_workers and kill_workers: the same, by
+        one signal or the other."""
+        self.shutdown(wait=False, cancel=True)
+        if self._phase is not Phase.ENDED:
+            self._break(reason, number=number)
 
     def stats(self) -> ExecutorStats:
         """See PreforkExecutor.stats."""
@@ -271,14 +301,26 @@ class Client:
                 assert task.parts is not None
                 _channel.send(self._channels.tasks, Kind.CALL, number, 0, task.parts, DONTWAIT)
             except BlockingIOError:
+                self._on_full_pipe()
                 return
-            except (OSError, MemoryError) as error:
+            except Exception as error:
+                # No descriptor or memory left; or a buffer that its owner released.
                 ledger.waiting.popleft()
                 error.add_note(f"Task {task.name} could not be sent to a worker.")
                 failed.append((task, error))
                 continue
             ledger.waiting.popleft()
             ledger.sent(task)
+            self._tries_again = False
+
+    def _on_full_pipe(self) -> None:
+        """With the lock held. What fills the pipe are tasks in flight, and their
+        outcomes make us try again. With none in flight it is the limit on the
+        descriptors under way, which all pools of one user share: then the I/O
+        thread tries again by itself."""
+        if not self._ledger.in_flight and not self._tries_again:
+            self._tries_again = True
+            self._channels.send_marker(0)
 
     def _pickle_late(self, task: Task, failed: list[tuple[Task, BaseException]]) -> bool:
         assert task.call is not None
@@ -286,7 +328,8 @@ class Client:
             task.parts = _pickling.dump_call(*task.call, self._held)
         except NeedsMain:
             return False
-        except Exception as error:
+        except BaseException as error:
+            # Even SystemExit: it is the user's object that raised it in our thread.
             self._ledger.waiting.popleft()
             failed.append((task, error))
             return False
@@ -294,15 +337,13 @@ class Client:
         return True
 
     def _report(self) -> None:
-        """Tell the supervisor how much there is, and ring if spares begin to lack.
-        It goes on looking by itself while they do."""
+        """Tell the supervisor how much there is, and ring if it is more than it
+        sees workers for. It goes on looking by itself while they lack."""
         outstanding = self._ledger.outstanding
-        self._channels.board.words[sb.OUTSTANDING] = outstanding
-        limits, workers = self._settings.limits, len(self._ready)
-        lacking = workers < limits.max_workers and outstanding > workers - limits.min_spare
-        if lacking and not self._lacking:
+        words = self._channels.board.words
+        words[sb.OUTSTANDING] = outstanding
+        if outstanding > words[sb.ENOUGH]:
             self._channels.doorbell.ring()
-        self._lacking = lacking
 
     # --- the I/O thread -----------------------------------------------------------------
 
@@ -327,7 +368,8 @@ class Client:
             self._wait()
 
     def _wait(self) -> None:
-        ready = self._waiter.wait(AUDIT_INTERVAL if self._audits else None)
+        looks_again = self._audits or (self._tries_again and self._ledger.waiting)
+        ready = self._waiter.wait(AUDIT_INTERVAL if looks_again else None)
         supervisor = self._supervisor
         if supervisor is not None and supervisor.control.fileno() in ready:
             self._on_supervisor_end(supervisor)
@@ -360,9 +402,15 @@ class Client:
                 return Outcome(number, duration, None, _failures.load_failure(parts))
             return Outcome(number, duration, _pickling.loads(parts), None)
         except BaseException as error:
-            task = self._ledger.in_flight.get(number)
+            task = self._in_flight(number)
             name = task.name if task is not None else "?"
             return Outcome(number, duration, None, unpickling_error(name, error))
+
+    def _in_flight(self, number: int) -> Task | None:
+        """The task with this number. News of it can be here before the thread that
+        sent it has written it down; that thread holds the lock until it has."""
+        with self._lock:
+            return self._ledger.in_flight.get(number)
 
     def _resolve(self, outcomes: list[Outcome]) -> None:
         failed: list[tuple[Task, BaseException]] = []
@@ -393,7 +441,8 @@ class Client:
             return
         try:
             self._on_yell(packet.number, _pickling.loads(_channel.open_parts(packet)))
-        except Exception:
+        except BaseException:
+            # Even SystemExit: it would end this thread, and with it every future.
             logger.exception("on_yell failed for a message from worker %d", packet.number)
 
     def _on_notice(self, packet: Packet, outcomes: list[Outcome]) -> None:
@@ -411,14 +460,11 @@ class Client:
                 if self._held is None:
                     self._held = HeldMain.imported(_pickling.loads([packet.body]))
         elif kind == Kind.INITIALIZER_FAILED:
-            error = _failures.load_failure(_channel.open_parts(packet))
-            self._break(
-                f"the initializer failed in worker {packet.number}: "
-                f"{type(error).__name__}: {error}",
-                error,
-            )
+            # What comes of it waits for the worker's death, which lets it log in peace.
+            failure = _failures.load_failure(_channel.open_parts(packet))
+            self._initializer_failures[packet.number] = failure
         elif kind == Kind.MARKER:
-            self._on_marker(packet.number)
+            self._on_marker(packet.number, outcomes)
         else:
             _channel.discard(packet)
             logger.error("a message of unknown kind %d was dropped", kind)
@@ -434,21 +480,33 @@ class Client:
     def _on_death(self, death: _wire.Death, outcomes: list[Outcome]) -> None:
         self._ready.discard(death.pid)
         exitcode, signal = _posix.split_status(death.status)
-        if death.state == sb.BUSY:
+        if death.pid in self._initializer_failures:
+            self._on_initializer_failure(death.pid)
+        elif death.state == sb.BUSY:
             self._lose(death.task, WorkerDied(death.pid, exitcode, signal), outcomes)
         elif death.state == sb.TAKING:
             self._open_audit()
+        elif death.state == sb.IDLE:
+            # A message may have woken it, and nobody else, just before it died.
+            with self._lock:
+                self._recall()
         elif death.state == sb.STARTING:
             self._on_death_at_start(death.pid, describe_end(exitcode, signal))
 
     def _lose(self, number: int, error: WorkerDied, outcomes: list[Outcome]) -> None:
         # Outcomes of this batch come first: its result may be among them.
-        task = self._ledger.in_flight.get(number)
+        task = self._in_flight(number)
         if task is None or any(done.number == number for done in outcomes):
             return
         error = WorkerDied(error.pid, error.exitcode, error.signal, task.name)
         self._deaths += 1
         outcomes.append(Outcome(number, 0, None, error))
+
+    def _on_initializer_failure(self, pid: int) -> None:
+        error = self._initializer_failures.pop(pid)
+        self._break(
+            f"the initializer failed in worker {pid}: {type(error).__name__}: {error}", error
+        )
 
     def _on_death_at_start(self, pid: int, how: str) -> None:
         self._start_deaths += 1
@@ -472,7 +530,8 @@ class Client:
                 self._audits.append(audit)
 
     def _recall(self) -> None:
-        """Take back what no worker has taken from the pipe, with the lock held."""
+        """Take back what no worker has taken from the pipe, with the lock held. It
+        is sent again, which wakes as many idle workers as there are messages."""
         numbers = []
         while True:
             try:
@@ -485,9 +544,8 @@ class Client:
         self._ledger.take_back(numbers)
 
     def _look_after_audits(self) -> None:
-        board = self._channels.board.read_all()
         for audit in self._audits:
-            if audit.marker is None and audit.look(board):
+            if audit.marker is None and audit.look(self._channels.board.read_all):
                 self._send_marker(audit)
 
     def _send_marker(self, audit: Audit) -> None:
@@ -496,20 +554,24 @@ class Client:
             self._last_marker += 1
             audit.marker = self._last_marker
 
-    def _on_marker(self, marker: int) -> None:
-        for audit in [audit for audit in self._audits if audit.marker == marker and marker]:
-            self._audits.remove(audit)
-            with self._lock:
-                self._ledger.take_back(audit.suspects & self._ledger.in_flight.keys())
+    def _on_marker(self, marker: int, outcomes: list[Outcome]) -> None:
+        with self._lock:
+            # What this batch has brought is not in the books yet.
+            unresolved = self._ledger.in_flight.keys() - {done.number for done in outcomes}
+            for audit in [audit for audit in self._audits if audit.marker == marker and marker]:
+                self._audits.remove(audit)
+                self._ledger.take_back(audit.suspects & unresolved)
 
     # --- the supervisor's end, and the pool's -----------------------------------------------
 
     def _end_when_done(self) -> None:
         """With the lock held: when closing and nothing is left, end the supervisor."""
+        if self._is_abandoned and self._phase is Phase.OPEN:
+            self._phase = Phase.CLOSING
         if self._phase is Phase.CLOSING and not self._ledger.outstanding:
             self._phase = Phase.ENDING
-            assert self._supervisor is not None
-            self._supervisor.ask_to_end()
+            if self._supervisor is not None:
+                self._supervisor.ask_to_end()
 
     def _on_supervisor_end(self, supervisor: SupervisorHandle) -> None:
         self._waiter.unregister(supervisor.control.fileno())
@@ -519,9 +581,8 @@ class Client:
         with self._lock:
             supervisor.close()
             self._supervisor = None
-        if self._phase is Phase.ENDING or self._broken is not None:
+        if self._is_to_end():
             return
-        logger.error("the supervisor %s; starting another", how)
         self._settle_after_supervisor()
         self._supervisor_deaths += 1
         if self._supervisor_deaths >= MOST_SUPERVISOR_DEATHS:
@@ -531,9 +592,17 @@ class Client:
             )
             return
         with self._lock:
+            # Closing, what was lost may have been the last; or the caller gave up.
+            if self._is_to_end():
+                return
+            logger.error("the supervisor %s; starting another", how)
             self._held = None
             self._start_supervisor()
             self._report()
+
+    def _is_to_end(self) -> bool:
+        """Whether nobody needs a supervisor any more."""
+        return self._phase is Phase.ENDING or self._broken is not None
 
     def _settle_after_supervisor(self) -> None:
         """No worker lives. What the slots name had begun; nothing else had."""
@@ -546,19 +615,25 @@ class Client:
             self._channels.board.clear(slot.place)
         self._resolve(outcomes)
         self._ready.clear()
+        self._initializer_failures.clear()
         self._audits.clear()
         with self._lock:
             self._recall()
             self._ledger.take_back(list(self._ledger.in_flight))
 
-    def _break(self, reason: str, cause: BaseException | None = None) -> None:
-        """The pool cannot go on: fail every task, end every process."""
+    def _break(
+        self, reason: str, cause: BaseException | None = None, number: int | None = None
+    ) -> None:
+        """The pool cannot go on: fail every task, end every process; the workers by
+        this signal, if the caller asked for it."""
         with self._lock:
             if self._broken is None:
                 self._broken = (reason, cause)
             tasks = self._ledger.clear()
             self._audits.clear()
-            if self._supervisor is not None:
+            if self._supervisor is not None and number is not None:
+                self._supervisor.ask_to_end_now(number)
+            elif self._supervisor is not None:
                 self._supervisor.make_it_kill()
         for task in tasks:
             if task.number or task.future.set_running_or_notify_cancel():

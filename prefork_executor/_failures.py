@@ -1,10 +1,10 @@
 """A task's exception, brought to the caller as it was.
 
-An exception travels with its traceback (real frames, by tblib), notes,
-attributes, ``__cause__``, ``__context__``, and, if it is a group, its members,
-each of them in the same manner. They form a graph that may share and even loop
-(an exception can be its own context's cause), so it travels as a list of nodes
-that point to each other by index.
+An exception travels with its traceback, notes, attributes, ``__cause__``,
+``__context__``, and, if it is a group, its members, each of them in the same
+manner. They form a graph that may share and even loop (an exception can be its
+own context's cause), so it travels as a list of nodes that point to each other
+by index.
 
 How one exception travels, the first way that works
 ----------------------------------------------------
@@ -13,36 +13,51 @@ How one exception travels, the first way that works
    where ``__init__`` takes anything else than it passes on.
 2. *rebuilt*: type, args and attributes, put together without ``__init__``.
 3. *stand-in*: a RemoteExceptionStandIn, also derived from the nearest class of
-   the original that can be imported, with the attributes that can travel.
+   the original that can be imported, with the attributes that can travel. The
+   caller makes one, too, of what arrives well and cannot be unpickled there.
 
-tblib is used for the tracebacks alone and is never installed into copyreg:
-what pickle does elsewhere in the caller's process is not ours to change.
+Attributes are those in ``__dict__``, in slots, and those that exceptions written
+in C keep in their own fields (``OSError.filename``, ``NameError.name``), which
+pickle forgets now and then. ``AttributeError.obj`` stays behind: it is no part of
+the error, may be anything, and pickle leaves it out as well.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import pickle
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from . import _pickling
+from ._culprit import describe
+from ._tracebacks import Place, dump_traceback, load_traceback
 from .errors import RemoteExceptionStandIn
 
-_MOST_FRAMES = 200
-"""Frames of one traceback that travel; of a longer one the two ends."""
-_MOST_EXCEPTIONS = 100
-"""Exceptions of one graph that travel; the rest are left out."""
+_MOST_EXCEPTIONS = 10_000
+"""Exceptions of one graph that travel; the rest are left out, and a note says so."""
+
+_Extras = tuple[dict[str, Any], dict[str, Any]]
+"""Attributes, and fields; see :func:`_attributes` and :func:`_fields`."""
 
 
 @dataclass(slots=True)
 class _Node:
-    """One exception. ``core`` is a payload's single part, by ``way``."""
+    """One exception. Nothing in here can fail to be pickled or unpickled: what is
+    the user's is within ``core`` and ``extras``, as pickles."""
 
     way: str
     core: bytes
-    traceback: list[dict[str, Any]]
+    """By ``way``: see :func:`_dump_core`, :func:`_load_core`."""
+    extras: bytes
+    """Two dicts, of attributes and of fields, to be set in the end."""
+    facts: dict[str, Any]
+    """What is known of it if all else fails."""
+    notes: list[str]
+    traceback: list[Place]
     suppress_context: bool
     cause: int | None = None
     context: int | None = None
@@ -50,131 +65,256 @@ class _Node:
 
 
 def dump_failure(error: BaseException, skip_frames: int = 0) -> list[_pickling.Part]:
-    """An exception and all that hangs on it, as a payload.
+    """An exception and all that hangs on it, as a payload. Never raises for
+    anything that the exception is or does.
 
     Args:
         error: the exception as caught.
         skip_frames: outermost frames of its traceback that are the pool's own.
     """
-    nodes: list[_Node] = []
-    _add(error, nodes, {}, skip_frames)
+    try:
+        nodes = _dump_graph(error, skip_frames)
+    except Exception as reason:
+        text = f"a {type(error).__qualname__}, which could not be taken apart: {describe(reason)}"
+        nodes = _dump_graph(RuntimeError(text), 0)
     return _pickling.dumps(nodes)
+
+
+def _dump_graph(error: BaseException, skip_frames: int) -> list[_Node]:
+    nodes: list[_Node] = []
+    graph, indices = [error], {id(error): 0}
+
+    def index_of(other: BaseException | None) -> int | None:
+        if other is not None and id(other) not in indices and len(graph) < _MOST_EXCEPTIONS:
+            indices[id(other)] = len(graph)
+            graph.append(other)
+        return indices.get(id(other))
+
+    for current in graph:  # It grows as we go, breadth first.
+        node = _dump_one(current, skip_frames if current is error else 0)
+        node.cause = index_of(current.__cause__)
+        node.context = index_of(current.__context__)
+        members = [index_of(member) for member in _members(current)]
+        node.members = [member for member in members if member is not None]
+        nodes.append(node)
+    if len(graph) == _MOST_EXCEPTIONS:
+        nodes[0].notes.append(f"Of its exceptions only {_MOST_EXCEPTIONS} were brought here.")
+    return nodes
 
 
 def load_failure(parts: Sequence[memoryview]) -> BaseException:
     """The exception that :func:`dump_failure` was given, or its stand-in."""
     nodes: list[_Node] = _pickling.loads(parts)
-    made: dict[int, BaseException] = {}
-    for index in reversed(range(len(nodes))):
-        _make(index, nodes, made)
-    for index, node in enumerate(nodes):
-        error = made[index]
-        error.__cause__ = None if node.cause is None else made[node.cause]
-        error.__context__ = None if node.context is None else made[node.context]
-        error.__suppress_context__ = node.suppress_context
-        error.__traceback__ = _load_traceback(node.traceback)
+    made = _make_all(nodes)
+    for error, node in zip(made, nodes, strict=True):
+        _set(error, "__cause__", None if node.cause is None else made[node.cause])
+        _set(error, "__context__", None if node.context is None else made[node.context])
+        _set(error, "__suppress_context__", node.suppress_context)
+        _set(error, "__traceback__", load_traceback(node.traceback))
+        if node.notes:
+            _set(error, "__notes__", node.notes)
     return made[0]
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note, if the exception's class allows it."""
+    with contextlib.suppress(Exception):
+        notes = getattr(error, "__notes__", [])
+        _set(error, "__notes__", [*notes, note])
+
+
+def _set(error: BaseException, name: str, value: Any) -> None:
+    # Not setattr(): a frozen dataclass, say, would refuse.
+    with contextlib.suppress(AttributeError, TypeError):
+        object.__setattr__(error, name, value)
+
+
+def _members(error: BaseException) -> tuple[BaseException, ...]:
+    if isinstance(error, BaseExceptionGroup):
+        return BaseExceptionGroup.exceptions.__get__(error)  # type: ignore[no-any-return]
+    return ()
 
 
 # --- in the worker ------------------------------------------------------------------------
 
 
-def _add(
-    error: BaseException, nodes: list[_Node], seen: dict[int, int], skip_frames: int = 0
-) -> int | None:
-    if id(error) in seen:
-        return seen[id(error)]
-    if len(nodes) >= _MOST_EXCEPTIONS:
-        return None
-    index = seen[id(error)] = len(nodes)
-    way, core = _dump_core(error)
-    traceback = _dump_traceback(error.__traceback__, skip_frames)
-    node = _Node(way, core, traceback, error.__suppress_context__)
-    nodes.append(node)
-    if error.__cause__ is not None:
-        node.cause = _add(error.__cause__, nodes, seen)
-    if error.__context__ is not None:
-        node.context = _add(error.__context__, nodes, seen)
+def _dump_one(error: BaseException, skip_frames: int) -> _Node:
+    text = _safely(str, error)
+    way, core, extras = _dump_core(error, text)
+    return _Node(
+        way=way,
+        core=core,
+        extras=extras,
+        facts=_facts(error, text),
+        notes=_notes(error),
+        traceback=dump_traceback(error.__traceback__, skip_frames),
+        suppress_context=error.__suppress_context__,
+    )
+
+
+def _dump_core(error: BaseException, text: str) -> tuple[str, bytes, bytes]:
+    """The way that works, and by it the core and the extras."""
+    reason: BaseException | None = None
+    ways: list[tuple[str, Callable[[BaseException, str], tuple[bytes, _Extras]]]]
+    ways = [("pickled", _dump_pickled), ("rebuilt", _dump_rebuilt)]
     if isinstance(error, BaseExceptionGroup):
-        members = [_add(member, nodes, seen) for member in error.exceptions]
-        node.members = [member for member in members if member is not None]
-    return index
+        ways = [("group", _dump_group)]
+    if _known_facts(error) is not None:
+        ways = []
+    for way, dump in ways:
+        try:
+            core, extras = dump(error, text)
+            return way, core, _pickling.dump_whole(extras)
+        except BaseException as failed:
+            reason = failed
+    core, extras = _dump_stand_in(error, reason)
+    return "stand-in", core, _pickling.dump_whole(extras)
 
 
-def _dump_core(error: BaseException) -> tuple[str, bytes]:
-    if isinstance(error, BaseExceptionGroup):
-        return _dump_group(error)
-    try:
-        core = _one_part(error)
-        copy = pickle.loads(core)
-        if type(copy) is type(error) and copy.args == error.args and str(copy) == str(error):
-            return "pickled", core
-    except BaseException:
-        pass
-    try:
-        core = _one_part((type(error), error.args, _attributes(error)))
-        copy = _rebuild(*pickle.loads(core))
-        if type(copy) is type(error) and str(copy) == str(error):
-            return "rebuilt", core
-    except BaseException as reason:
-        return "stand-in", _dump_stand_in(error, reason)
-    return "stand-in", _dump_stand_in(error, None)
+def _dump_pickled(error: BaseException, text: str) -> tuple[bytes, _Extras]:
+    core = _pickling.dump_whole(error)
+    copy = pickle.loads(core)
+    if type(copy) is not type(error) or not _same_args(copy, error) or _safely(str, copy) != text:
+        raise pickle.PicklingError("its copy differs from it")
+    return core, ({}, _what_travels(_fields(error, unlike=copy))[0])
 
 
-def _dump_group(error: BaseExceptionGroup[BaseException]) -> tuple[str, bytes]:
-    core = (type(error), error.message, _attributes(error))
-    try:
-        return "group", _one_part(core)
-    except Exception:
-        plain = ExceptionGroup if isinstance(error, Exception) else BaseExceptionGroup
-        notes = {"__notes__": list(getattr(error, "__notes__", []))}
-        return "group", _one_part((plain, error.message, notes))
+def _dump_rebuilt(error: BaseException, _text: str) -> tuple[bytes, _Extras]:
+    core = _pickling.dump_whole((type(error), error.args))
+    copy = _rebuild(*pickle.loads(core))
+    if type(copy) is not type(error):
+        raise pickle.PicklingError("its copy differs from it")
+    extras = (_attributes(error), _fields(error))
+    pickle.loads(_pickling.dump_whole(extras))
+    return core, extras
+
+
+def _dump_group(group: BaseException, _text: str) -> tuple[bytes, _Extras]:
+    assert isinstance(group, BaseExceptionGroup)
+    # The members travel by themselves; in the args they leave a gap.
+    args = [None if _is_members(arg, group) else (arg,) for arg in group.args]
+    core = _pickling.dump_whole((type(group), group.message, args))
+    kind, message, _ = pickle.loads(core)
+    BaseExceptionGroup.__new__(kind, message, group.exceptions)
+    extras = (_attributes(group), _fields(group))
+    pickle.loads(_pickling.dump_whole(extras))
+    return core, extras
+
+
+def _is_members(arg: Any, group: BaseExceptionGroup[BaseException]) -> bool:
+    return (
+        isinstance(arg, list | tuple)
+        and len(arg) == len(group.exceptions)
+        and all(map(lambda one, other: one is other, arg, group.exceptions))
+    )
+
+
+def _dump_stand_in(error: BaseException, reason: BaseException | None) -> tuple[bytes, _Extras]:
+    attributes, shown = _what_travels(_attributes(error))
+    fields, shown_fields = _what_travels(_fields(error))
+    args, shown_args = _what_travels(dict(enumerate(error.args)))
+    details = {
+        "args": tuple({**args, **shown_args}[i] for i in range(len(error.args))),
+        "shown": {**shown, **shown_fields},
+        "reason": "" if reason is None else describe(reason),
+    }
+    return _pickling.dump_whole(details), (attributes, fields)
+
+
+def _facts(error: BaseException, text: str) -> dict[str, Any]:
+    known = _known_facts(error)
+    if known is not None:
+        return known
+    names = [_name(kind) for kind in type(error).__mro__]
+    return {
+        "name": names[0],
+        "bases": names[:-1],
+        "text": text,
+        "repr": _safely(repr, error),
+        "message": str(error.message) if isinstance(error, BaseExceptionGroup) else "",
+    }
+
+
+def _known_facts(error: BaseException) -> dict[str, Any] | None:
+    """Those of the original, if this is a stand-in on its way further."""
+    facts: dict[str, Any] | None = getattr(type(error), "_facts", None)
+    return facts if isinstance(error, RemoteExceptionStandIn) else None
+
+
+def _name(kind: type) -> tuple[str, str]:
+    module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
+    return str(module), kind.__qualname__
+
+
+def _notes(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", None)
+    if not isinstance(notes, list | tuple):
+        return []
+    return [note if type(note) is str else _safely(str, note) for note in notes]
 
 
 def _attributes(error: BaseException) -> dict[str, Any]:
-    return dict(getattr(error, "__dict__", {}))
+    """What is in its ``__dict__``, but for the notes."""
+    attributes = dict(getattr(error, "__dict__", {}))
+    attributes.pop("__notes__", None)
+    return attributes
 
 
-def _one_part(thing: Any) -> bytes:
-    """Pickled in one piece, big buffers too: exceptions are not for arrays."""
-    parts = _pickling.dumps(thing)
-    if len(parts) == 1 and isinstance(parts[0], bytes):
-        return parts[0]
-    return pickle.dumps(thing, 5)
+def _fields(error: BaseException, unlike: BaseException | None = None) -> dict[str, Any]:
+    """What is in slots and in fields in C; only what another exception has not,
+    if one is given."""
+    found = {}
+    for name in _field_names(type(error)):
+        with contextlib.suppress(Exception):
+            value = getattr(error, name)
+            if unlike is None or not _same(value, getattr(unlike, name, None)):
+                found[name] = value
+    return found
 
 
-def _dump_stand_in(error: BaseException, reason: BaseException | None) -> bytes:
-    kind = type(error)
-    kept, shown = {}, {}
-    for name, value in _attributes(error).items():
-        try:
-            pickle.loads(_one_part(value))
-        except BaseException:
-            shown[name] = _safely(repr, value)
-        else:
-            kept[name] = value
-    why = "its copy differs from it" if reason is None else f"{type(reason).__name__}: {reason}"
-    details = {
-        "module": kind.__module__,
-        "qualname": kind.__qualname__,
-        "text": _safely(str, error),
-        "repr": _safely(repr, error),
-        "kept": kept,
-        "shown": shown,
-        "reason": why,
-        "bases": [base for base in kind.__mro__ if _importable(base)],
-    }
-    return _one_part(details)
+def _field_names(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        if base is BaseException:
+            return
+        if base is BaseExceptionGroup:
+            continue  # Its message and its members travel by themselves.
+        for name, member in vars(base).items():
+            in_c = isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType)
+            if in_c and not name.startswith("__") and (base, name) != (AttributeError, "obj"):
+                yield name
 
 
-def _importable(kind: type) -> bool:
+def _same(one: Any, other: Any) -> bool:
     try:
-        return pickle.loads(pickle.dumps(kind)) is kind and kind is not object
+        return one is other or (type(one) is type(other) and bool(one == other))
     except Exception:
         return False
 
 
-def _safely(convert: Any, thing: Any) -> str:
+def _same_args(copy: BaseException, error: BaseException) -> bool:
+    # Objects that are equal to nothing but themselves are compared by their pickles.
+    try:
+        if copy.args == error.args:
+            return True
+    except Exception:
+        pass
+    return _pickling.dump_whole(copy.args) == _pickling.dump_whole(error.args)
+
+
+def _what_travels(things: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, str]]:
+    """Those that come through pickle and back, and the repr of the others."""
+    kept, shown = {}, {}
+    for name, thing in things.items():
+        try:
+            pickle.loads(_pickling.dump_whole(thing))
+        except BaseException:
+            shown[name] = _safely(repr, thing)
+        else:
+            kept[name] = thing
+    return kept, shown
+
+
+def _safely(convert: Callable[[Any], str], thing: Any) -> str:
     try:
         return str(convert(thing))
     except BaseException as error:
@@ -182,111 +322,141 @@ def _safely(convert: Any, thing: Any) -> str:
         return f"<{kind} whose {convert.__name__}() raised {how}>"
 
 
-def _dump_traceback(
-    traceback: types.TracebackType | None, skip_frames: int
-) -> list[dict[str, Any]]:
-    from tblib import Traceback
-
-    frames = []
-    while traceback is not None:
-        frames.append(traceback)
-        traceback = traceback.tb_next
-    frames = frames[min(skip_frames, len(frames) - 1) :] if frames else []
-    if len(frames) > _MOST_FRAMES:
-        frames = frames[: _MOST_FRAMES // 2] + frames[-_MOST_FRAMES // 2 :]
-    # One by one: tblib's own chain nests, and pickling would recurse into it.
-    return [
-        Traceback(types.TracebackType(None, tb.tb_frame, tb.tb_lasti, tb.tb_lineno)).as_dict()
-        for tb in frames
-    ]
-
-
 # --- in the caller ------------------------------------------------------------------------
 
 
-def _make(index: int, nodes: list[_Node], made: dict[int, BaseException]) -> BaseException:
-    if index in made:
-        return made[index]
-    node = nodes[index]
-    if node.way == "group":
-        members = [_make(member, nodes, made) for member in node.members if member > index]
-        made[index] = _make_group(node, members)
-    else:
-        made[index] = _make_one(node)
-    return made[index]
+def _make_all(nodes: list[_Node]) -> list[BaseException]:
+    made: dict[int, BaseException] = {}
+    groups = []
+    for index, node in enumerate(nodes):
+        if node.members:
+            groups.append(index)
+        else:
+            made[index] = _make(node, [])
+    # A group is made of its members, so the innermost come first. That is mostly
+    # from the last to the first, and each round makes at least one.
+    while groups:
+        ready = [index for index in groups if all(m in made for m in nodes[index].members)]
+        for index in ready or groups:
+            members = [made[member] for member in nodes[index].members if member in made]
+            made[index] = _make(nodes[index], members)
+        groups = [index for index in groups if index not in made]
+    return [made[index] for index in range(len(nodes))]
 
 
-def _make_one(node: _Node) -> BaseException:
-    content = pickle.loads(node.core)
-    if node.way == "pickled":
-        assert isinstance(content, BaseException)
-        return content
+def _make(node: _Node, members: list[BaseException]) -> BaseException:
+    try:
+        error = _load_core(node, members)
+        attributes, fields = pickle.loads(node.extras)
+    except BaseException as reason:
+        # The caller's process is not the worker's: a module may be missing here.
+        details = {"args": (node.facts["text"],), "shown": {}, "reason": describe(reason)}
+        return make_stand_in(node.facts, details, {}, members)
+    _set_all(error, attributes, fields)
+    return error
+
+
+def _set_all(error: BaseException, attributes: dict[str, Any], fields: dict[str, Any]) -> None:
+    with contextlib.suppress(AttributeError, TypeError):
+        object.__getattribute__(error, "__dict__").update(attributes)
+    for name, value in fields.items():
+        # A field in C that nobody has set reads as None, and is not the same thing.
+        with contextlib.suppress(Exception):
+            if getattr(error, name, fields) is not value:
+                _set(error, name, value)
+
+
+def _load_core(node: _Node, members: list[BaseException]) -> BaseException:
+    content: Any = pickle.loads(node.core)
     if node.way == "rebuilt":
         return _rebuild(*content)
-    return make_stand_in(content)
+    if node.way == "group":
+        return _rebuild_group(content, members)
+    if node.way == "stand-in":
+        return make_stand_in(node.facts, content, {}, members)
+    assert isinstance(content, BaseException)
+    return content
 
 
-def _make_group(node: _Node, members: list[BaseException]) -> BaseException:
-    kind, message, attributes = pickle.loads(node.core)
-    if not members:
-        return RuntimeError(message)
-    try:
-        group: BaseException = BaseExceptionGroup.__new__(kind, message, members)
-    except TypeError:
-        group = BaseExceptionGroup(message, members)
-    group.__dict__.update(attributes)
+def _rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    error: BaseException = _new(kind, *args)
+    _set(error, "args", args)
+    return error
+
+
+def _new(kind: type[Any], *args: Any) -> Any:
+    # Not by the user's own __new__, which may want other arguments.
+    base = next(base for base in kind.__mro__ if _has_new_in_c(base))
+    return base.__new__(kind, *args)
+
+
+def _has_new_in_c(kind: type) -> bool:
+    return isinstance(vars(kind).get("__new__"), types.BuiltinFunctionType)
+
+
+def _rebuild_group(content: Any, members: list[BaseException]) -> BaseException:
+    kind, message, args = content
+    group: BaseException = BaseExceptionGroup.__new__(kind, message, members)
+    _set(group, "args", tuple(members if arg is None else arg[0] for arg in args))
     return group
 
 
-def _rebuild(
-    kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
-) -> BaseException:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
-
-
-def make_stand_in(details: dict[str, Any]) -> RemoteExceptionStandIn:
+def make_stand_in(
+    facts: dict[str, Any],
+    details: dict[str, Any],
+    attributes: dict[str, Any],
+    members: Sequence[BaseException] = (),
+) -> RemoteExceptionStandIn:
     """A stand-in from what is known of the original. Called by pickle too, when
-    a stand-in travels on."""
-    for base in details["bases"]:
-        namespace = {
-            "__module__": details["module"],
-            "__qualname__": details["qualname"],
-            "__reduce__": lambda self: (make_stand_in, (details,)),
-            "__repr__": lambda self: self.original_repr,
-        }
-        name = details["qualname"].rpartition(".")[2]
-        bases = (
-            (RemoteExceptionStandIn,)
-            if issubclass(RemoteExceptionStandIn, base)
-            else (RemoteExceptionStandIn, base)
-        )
-        try:
-            kind: Any = type(name, bases, namespace)
-            error: RemoteExceptionStandIn = kind.__new__(kind)
-        except TypeError:
-            continue
-        break
-    else:
-        error = RemoteExceptionStandIn()
-    error.__dict__.update(details["kept"])
-    error.original_type = f"{details['module']}.{details['qualname']}"
-    error.original_str = details["text"]
-    error.original_repr = details["repr"]
+    somebody else takes a stand-in further."""
+    error = _new_stand_in(facts, details, members)
+    _set(error, "args", details["args"])
+    error.original_type = ".".join(facts["name"])
+    error.original_str = facts["text"]
+    error.original_repr = facts["repr"]
     error.original_attributes = details["shown"]
     error.reason = details["reason"]
+    _set_all(error, attributes, {})
     return error
 
 
-def _load_traceback(frames: list[dict[str, Any]]) -> types.TracebackType | None:
-    from tblib import Traceback
+def _new_stand_in(
+    facts: dict[str, Any], details: dict[str, Any], members: Sequence[BaseException]
+) -> RemoteExceptionStandIn:
+    module, qualname = facts["name"]
+    namespace = {
+        "__module__": module,
+        "__qualname__": qualname,
+        "__reduce__": _reduce_stand_in,
+        "_facts": facts,
+        "_details": details,
+    }
+    for base in (*map(_imported, facts["bases"]), Exception):
+        if base is None or issubclass(base, BaseExceptionGroup) != bool(members):
+            continue
+        is_own = issubclass(RemoteExceptionStandIn, base)
+        bases = (RemoteExceptionStandIn,) if is_own else (RemoteExceptionStandIn, base)
+        # What cannot be had with this base, by its layout or its metaclass, may be
+        # had with the next.
+        with contextlib.suppress(Exception):
+            kind = type(qualname.rpartition(".")[2], bases, namespace)
+            args = (facts["message"], members) if members else ()
+            return cast(RemoteExceptionStandIn, _new(kind, *args))
+    return RemoteExceptionStandIn()
 
-    result: types.TracebackType | None = None
-    for frame in reversed(frames):
-        made = Traceback.from_dict(frame).as_traceback()
-        # No instruction: tblib's frames have its own columns, and the carets
-        # under the source line would be drawn by them.
-        result = types.TracebackType(result, made.tb_frame, -1, made.tb_lineno)
-    return result
+
+def _reduce_stand_in(error: RemoteExceptionStandIn) -> tuple[Any, ...]:
+    kind: Any = type(error)
+    return make_stand_in, (kind._facts, kind._details, error.__dict__, _members(error))
+
+
+def _imported(name: tuple[str, str]) -> type[BaseException] | None:
+    """The exception class of this name, if this process has one."""
+    module, qualname = name
+    try:
+        thing: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            thing = getattr(thing, part)
+        return thing if issubclass(thing, BaseException) else None
+    except BaseException:
+        return None

@@ -26,22 +26,36 @@ that nobody can name. Such a death opens an :class:`Audit`:
 2. *Takers* are the workers seen in TAKING. Each may still be about to name a
    suspect, so the audit waits until each has been seen to have left that state
    or has died. (The pipe has only newer tasks since, so nobody takes a suspect.)
-3. Tasks named in BUSY slots are taken off the suspects. Then a marker is sent
-   through the yell channel. When it has come round, every outcome and death
-   notice of those who finished or died before the look has been read.
+3. Then the scoreboard is read once more, and tasks named in BUSY slots are taken
+   off the suspects. Then a marker is sent through the yell channel. When it has
+   come round, every outcome and death notice of those who finished or died
+   before that reading has been read.
 4. A suspect that is still unresolved was in the dead worker's hands and had not
    begun: BUSY is marked before the first line of the user's. It is sent again.
 
-A worker marks its leaving of TAKING (the TAKES count) only after it has named
-its task, and a slot is cleared only after the death notice was sent; without
-both, step 3 could miss a task that runs, and step 4 would run it twice.
+Each of these orders is needed; without it a task that runs is sent again and
+runs twice (the suite's model of the audit shows how, for each):
+
+* A worker marks its leaving of TAKING (the TAKES count) after it has named its
+  task, and sends an outcome before it marks TAKING again.
+* A slot is cleared after the death notice was sent.
+* The names of step 3 are read after every taker was seen to have left. One
+  reading cannot tell both: its words are read one after another, so it may hold
+  a STATE from before the task was named and a count from after.
+* The outcomes that lie before the marker are in the books when it is acted on.
+
+A death in IDLE
+---------------
+The kernel wakes one waiting worker for each message. The one it woke may die
+before it asks the pipe, and then the message lies there while the others sleep.
+So after a death in IDLE, too, the pipe is emptied and its tasks are sent again.
+A worker that is told to leave as a message wakes it takes the message first.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -68,10 +82,12 @@ _MOST_TIMINGS = 4096
 class Timing:
     """One function's name and the measured duration of its tasks."""
 
-    __slots__ = ("mean", "name", "weight")
+    __slots__ = ("code", "mean", "name", "weight")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, code: types.CodeType | None = None) -> None:
         self.name = name
+        # Only kept, so that its id cannot become another's.
+        self.code = code
         self.mean = 0
         self.weight = ONE
 
@@ -121,30 +137,36 @@ class Audit:
             slot.place: (slot.pid, slot.takes) for slot in board if slot.state == sb.TAKING
         }
 
-    def look(self, board: Sequence[Slot]) -> bool:
+    def look(self, read_board: Callable[[], Sequence[Slot]]) -> bool:
         """Take a look at the scoreboard. True when every taker has left and the
         marker is to be sent."""
-        now = {slot.place: slot for slot in board}
-        for index, (pid, takes) in list(self._takers.items()):
-            slot = now.get(index)
-            if slot is None or slot.pid != pid or slot.state != sb.TAKING or slot.takes != takes:
-                del self._takers[index]
+        if self._takers:
+            board = {slot.place: slot for slot in read_board()}
+            for place in [place for place in self._takers if self._has_left(board.get(place))]:
+                del self._takers[place]
         if self._takers:
             return False
-        self.suspects -= _held(board)
+        self.suspects -= _held(read_board())
         return True
 
+    def _has_left(self, slot: Slot | None) -> bool:
+        return (
+            slot is None
+            or slot.state != sb.TAKING
+            or (slot.pid, slot.takes) != self._takers[slot.place]
+        )
 
-def _identity(fn: Any) -> object:
-    """What stands for a callable that is no Python function, without keeping
-    alive what it is bound to."""
+
+def _identity(fn: Any) -> tuple[object, types.CodeType | None]:
+    """What tells one function from another, and its code. Not the function itself,
+    which would be kept alive with all that it is bound to; nor the code alone,
+    which all functions that one decorator has made share."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    if hasattr(fn, "__code__"):
-        return fn.__code__
-    if isinstance(fn, types.BuiltinFunctionType):
-        return sys.intern(f"{fn.__module__}.{fn.__qualname__}")
-    return type(fn)
+    code = getattr(fn, "__code__", None)
+    if isinstance(code, types.CodeType):
+        return (id(code), fn.__module__, fn.__qualname__), code
+    return task_name(fn), None
 
 
 def _held(board: Sequence[Slot]) -> set[int]:
@@ -159,8 +181,7 @@ class Ledger:
         self.in_flight: dict[int, Task] = {}
         self._weight = 0
         self._last_number = 0
-        self._timings: dict[int, Timing] = {}
-        self._keys: list[object] = []
+        self._timings: dict[object, Timing] = {}
 
     @property
     def outstanding(self) -> int:
@@ -169,15 +190,12 @@ class Ledger:
 
     def timing_of(self, fn: Any) -> Timing:
         """Where the durations of this function's tasks are kept."""
-        key = getattr(fn, "__code__", None) or _identity(fn)
-        timing = self._timings.get(id(key))
+        key, code = _identity(fn)
+        timing = self._timings.get(key)
         if timing is None:
             if len(self._timings) >= _MOST_TIMINGS:
                 self._timings.clear()
-                self._keys.clear()
-            # The key is kept, so that its id cannot become another's.
-            self._keys.append(key)
-            timing = self._timings[id(key)] = Timing(task_name(fn))
+            timing = self._timings[key] = Timing(task_name(fn), code)
         return timing
 
     def has_room(self, workers: int) -> bool:
@@ -198,12 +216,12 @@ class Ledger:
 
     def settle(self, number: int, duration: int | None = None) -> Task | None:
         """The task with this number has its outcome, after so many nanoseconds,
-        or has died. None if it had one already."""
+        or has died (0, which is no duration). None if it had one already."""
         task = self.in_flight.pop(number, None)
         if task is None:
             return None
         self._weight -= task.weight
-        if duration is not None:
+        if duration:
             task.timing.observe(duration)
         return task
 
@@ -211,6 +229,14 @@ class Ledger:
         """These tasks have not begun: they are the next to be sent, in order."""
         back = [self.settle(number) for number in sorted(numbers)]
         self.waiting.extendleft(task for task in reversed(back) if task is not None)
+
+    def withdraw(self) -> list[Task]:
+        """Give up the tasks that can still be cancelled: those that were never
+        sent. What has come back unbegun stays, as its future says that it runs."""
+        tasks = list(self.waiting)
+        self.waiting.clear()
+        self.waiting.extend(task for task in tasks if task.number)
+        return [task for task in tasks if not task.number]
 
     def clear(self) -> list[Task]:
         """Give up every task: the list of them all."""

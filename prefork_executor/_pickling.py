@@ -5,167 +5,84 @@ The rule for functions and classes
 By reference (a module and a name) wherever the worker has that very object:
 nothing but the name travels. By value (cloudpickle) where it has not: lambdas,
 closures, and what ``__main__`` has defined or redefined since the pool started.
-For modules other than ``__main__`` the reference is right whenever pickle can
-make one. For ``__main__`` it depends on how the supervisor came to be:
+Which definitions of ``__main__`` the worker has is known to :mod:`._held_main`.
+What a function that goes by value uses goes with it by the same rule, data by
+value: a table of a gigabyte should be used by a function that the worker has.
 
-* forked: its ``__main__`` is the caller's as it was at that moment;
-* spawned, or from a fork server: its ``__main__`` was imported anew from the
-  script, without what stands under ``if __name__ == "__main__"``, and is empty
-  for a notebook or an interactive session. It tells us what it has, as
-  fingerprints; what looks the same here and there is held to be the same.
+The other way, what a worker's ``__main__`` has goes by reference: the caller has
+it too, under the same name, and only the caller's own class is any use to it.
 
-A function goes by reference only if all functions and classes of ``__main__``
-that it uses, directly or not, are still those that the worker has. Data is not
-compared: a global table of a gigabyte stays where it is, and a worker sees it as
-it was when the supervisor started, as under ProcessPoolExecutor.
-
+How
+---
 Plain pickle is tried first because it runs in C; what it made is right unless
-the name ``__main__`` appears in it, which sends it to cloudpickle's pickler and
+
+* the name ``__main__`` appears in it;
+* a ``multiprocessing`` connection does, which pickle would send as the bare
+  number of a descriptor, another one in the other process;
+* the user has told cloudpickle to take some module by value.
+
+In these cases, and where pickle fails, cloudpickle's pickler goes over it, with
 the rule above. A function of ``__main__`` that the worker holds travels as its
 bare qualified name, so that ordinary scripts keep the quick way.
+
+Big buffers (protocol 5) are not copied into the pickle. A task's function gets
+them, like all of its arguments, as its own: what it changes nobody else sees.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import functools
-import hashlib
 import io
+import multiprocessing.connection
 import pickle
+import socket
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 from . import _wire
+from ._culprit import describe, find_culprit
+from ._held_main import (
+    MAIN_NAMES,
+    is_definition,
+    is_here,
+    main_module,
+    resolve,
+)
+from ._held_main import HeldMain as HeldMain
+from ._held_main import introduce_main as introduce_main
+from ._held_main import main_is_importable as main_is_importable
 
 Part = bytes | pickle.PickleBuffer
 OUT_OF_BAND = _wire.INLINE_LIMIT
 """Bytes from which on a buffer travels out of band: what does not fit a packet."""
-_DEPTH = 8
-"""Levels of containers and attributes searched for what cannot be pickled."""
-_BREADTH = 1000
-"""Items of one container searched for it."""
+MOST_BUFFERS = _wire.MOST_PARTS - 1
+"""Buffers of one payload that travel out of band; any more go into the pickle."""
+
+_OF_MAIN = b"_main__"
+"""In a pickle, either name of ``__main__``."""
+_OF_CONNECTIONS = b"multiprocessing.connection"
+_Cached: type = type(functools.lru_cache(len))
+_ByReference = Callable[[Any], bool]
 
 
 class NeedsMain(Exception):  # noqa: N818 - a condition, not an error
     """The call refers to ``__main__`` and it is not yet known what the worker's
-    ``__main__`` holds. Never leaves the package: the call waits until it is."""
+    ``__main__`` holds. Never leaves the package: the call waits until it is.
 
+    Attributes:
+        call: what to give to :func:`dump_call` then: the arguments as they were
+            now, so that it makes no difference what becomes of them.
+    """
 
-class HeldMain:
-    """What the workers' ``__main__`` holds, as objects of the caller's."""
-
-    def __init__(self, held: Mapping[str, object]) -> None:
-        self._held = dict(held)
-        self._needs: dict[object, tuple[tuple[str, object], ...]] = {}
-
-    @classmethod
-    def forked(cls) -> HeldMain:
-        """For a supervisor forked now."""
-        return cls(dict(_definitions(vars(_main()))))
-
-    @classmethod
-    def imported(cls, fingerprints: Mapping[str, bytes]) -> HeldMain:
-        """For a supervisor that has told what it holds."""
-        return cls(
-            {
-                name: thing
-                for name, thing in _definitions(vars(_main()))
-                if fingerprints.get(name) == _fingerprint(thing)
-            }
-        )
-
-    def holds(self, thing: Any) -> bool:
-        """Whether the workers have this very function or class."""
-        needs = self._needs.get(thing)
-        if needs is None:
-            name: str = getattr(thing, "__qualname__", "")
-            if _resolve(self._held, name) is not thing:
-                return False
-            head = name.partition(".")[0]
-            needs = self._needs[thing] = tuple(self._all_needs(head))
-        now = _main().__dict__
-        for name, held in needs:  # noqa: SIM110 - every submit comes by, a generator costs
-            if now.get(name) is not held:
-                return False
-        return True
-
-    def _all_needs(self, name: str) -> Iterator[tuple[str, object]]:
-        names, seen = [name], set()
-        now = vars(_main())
-        while names:
-            name = names.pop()
-            thing = self._held.get(name)
-            if thing is None and _is_definition(now.get(name)):
-                # Used here and unknown to the worker: it can never be held.
-                yield name, None
-            if thing is None or name in seen:
-                continue
-            seen.add(name)
-            yield name, thing
-            names.extend(_names_used(thing))
-
-
-def fingerprints() -> dict[str, bytes]:
-    """What this process's ``__main__`` holds, for the other side's comparison."""
-    return {name: _fingerprint(thing) for name, thing in _definitions(vars(_main()))}
-
-
-def _main() -> types.ModuleType:
-    return sys.modules["__main__"]
-
-
-def _is_definition(thing: object) -> bool:
-    return isinstance(thing, types.FunctionType | type) and thing.__module__ in (
-        "__main__",
-        "__mp_main__",
-    )
-
-
-def _definitions(namespace: Mapping[str, object]) -> list[tuple[str, object]]:
-    return [(name, thing) for name, thing in list(namespace.items()) if _is_definition(thing)]
-
-
-def _resolve(namespace: Mapping[str, object], qualname: str) -> object:
-    head, *rest = qualname.split(".")
-    thing = namespace.get(head)
-    for name in rest:
-        thing = getattr(thing, name, None)
-    return thing
-
-
-def _codes(thing: object) -> Iterator[types.CodeType]:
-    """The code objects of a function, or of a class's methods, nested ones too."""
-    if isinstance(thing, type):
-        for member in vars(thing).values():
-            yield from _codes(member)
-        return
-    thing = getattr(thing, "__wrapped__", None) or getattr(thing, "__func__", thing)
-    todo = [getattr(thing, "__code__", None)]
-    while todo:
-        code = todo.pop()
-        if isinstance(code, types.CodeType):
-            yield code
-            todo.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
-
-
-def _names_used(thing: object) -> set[str]:
-    names = {name for code in _codes(thing) for name in code.co_names}
-    if isinstance(thing, type):
-        names.update(base.__name__ for base in thing.__bases__)
-    return names
-
-
-def _fingerprint(thing: object) -> bytes:
-    digest = hashlib.blake2b(type(thing).__name__.encode(), digest_size=16)
-    if isinstance(thing, type):
-        digest.update(repr([base.__qualname__ for base in thing.__bases__]).encode())
-        digest.update(repr(sorted(vars(thing))).encode())
-    for code in _codes(thing):
-        constants = [c for c in code.co_consts if isinstance(c, str | bytes | int | float)]
-        digest.update(repr((code.co_name, code.co_firstlineno, code.co_names, constants)).encode())
-        digest.update(code.co_code)
-    return digest.digest()
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.call = (fn, *_snapshot(args, dict(kwargs)))
 
 
 # --- calls ----------------------------------------------------------------------------
@@ -185,17 +102,28 @@ def dump_call(
             says what.
     """
     target: Any = fn
-    if type(fn) is types.FunctionType and fn.__module__ == "__main__":
+    if type(fn) is types.FunctionType and fn.__module__ in MAIN_NAMES:
         if held is None:
-            raise NeedsMain
+            raise NeedsMain(fn, args, kwargs)
         if held.holds(fn):
             target = fn.__qualname__
+    call = (target, args, kwargs)
+    parts = _dump_plainly(call)
+    # Written out, because this is what every submit costs.
+    if (
+        parts is not None
+        and _OF_MAIN not in parts[0]
+        and _OF_CONNECTIONS not in parts[0]
+        and not ("cloudpickle" in sys.modules and _by_value_modules())
+    ):
+        return parts
+    if held is None:
+        raise NeedsMain(fn, args, kwargs)
+    by_reference = functools.partial(_is_held, held)
     try:
-        return _dump((target, args, kwargs), held, may_wait=True)
-    except NeedsMain:
-        raise
+        return _dump_by_rule(call, by_reference)
     except Exception as error:
-        raise _explain_call(fn, args, kwargs, error) from error
+        raise _explain_call(fn, args, kwargs, by_reference, error) from error
 
 
 def load_call(
@@ -204,8 +132,66 @@ def load_call(
     """The function and its arguments. Raises whatever unpickling raises."""
     target, args, kwargs = loads(parts)
     if type(target) is str:
-        target = _resolve(vars(_main()), target)
+        fn: Any = resolve(vars(main_module()), target)
+        if fn is None:
+            raise AttributeError(f"the worker's __main__ has no {target!r}")
+        return fn, args, kwargs
     return target, args, kwargs
+
+
+def _is_held(held: HeldMain, thing: Any) -> bool:
+    return is_definition(thing) and held.holds(thing)
+
+
+def _by_value_modules() -> bool:
+    """Whether the user has told cloudpickle to take some module by value."""
+    return bool(sys.modules["cloudpickle"].list_registry_pickle_by_value())
+
+
+def _snapshot(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Copies, as a worker would have got them; the originals if that fails."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        data = pickle.dumps((args, kwargs), 5, buffer_callback=buffers.append)
+        if _OF_CONNECTIONS not in data:
+            return cast(tuple[Any, ...], pickle.loads(data, buffers=buffers))
+    except Exception:
+        pass
+    return args, kwargs
+
+
+# --- what a supervisor starts with ----------------------------------------------------------
+
+
+class _ByValue:
+    """Is unpickled as what was pickled into it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (self._data,)
+
+
+def portable(thing: Any) -> Any:
+    """The thing, or what becomes it on the way to a spawned supervisor. There it
+    is multiprocessing that pickles, which knows of no cloudpickle; it is called
+    for what that process will not find: lambdas, and a notebook's definitions."""
+    try:
+        found_there = _OF_MAIN not in pickle.dumps(thing, 5) or main_is_importable()
+    except Exception:
+        found_there = False
+    if not found_there:
+        with contextlib.suppress(Exception):
+            return _ByValue(_pickle_by_rule(thing, _never, None))
+    return thing
+
+
+def _never(_thing: Any) -> bool:
+    return False
+
+
+# --- everything else --------------------------------------------------------------------
 
 
 def dump_result(result: Any, task: str) -> list[Part]:
@@ -216,17 +202,37 @@ def dump_result(result: Any, task: str) -> list[Part]:
             says what.
     """
     try:
-        return _dump(result, None, may_wait=False)
+        return _dump_from_worker(result)
     except Exception as error:
-        found = _culprit(result, "result")
+        found = find_culprit(result, "result", _why_not(is_here))
         raise pickle.PicklingError(
             f"the result of task {task} cannot be pickled: {found}"
         ) from error
 
 
 def dumps(thing: Any) -> list[Part]:
-    """Anything else of the caller's or a task's as a payload."""
-    return _dump(thing, None, may_wait=False)
+    """Anything else that a worker sends, as a payload.
+
+    Raises:
+        pickle.PicklingError: something in it cannot be pickled; the message
+            says what.
+    """
+    try:
+        return _dump_from_worker(thing)
+    except Exception as error:
+        found = find_culprit(thing, "data", _why_not(is_here))
+        raise pickle.PicklingError(f"this cannot be pickled: {found}") from error
+
+
+def dump_whole(thing: Any) -> bytes:
+    """The same in one piece, its buffers included. Raises what pickling raises."""
+    try:
+        data = pickle.dumps(thing, 5)
+        if _OF_CONNECTIONS not in data:
+            return data
+    except Exception:
+        pass
+    return _pickle_by_rule(thing, is_here, None)
 
 
 def loads(parts: Sequence[memoryview]) -> Any:
@@ -234,41 +240,60 @@ def loads(parts: Sequence[memoryview]) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _dump(thing: Any, held: HeldMain | None, *, may_wait: bool) -> list[Part]:
+def _dump_from_worker(thing: Any) -> list[Part]:
+    parts = _dump_plainly(thing)
+    if parts is not None and _OF_CONNECTIONS not in parts[0]:
+        return parts
+    return _dump_by_rule(thing, is_here)
+
+
+# --- pickling ------------------------------------------------------------------------------
+
+
+def _dump_plainly(thing: Any) -> list[Any] | None:
+    """By plain pickle: bytes and then buffers. None if it fails."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         data = pickle.dumps(thing, 5, buffer_callback=buffers.append)
+        if not buffers:
+            return [data]
+        if len(buffers) <= MOST_BUFFERS and all(map(_is_big, buffers)):
+            return [data, *buffers]
+        # Again, because a quicker callback serves the many that have no buffers.
+        buffers.clear()
+        data = pickle.dumps(thing, 5, buffer_callback=_keeping(buffers))
     except Exception:
-        pass
-    else:
-        # In a worker what comes from its __main__ is by reference for the caller.
-        if (not may_wait or b"__main__" not in data) and not _by_value_modules():
-            if not buffers:
-                return [data]
-            return _dump_in_band_if_small(thing)
-    if may_wait and held is None:
-        raise NeedsMain
-    buffers.clear()
-    return [_dump_by_rule(thing, held, buffers), *buffers]
+        return None
+    return [data, *buffers]
 
 
-def _dump_in_band_if_small(thing: Any) -> list[Part]:
+def _dump_by_rule(thing: Any, by_reference: _ByReference) -> list[Part]:
     buffers: list[pickle.PickleBuffer] = []
-    keep = functools.partial(_keep_in_band, buffers)
-    return [pickle.dumps(thing, 5, buffer_callback=keep), *buffers]
+    return [_pickle_by_rule(thing, by_reference, _keeping(buffers)), *buffers]
 
 
-def _keep_in_band(buffers: list[pickle.PickleBuffer], buffer: pickle.PickleBuffer) -> bool:
-    if memoryview(buffer).nbytes < OUT_OF_BAND:
-        return True
-    buffers.append(buffer)
-    return False
+def _is_big(buffer: pickle.PickleBuffer) -> bool:
+    view = memoryview(buffer)
+    return view.nbytes >= OUT_OF_BAND and view.contiguous
 
 
-def _by_value_modules() -> bool:
-    """Whether the user has told cloudpickle to take some module by value."""
-    cloudpickle = sys.modules.get("cloudpickle")
-    return bool(cloudpickle and cloudpickle.list_registry_pickle_by_value())
+def _keeping(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffer], bool]:
+    """Pickle's callback: takes big buffers and says of the others that they shall
+    stay in the pickle."""
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        if len(buffers) >= MOST_BUFFERS or not _is_big(buffer):
+            return True
+        buffers.append(buffer)
+        return False
+
+    return keep
+
+
+def _pickle_by_rule(thing: Any, by_reference: _ByReference, callback: Any) -> bytes:
+    file = io.BytesIO()
+    cast(Any, _rule_pickler())(file, by_reference, callback).dump(thing)
+    return file.getvalue()
 
 
 @functools.cache
@@ -277,28 +302,75 @@ def _rule_pickler() -> type[pickle.Pickler]:
     import cloudpickle  # type: ignore[import-untyped]
 
     class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
-        def __init__(
-            self, file: io.BytesIO, held: HeldMain | None, buffers: list[pickle.PickleBuffer]
-        ) -> None:
-            super().__init__(
-                file, protocol=5, buffer_callback=functools.partial(_keep_in_band, buffers)
-            )
-            self._held_main = held
+        _reducers: ClassVar = {
+            **cloudpickle.Pickler._dispatch_table,
+            **_connection_reducers(),
+            io.TextIOWrapper: _reduce_text_file,
+        }
+
+        def __init__(self, file: Any, by_reference: _ByReference, callback: Any) -> None:
+            # cloudpickle chains these maps, but every object is looked up in them.
+            self.dispatch_table = {**copyreg.dispatch_table, **self._reducers}
+            super().__init__(file, protocol=5, buffer_callback=callback)
+            self._by_reference = by_reference
 
         def reducer_override(self, obj: Any) -> Any:
-            held = self._held_main
-            if held is not None and _is_definition(obj) and held.holds(obj):
+            kind = type(obj)
+            if kind is not types.FunctionType and not issubclass(kind, type):
+                return self._reduce_cached(obj) if kind is _Cached else NotImplemented
+            if self._by_reference(obj):
                 return NotImplemented
-            return super().reducer_override(obj)
+            reduced = super().reducer_override(obj)
+            return reduced if kind is types.FunctionType else _with_its_name(obj, reduced)
+
+        def _reduce_cached(self, obj: Any) -> Any:
+            # cloudpickle would send any lru_cache by reference.
+            if self._by_reference(obj) or _is_in_its_module(obj):
+                return NotImplemented
+            parameters = obj.cache_parameters()
+            return _make_cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
 
     return cast(type[pickle.Pickler], RulePickler)
 
 
-def _dump_by_rule(thing: Any, held: HeldMain | None, buffers: list[pickle.PickleBuffer]) -> bytes:
-    file = io.BytesIO()
-    pickler = cast(Any, _rule_pickler())(file, held, buffers)
-    pickler.dump(thing)
-    return file.getvalue()
+def _with_its_name(kind: type, reduced: Any) -> Any:
+    """cloudpickle's reduction of a class, with the name of the class in full, which
+    it forgets, and that of ``__main__`` as the caller calls it."""
+    if isinstance(reduced, tuple) and len(reduced) == 6:
+        attributes = reduced[2][0]
+        attributes["__qualname__"] = kind.__qualname__
+        if kind.__module__ in MAIN_NAMES:
+            attributes["__module__"] = "__main__"
+    return reduced
+
+
+def _is_in_its_module(thing: Any) -> bool:
+    module = sys.modules.get(thing.__module__)
+    return (
+        module is not None
+        and thing.__module__ not in MAIN_NAMES
+        and resolve(vars(module), thing.__qualname__) is thing
+    )
+
+
+def _make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def _reduce_text_file(file: io.TextIOWrapper) -> Any:
+    # cloudpickle would send the text of a file that is open for reading, all of it.
+    for name in ("stdout", "stderr"):
+        if file is getattr(sys, name):
+            return getattr, (sys, name)
+    raise TypeError(f"cannot pickle {type(file).__name__!r} object: it is an open file")
+
+
+def _connection_reducers() -> dict[type, Any]:
+    """How multiprocessing sends a connection or a socket, which makes it the other
+    process's own. As under ProcessPoolExecutor."""
+    registered = multiprocessing.connection.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    kinds = (socket.socket, multiprocessing.connection.Connection)
+    return {kind: registered[kind] for kind in kinds if kind in registered}
 
 
 # --- saying what cannot be pickled -------------------------------------------------------
@@ -317,70 +389,39 @@ def _explain_call(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    by_reference: _ByReference,
     error: Exception,
 ) -> pickle.PicklingError:
-    name = task_name(fn)
     places = [("the function", fn)]
     places += [(f"args[{i}]", arg) for i, arg in enumerate(args)]
     places += [(f"kwargs[{key!r}]", value) for key, value in kwargs.items()]
+    why_not = _why_not(by_reference)
     for place, thing in places:
-        if _why_not(thing):
-            return pickle.PicklingError(
-                f"task {name} cannot be sent to a worker: {_culprit(thing, place)}"
-            )
-    return pickle.PicklingError(
-        f"task {name} cannot be sent to a worker: {type(error).__name__}: {error}"
-    )
-
-
-def _why_not(thing: Any) -> Exception | None:
-    try:
-        _dump_by_rule(thing, None, [])
-    except Exception as error:
-        return error
-    return None
-
-
-def _culprit(thing: Any, place: str) -> str:
-    """The innermost part that cannot be pickled, its place, and why."""
-    for _ in range(_DEPTH):
-        for inner_place, inner in _inside(thing, place):
-            if _why_not(inner):
-                thing, place = inner, inner_place
-                break
-        else:
+        if why_not(thing) is not None:
+            reason = find_culprit(thing, place, why_not)
             break
-    error = _why_not(thing)
-    kind = type(thing).__module__ + "." + type(thing).__qualname__
-    return f"{place} is a {kind.removeprefix('builtins.')} ({type(error).__name__}: {error})"
-
-
-def _inside(thing: Any, place: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(thing, Mapping):
-        items: Iterator[tuple[str, Any]] = ((f"{place}[{k!r}]", v) for k, v in thing.items())
-    elif isinstance(thing, list | tuple):
-        items = ((f"{place}[{i}]", v) for i, v in enumerate(thing))
-    elif isinstance(thing, set | frozenset):
-        items = ((f"an item of {place}", v) for v in thing)
-    elif isinstance(thing, functools.partial):
-        items = ((f"{place}.{n}", getattr(thing, n)) for n in ("func", "args", "keywords"))
-    elif isinstance(thing, types.FunctionType):
-        items = _inside_function(thing, place)
-    elif isinstance(thing, types.MethodType):
-        items = iter([(f"{place}.__self__", thing.__self__)])
     else:
-        items = ((f"{place}.{n}", v) for n, v in getattr(thing, "__dict__", {}).items())
-    for _, item in zip(range(_BREADTH), items, strict=False):
-        yield item
+        reason = describe(error)
+    return pickle.PicklingError(f"task {task_name(fn)} cannot be sent to a worker: {reason}")
 
 
-def _inside_function(fn: types.FunctionType, place: str) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
+class _Nowhere:
+    """A file for a pickle that nobody will read."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def _why_not(by_reference: _ByReference) -> Callable[[Any], Exception | None]:
+    def why_not(thing: Any) -> Exception | None:
         try:
-            yield f"{place}'s variable {name!r}", cell.cell_contents
-        except ValueError:
-            continue
-    if fn.__module__ == "__main__" or "<locals>" in fn.__qualname__:
-        for name in sorted(_names_used(fn)):
-            if name in fn.__globals__:
-                yield f"{place}'s global {name!r}", fn.__globals__[name]
+            cast(Any, _rule_pickler())(_Nowhere(), by_reference, _is_small).dump(thing)
+        except Exception as error:
+            return error
+        return None
+
+    return why_not
+
+
+def _is_small(buffer: pickle.PickleBuffer) -> bool:
+    return not _is_big(buffer)

@@ -22,9 +22,11 @@ between fork and the moment at which the child has put its own in place.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import ctypes
 import math
+import mmap
 import os
 import select
 import signal
@@ -32,8 +34,9 @@ import socket
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 if not hasattr(os, "fork"):
     raise ImportError(
@@ -54,7 +57,18 @@ SOCKET_BUFFER = 1024 * 1024
 """Bytes asked for in each direction; the kernel may grant less. Some thousand
 small messages: nobody who sends one has to wait for a reader that is busy."""
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc_mmap = _libc.mmap
+_libc_mmap.restype = ctypes.c_void_p
+_libc_mmap.argtypes = [
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+]
+
 Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
+# `_signal`, because the function in `signal` makes an enum of every number: 0.2 ms for a
+# full mask, at every turn of a raw main process's loop.
+ALL_SIGNALS = frozenset(int(number) for number in signal.valid_signals())
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -93,6 +107,25 @@ def shared_file(name: str, size: int) -> int:
     return descriptor
 
 
+def map_private(descriptor: int, size: int) -> memoryview:
+    """The file's first ``size`` bytes, mapped copy-on-write. No descriptor stays
+    open for it, so that a thousand payloads may be alive at once.
+
+    Raises:
+        OSError: no room.
+    """
+    if sys.version_info >= (3, 13):
+        return memoryview(mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, trackfd=False))
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _libc_mmap(None, size, access, mmap.MAP_PRIVATE, descriptor, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    mapped = (ctypes.c_ubyte * size).from_address(address)
+    # At the interpreter's end somebody may still look at it.
+    weakref.finalize(mapped, _libc.munmap, ctypes.c_void_p(address), size).atexit = False
+    return memoryview(mapped).cast("B")
+
+
 def close_quietly(descriptors: Iterable[int]) -> None:
     """Close descriptors of which some may be closed already."""
     for descriptor in descriptors:
@@ -121,11 +154,14 @@ class Doorbell:
         with contextlib.suppress(BlockingIOError):
             os.write(self.write_end, b"\0")
 
-    def hush(self) -> None:
-        """Forget all rings up to now."""
+    def hush(self) -> bytes:
+        """Forget all rings up to now. Returns what rang: a zero for a ring, a
+        signal's number for a signal that came."""
+        rung = b""
         with contextlib.suppress(BlockingIOError):
-            while len(os.read(self.read_end, 4096)) == 4096:
-                pass
+            while more := os.read(self.read_end, 4096):
+                rung += more
+        return rung
 
     def disown_read_end(self) -> None:
         """For those who only ring."""
@@ -194,16 +230,43 @@ def fork_masked() -> tuple[int, set[int]]:
     Raises:
         OSError: the fork failed; the mask is restored.
     """
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    old_mask = current_mask()
     try:
-        return os.fork(), {int(number) for number in old_mask}
+        block_signals(ALL_SIGNALS)
+        return os.fork(), old_mask
     except BaseException:
-        restore_mask({int(number) for number in old_mask})
+        restore_mask(old_mask)
         raise
 
 
+def current_mask() -> set[int]:
+    """The signals that are blocked now."""
+    return set(_signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def block_signals(numbers: Iterable[int]) -> None:
+    """Block these as well. A Python handler of a signal that came before runs now,
+    and may raise."""
+    _signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
 def restore_mask(mask: set[int]) -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    """Block these and no others. Handlers of what came meanwhile run now."""
+    _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def flush_streams() -> None:
+    """Before a fork, so that the child does not write it again, and before _exit."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def leave(status: int) -> NoReturn:
+    """Flush, and end this process, which was forked off: it runs nothing of what the
+    main process has registered for its own end."""
+    flush_streams()
+    os._exit(status)
 
 
 def install_handlers(handlers: Mapping[int, Handler]) -> None:

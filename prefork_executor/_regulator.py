@@ -20,11 +20,24 @@ The rules, in the order in which they are tried
    ``min_spare`` retire after ``idle_timeout`` seconds of idleness. That dwell is
    what keeps the pool from flapping. Nothing retires while there is a backlog.
 
+6. A look takes its readings one after another, while the workers go on: a worker
+   that has just taken a task may still count as idle, and the task as nowhere.
+   So a look is *in doubt* while more tasks are outstanding than the workers
+   less ``min_spare``, though nothing seems to lack; then the next one comes
+   after RAMP_INTERVAL, and while the doubt lasts (their owner is slow to read
+   outcomes, say) after as long as it has lasted, DOUBT_MOST at most. Without
+   doubt ``enough`` is the number of tasks that changes the picture: whoever
+   counts them wakes the pool above it, so that a pool at rest need not look.
+
 Holding: workers that die on their own before they have done anything are
 *crashes*. The first FREE_CRASHES in a row are replaced at once (an
-out-of-memory killer may pick a fresh worker, once); each further one doubles
-the wait, from BACKOFF_FIRST to BACKOFF_MOST. A worker that settles down
-ends the row. Failed forks are held in the same manner, from the first on.
+out-of-memory killer may pick a fresh worker, once). Then the pool waits for
+BACKOFF_FIRST seconds, and is on *probation*: workers are started one at a time,
+with that wait between them. Each crash of what was started since doubles the
+wait, up to BACKOFF_MOST; those of workers from before do not, or a burst that
+dies as one would cost the longest wait at once. A worker that settles down ends
+the row, and with it the probation. Failed forks are held in the same manner,
+from the first one on; a fork that succeeds ends their row.
 
 Sources of the ideas: Apache httpd's prefork MPM (idle spares between a minimum
 and a maximum, the doubling spawn rate), uWSGI's backlog cheaper (growth by
@@ -43,6 +56,11 @@ RAMP_REST = 0.5
 """Seconds without growth after which the next burst begins at a step of one."""
 RAMP_MOST = 32
 """Workers in one step at most, as in Apache: forking more delays all else."""
+DOUBT_MOST = 0.1
+"""Seconds that a look in doubt waits at most for the next."""
+SHORTEST_LOOK = 0.1
+"""Seconds between two looks for idle workers at least, however short idle_timeout
+is: looking at a saturated pool more often would cost more than it saves."""
 FREE_CRASHES = 2
 """Crashes in a row that are replaced without delay."""
 BACKOFF_FIRST = 0.1
@@ -69,9 +87,11 @@ class Counts:
     ``now`` is in seconds on a monotonic clock. ``idle_long`` is the number of
     idle workers whose idleness has lasted ``idle_timeout``; ``idle_next`` the
     time at which the next one's will have (None: of those idle now, nobody's).
-    ``crashes``, ``forks`` and ``failed_forks`` are what was seen since the last
-    call; ``settled`` says that some worker started after the last crash has
-    proved itself.
+    ``backlog`` is the number of tasks that wait as far as the pool can see;
+    ``outstanding`` that of all tasks not resolved, as far as their owner knows (0
+    where nobody counts them). ``crashes``, ``forks`` and ``failed_forks`` are what
+    was seen since the last call; ``settled`` says that some worker started after
+    the last crash has proved itself.
     """
 
     now: float
@@ -80,6 +100,7 @@ class Counts:
     busy: int = 0
     leaving: int = 0
     backlog: int = 0
+    outstanding: int = 0
     idle_long: int = 0
     idle_next: float | None = None
     crashes: int = 0
@@ -97,89 +118,148 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """Failures of one kind in a row: how many, how many waits they have cost,
+    when the latest wait ends, and whether anything was started since it began."""
+
+    length: int = 0
+    waits: int = 0
+    until: float = -math.inf
+    tried: bool = True
+
+    def longer_by(self, failures: int, free: int, now: float) -> Row:
+        length = self.length + failures
+        if length <= free or not self.tried:
+            return dataclasses.replace(self, length=length)
+        return Row(length, self.waits + 1, now + _backoff(self.waits + 1), tried=False)
+
+    def tried_at(self, now: float) -> Row:
+        if not self.waits:
+            return self
+        return dataclasses.replace(self, until=now + _backoff(self.waits), tried=True)
+
+
+def _backoff(waits: int) -> float:
+    return min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(waits - 1, 30))
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What the regulator carries from one call to the next."""
 
     begun: bool = False
     step: int = 1
     last_growth: float = -math.inf
-    crashes_in_a_row: int = 0
-    failed_forks_in_a_row: int = 0
-    held_until: float = -math.inf
+    crashes: Row = Row()
+    failed_forks: Row = Row()
+    doubt_since: float | None = None
+
+    @property
+    def held_until(self) -> float:
+        return max(self.crashes.until, self.failed_forks.until)
+
+    @property
+    def on_probation(self) -> bool:
+        return bool(self.crashes.waits or self.failed_forks.waits)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do now: workers to start and idle workers to retire, with the
-    reason, and when to ask again if nothing happens (seconds; None: never)."""
+    """What to do now: workers to start and idle workers to retire, with the reason.
+
+    ``check_in`` says when to ask again if nothing happens (seconds; None: never),
+    ``enough`` above how many outstanding tasks to ask at once (None: whatever
+    their number, there is nothing to decide before ``check_in``).
+    """
 
     start: int = 0
     retire: int = 0
     reason: str = ""
     check_in: float | None = None
+    enough: int | None = None
 
 
 def regulate(counts: Counts, limits: Limits, memory: Memory) -> tuple[Decision, Memory]:
     """Decide from one look at the pool. Raises nothing, changes nothing."""
     memory = _note_failures(counts, memory)
     room = limits.max_workers - counts.live
-    promised = _promised_lack(counts, limits, memory)
-    wanted = max(promised, counts.backlog + limits.min_spare - counts.spares)
-    if wanted > 0 and room > 0:
-        return _grow(counts, memory, min(promised, room), min(wanted, room))
-    return _shrink(counts, limits), memory
+    promised = min(room, _promised_lack(counts, limits, memory))
+    wanted = min(room, max(promised, counts.backlog + limits.min_spare - counts.spares))
+    if wanted <= 0:
+        decision = _shrink(counts, limits)
+    elif counts.now < memory.held_until:
+        wait = memory.held_until - counts.now
+        return Decision(reason=_why_held(memory), check_in=wait), memory
+    else:
+        decision, memory = _grow(counts, limits, memory, promised, wanted)
+    return _listen(decision, counts, limits, memory)
 
 
 def _note_failures(counts: Counts, memory: Memory) -> Memory:
-    if counts.settled and not counts.crashes and memory.crashes_in_a_row:
-        memory = dataclasses.replace(memory, crashes_in_a_row=0, held_until=-math.inf)
+    crashes, failed_forks = memory.crashes, memory.failed_forks
     if counts.crashes:
-        crashes = memory.crashes_in_a_row + counts.crashes
-        memory = dataclasses.replace(memory, crashes_in_a_row=crashes)
-        if crashes > FREE_CRASHES:
-            memory = _hold(memory, counts.now, crashes - FREE_CRASHES)
+        crashes = crashes.longer_by(counts.crashes, FREE_CRASHES, counts.now)
+    elif counts.settled:
+        crashes = Row()
+    if counts.forks:
+        failed_forks = Row()
     if counts.failed_forks:
-        failed = memory.failed_forks_in_a_row + counts.failed_forks
-        memory = dataclasses.replace(memory, failed_forks_in_a_row=failed)
-        memory = _hold(memory, counts.now, failed)
-    elif counts.forks:
-        memory = dataclasses.replace(memory, failed_forks_in_a_row=0)
-    return memory
-
-
-def _hold(memory: Memory, now: float, failures: int) -> Memory:
-    wait = min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(failures - 1, 30))
-    return dataclasses.replace(memory, held_until=max(memory.held_until, now + wait))
+        failed_forks = failed_forks.longer_by(counts.failed_forks, 0, counts.now)
+    return dataclasses.replace(memory, crashes=crashes, failed_forks=failed_forks)
 
 
 def _promised_lack(counts: Counts, limits: Limits, memory: Memory) -> int:
-    if not memory.begun:
-        return max(limits.start_workers, limits.min_spare) - counts.live
     # Spares that a backlog will take in a moment are not spares: rule 4 sees to them.
-    return limits.min_spare - counts.spares
+    lack = limits.min_spare - counts.spares
+    return lack if memory.begun else max(lack, limits.start_workers - counts.live)
 
 
-def _grow(counts: Counts, memory: Memory, promised: int, wanted: int) -> tuple[Decision, Memory]:
-    now = counts.now
-    if now < memory.held_until:
-        return Decision(reason=_why_held(memory), check_in=memory.held_until - now), memory
-    step = 1 if now - memory.last_growth > RAMP_REST else memory.step
-    since = now - memory.last_growth
-    ramped = min(step, wanted) if since >= RAMP_INTERVAL else 0
-    start = max(promised, ramped, 0)
-    if start == 0:
+def _grow(
+    counts: Counts, limits: Limits, memory: Memory, promised: int, wanted: int
+) -> tuple[Decision, Memory]:
+    since = counts.now - memory.last_growth
+    most = 1 if memory.on_probation else wanted
+    step = 1 if since > RAMP_REST else memory.step
+    ramped = min(step, most) if since >= RAMP_INTERVAL else 0
+    start = max(min(promised, most), ramped)
+    if start <= 0:
         return Decision(check_in=RAMP_INTERVAL - since), memory
     memory = dataclasses.replace(
         memory,
         begun=True,
         step=min(2 * step, RAMP_MOST) if ramped else step,
-        last_growth=now if ramped else memory.last_growth,
+        last_growth=counts.now if ramped else memory.last_growth,
+        crashes=memory.crashes.tried_at(counts.now),
+        failed_forks=memory.failed_forks.tried_at(counts.now),
     )
-    return Decision(start, 0, _why_grow(counts, start), _until_next_step(start, wanted)), memory
+    grown = dataclasses.replace(counts, starting=counts.starting + start)
+    check_in = RAMP_INTERVAL if start < wanted else _until_somebody_is_tired(grown, limits)
+    return Decision(start, 0, _why_grow(counts, start), check_in), memory
 
 
-def _until_next_step(start: int, wanted: int) -> float | None:
-    return RAMP_INTERVAL if start < wanted else None
+def _listen(
+    decision: Decision, counts: Counts, limits: Limits, memory: Memory
+) -> tuple[Decision, Memory]:
+    """Rule 6: what number of tasks is to make us look before the time, and
+    whether this look can be believed."""
+    workers = counts.spares + counts.busy + decision.start - decision.retire
+    suffice = max(0, workers - limits.min_spare)
+    if counts.live + decision.start >= limits.max_workers:
+        return decision, dataclasses.replace(memory, doubt_since=None)
+    doubt_since = None
+    if counts.outstanding > suffice:
+        doubt_since = memory.doubt_since
+        if doubt_since is None or decision.start:
+            doubt_since = counts.now
+        wait = min(DOUBT_MOST, max(RAMP_INTERVAL, counts.now - doubt_since))
+        decision = dataclasses.replace(decision, check_in=_sooner(decision.check_in, wait))
+    if decision.check_in is None or decision.check_in > RAMP_INTERVAL:
+        decision = dataclasses.replace(decision, enough=max(suffice, counts.outstanding))
+    return decision, dataclasses.replace(memory, doubt_since=doubt_since)
+
+
+def _sooner(check_in: float | None, wait: float) -> float:
+    return wait if check_in is None else min(check_in, wait)
 
 
 def _shrink(counts: Counts, limits: Limits) -> Decision:
@@ -204,9 +284,10 @@ def _until_somebody_is_tired(counts: Counts, limits: Limits) -> float | None:
     # one idle_timeout from now at the latest while there is anybody to spare.
     if limits.idle_timeout is None or counts.spares + counts.busy <= limits.min_spare:
         return None
+    unheard = max(limits.idle_timeout, SHORTEST_LOOK)
     if counts.idle_next is None:
-        return limits.idle_timeout
-    return min(limits.idle_timeout, max(0.0, counts.idle_next - counts.now))
+        return unheard
+    return min(unheard, max(0.0, counts.idle_next - counts.now))
 
 
 def _why_grow(counts: Counts, start: int) -> str:
@@ -216,9 +297,9 @@ def _why_grow(counts: Counts, start: int) -> str:
 
 
 def _why_held(memory: Memory) -> str:
-    if memory.failed_forks_in_a_row:
-        return f"fork failed {memory.failed_forks_in_a_row} times in a row; starting none for now"
+    if memory.failed_forks.until > memory.crashes.until:
+        return f"fork failed {memory.failed_forks.length} times in a row; starting none for now"
     return (
-        f"{memory.crashes_in_a_row} workers in a row died before they did anything; "
+        f"{memory.crashes.length} workers in a row died before they did anything; "
         "starting none for now"
     )

@@ -9,6 +9,8 @@ word                writer     meaning
 ==================  =========  ==================================================
 header OUTSTANDING  client     tasks accepted and not yet resolved
 header BELL         pool       1: a worker that goes idle rings the doorbell
+header ENOUGH       pool       the client rings when OUTSTANDING is above this
+header GENERATION   pool       how often all workers were told to make way for new ones
 slot PID            pool       the worker's process id; 0: the slot is free
 slot BORN           pool       when it was forked (ns, monotonic clock)
 slot RETIRE         pool       1: leave as soon as you hold nothing
@@ -49,7 +51,9 @@ class State(enum.IntEnum):
 # Plain ints for the loops that run once a task, where an enum costs a look-up each.
 FREE, STARTING, IDLE, TAKING, BUSY, LEAVING = (int(state) for state in State)
 
-OUTSTANDING, BELL = 0, 1
+OUTSTANDING, BELL, ENOUGH, GENERATION = range(4)
+NEVER = 2**64 - 1
+"""In ENOUGH: whatever OUTSTANDING is, do not ring."""
 HEADER_WORDS = 8
 PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE = range(8)
 SLOT_WORDS = 8
@@ -106,7 +110,9 @@ class Scoreboard:
         """Every slot that has a worker."""
         pids = range(HEADER_WORDS + PID, len(self.words), SLOT_WORDS)
         words = self.words
-        return [self.read(i) for i, at in enumerate(pids) if words[at]]
+        slots = [self.read(i) for i, at in enumerate(pids) if words[at]]
+        # One may just have been cleared, in part or as a whole.
+        return [slot for slot in slots if slot.pid and slot.state]
 
     def free_slot(self) -> int | None:
         """Index of a slot without a worker, or None if all are taken."""

@@ -1,4 +1,4 @@
-"""The supervisor: a process that runs a `PreforkPool` for one executor.
+"""The supervisor: a process that runs a `WorkerPool` for one executor.
 
 Single-threaded from its first line to its last, so that it may fork for the
 life of the pool whatever threads the caller's process has. It runs no task and
@@ -28,7 +28,7 @@ from typing import NamedTuple
 from . import _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
-from ._pool import PreforkPool
+from ._pool import WorkerPool
 from ._regulator import Counts, Decision
 from ._wire import Death, Kind
 from ._worker import Settings, live_as_worker
@@ -57,7 +57,7 @@ class Supervisor:
         self._client = _posix.open_pidfd(settings.client)
         self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
         self._closing = False
-        self._pool = PreforkPool(
+        self._pool = WorkerPool(
             settings.limits,
             self._channels.board,
             self._channels.doorbell,
@@ -78,15 +78,20 @@ class Supervisor:
 
     def run(self) -> None:
         """Wait, reap, tell, regulate, act; until the end."""
-        main = _pickling.fingerprints() if self._settings.tell_main else {}
+        main = _pickling.introduce_main() if self._settings.tell_main else {}
         self._tell(_wire.pack(Kind.SUPERVISOR_READY, body=pickle.dumps(main)))
         while not (self._closing and not self._pool.pids and not self._outbox):
             self._obey(self._pool.wait(RETRY_SEND if self._outbox else None))
             for death in self._pool.reap():
                 self._tell(_wire.pack_death(death), death)
             self._flush()
-            if not self._closing:
-                self._act(self._pool.regulate(self._backlog))
+            if self._closing:
+                self._pool.see_off()
+            else:
+                outstanding = self._channels.board.words[sb.OUTSTANDING]
+                decision = self._pool.regulate(self._backlog, outstanding)
+                self._act(decision)
+                self._listen(decision.enough)
 
     def _obey(self, ready: list[int]) -> None:
         if self._client in ready:
@@ -98,6 +103,9 @@ class Supervisor:
             if command[0] == Kind.SHUTDOWN:
                 self._closing = True
                 self._pool.retire_all()
+            elif command[0] == Kind.END_NOW:
+                self._closing = True
+                self._pool.end_all(_wire.HEADER.unpack(command)[3])
 
     def _abandon(self) -> None:
         """The caller has ended: nothing of the pool may stay."""
@@ -117,6 +125,14 @@ class Supervisor:
             seat = self._pool.fork_worker()
             if seat is not None:
                 live_as_worker(seat, self._channels, self._settings)
+
+    def _listen(self, enough: int | None) -> None:
+        """Tell the client above how many tasks to ring. It writes its number and
+        then reads ours, we write ours and then read its: one of us notices."""
+        words = self._channels.board.words
+        words[sb.ENOUGH] = sb.NEVER if enough is None else enough
+        if words[sb.OUTSTANDING] > words[sb.ENOUGH]:
+            self._pool.look_again()
 
     # --- upstream ---------------------------------------------------------------------
 

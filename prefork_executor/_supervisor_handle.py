@@ -8,14 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any
 
-from . import _posix, _wire
+from . import _pickling, _posix, _wire
 from ._supervisor import supervise
 from ._worker import Settings
 from .errors import describe_end
+
+
+@contextlib.contextmanager
+def _no_false_file() -> Iterator[None]:
+    """Where ``__main__`` names a file that is none, hide the name, or multiprocessing
+    would have a spawned supervisor import it. Without it that imports nothing, and
+    what ``__main__`` has travels by value."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or _pickling.main_is_importable():
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = file
 
 
 class SupervisorHandle:
@@ -44,7 +62,8 @@ class SupervisorHandle:
                 name="PreforkSupervisor",
                 daemon=False,
             )
-            process.start()
+            with _no_false_file():
+                process.start()
         finally:
             self._theirs.close()
         self._process = process
@@ -60,6 +79,11 @@ class SupervisorHandle:
         with contextlib.suppress(OSError):
             self.control.send(_wire.pack(_wire.Kind.SHUTDOWN))
 
+    def ask_to_end_now(self, signal: int) -> None:
+        """End every worker now, by this signal, then end."""
+        with contextlib.suppress(OSError):
+            self.control.send(_wire.pack(_wire.Kind.END_NOW, signal))
+
     def make_it_kill(self) -> None:
         """Kill every worker, whatever it does, and end."""
         with contextlib.suppress(OSError):
@@ -69,12 +93,19 @@ class SupervisorHandle:
         """Wait for its end; say how it ended, as a verb phrase."""
         self._process.join()
         exitcode = self._process.exitcode
+        if exitcode is None:
+            return "ended, and another part of this process took its exit status"
         return describe_end(exitcode, None) if exitcode >= 0 else describe_end(None, -exitcode)
 
     def close(self) -> None:
-        """Let go of a process that has ended."""
+        """Let go of the process. One that runs still kills its workers and ends."""
         self.control.close()
         if self._process is not None:
+            self._process.join()
+            if self._process.exitcode is None:
+                # The caller's process waits for all its children, and was first.
+                # multiprocessing takes such a process for alive, for ever.
+                self._process._popen.returncode = 0
             self._process.close()
             self._process = None
 

@@ -67,6 +67,8 @@ class Kind(enum.IntEnum):
     """To the supervisor, with the descriptors of the channels and the board."""
     SHUTDOWN = 33
     """To the supervisor: retire every worker, then end."""
+    END_NOW = 34
+    """To the supervisor: end every worker now, then end. number: the signal."""
 
 
 DEATH_BODY = struct.Struct("<qQQQQ")

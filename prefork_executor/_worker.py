@@ -19,6 +19,7 @@ and KeyboardInterrupt included, and never sends half a message.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -58,6 +59,11 @@ class Settings:
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
     max_tasks_per_child: int | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        initargs = tuple(map(_pickling.portable, self.initargs))
+        initializer = _pickling.portable(self.initializer)
+        return {**self.__dict__, "initializer": initializer, "initargs": initargs}
 
 
 def yell(data: Any) -> None:
@@ -107,7 +113,13 @@ class Worker:
         except (BrokenPipeError, ConnectionResetError):
             # The caller has gone; nobody is left who could want an outcome.
             pass
+        self._leave()
+
+    def _leave(self) -> None:
         self._mark(sb.LEAVING)
+        # For the supervisor, if there still is one, to kill us if it takes too long.
+        with contextlib.suppress(BrokenPipeError):
+            self._channels.doorbell.ring()
 
     def yell(self, data: Any) -> None:
         self._send(Kind.YELL, self.pid, 0, _pickling.dumps(data))
@@ -126,7 +138,7 @@ class Worker:
             initializer(*self._settings.initargs)
         except BaseException as error:
             logger.critical("the initializer failed in worker %d", self.pid, exc_info=True)
-            self._mark(sb.LEAVING)
+            self._leave()
             self._send(
                 Kind.INITIALIZER_FAILED, self.pid, 0, _failures.dump_failure(error, skip_frames=1)
             )
@@ -137,34 +149,38 @@ class Worker:
         words, base = self._words, self._base
         retire, state, takes = base + sb.RETIRE, base + sb.STATE, base + sb.TAKES
         most = self._settings.max_tasks_per_child
-        while not words[retire]:
+        while True:
             words[state] = sb.TAKING
             try:
                 packet = self._receiver.receive(DONTWAIT)
             except BlockingIOError:
-                self._wait_for_work()
+                if not self._wait_for_work():
+                    return
                 continue
             except EOFError:
                 return
             if packet.kind == Kind.CALL:
                 self._serve(packet)
-                if words[base + sb.DONE] == most:
-                    return
             else:
                 words[state] = sb.IDLE
                 words[takes] += 1
+            if words[retire] or words[base + sb.DONE] == most:
+                return
 
-    def _wait_for_work(self) -> None:
+    def _wait_for_work(self) -> bool:
+        """Wait until there may be a task. False: told to leave instead."""
         self._mark(sb.IDLE)
         if self._words[sb.BELL]:
             self._channels.doorbell.ring()
         while self._words[self._base + sb.RETIRE] == 0:
             ready = self._waiter.wait()
-            if ready and self._seat.leash not in ready:
-                return
+            if self._channels.tasks.fileno() in ready:
+                # Even if told to leave: the message has woken nobody else.
+                return True
             if ready:
                 # Let go: either RETIRE is set, or the main process is no more.
                 self._words[self._base + sb.RETIRE] = 1
+        return False
 
     def _mark(self, state: int) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
@@ -196,16 +212,9 @@ class Worker:
         except BaseException as error:
             self._runs_user_code = False
             if fn is None:
-                error.add_note("This was raised while the worker unpickled the task.")
-            return Kind.FAILURE, self._dump_failure(error)
+                _failures.add_note(error, "This was raised while the worker unpickled the task.")
+            return Kind.FAILURE, _failures.dump_failure(error, skip_frames=1)
         return Kind.RESULT, parts
-
-    def _dump_failure(self, error: BaseException) -> list[_pickling.Part]:
-        try:
-            return _failures.dump_failure(error, skip_frames=1)
-        except Exception as reason:
-            text = f"{type(error).__name__}: {error} (it could not be sent: {reason!r})"
-            return _failures.dump_failure(RuntimeError(text))
 
     def _send_outcome(
         self, kind: Kind, number: int, duration: int, parts: Sequence[_pickling.Part]
@@ -219,7 +228,7 @@ class Worker:
                 raise
             # No room for a big result: that is this task's failure and no more.
             error.add_note("The task had finished; its result could not be sent.")
-            self._send(Kind.FAILURE, number, duration, self._dump_failure(error))
+            self._send(Kind.FAILURE, number, duration, _failures.dump_failure(error))
 
     def _send(self, kind: Kind, number: int, extra: int, parts: Sequence[_pickling.Part]) -> None:
         _channel.send(self._channels.yells, kind, number, extra, parts)

@@ -56,14 +56,17 @@ class RemoteExceptionStandIn(Exception):  # noqa: N818 - it stands for any excep
     """Stands in for a task's exception that could not be brought to the caller.
 
     It prints as the original did and carries its notes, cause, context and
-    traceback. Where a base class of the original can be imported by the caller,
-    the stand-in also derives from it, so that ``except ThatBase`` catches it.
+    traceback, and those of its attributes and args that could travel; in place
+    of an arg that could not stands its repr. Where the original's class or a base
+    of it can be imported by the caller, the stand-in also derives from that, so
+    that ``except ThatBase`` catches it.
 
     Attributes:
         original_type: qualified name of the original's class.
         original_str: what ``str(original)`` gave.
         original_repr: what ``repr(original)`` gave.
-        original_attributes: the original's attributes, by name, as their repr.
+        original_attributes: those attributes that could not travel, by name,
+            as their repr.
         reason: why the original itself could not travel.
     """
 
@@ -74,7 +77,10 @@ class RemoteExceptionStandIn(Exception):  # noqa: N818 - it stands for any excep
     reason: str = ""
 
     def __str__(self) -> str:
-        return self.original_str
+        return self.original_str if self.original_type else super().__str__()
+
+    def __repr__(self) -> str:
+        return self.original_repr if self.original_type else super().__repr__()
 
 
 class ProtocolError(Exception):

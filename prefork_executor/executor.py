@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import numbers
 import os
+import signal
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 MOST_WORKERS = 4096
 """Beyond this the default limits of every system are in the way."""
+_ENDED_BY = "the workers were ended at the caller's request: {}_workers() was called"
 
 
 class PreforkExecutor(Executor):
@@ -99,7 +101,7 @@ class PreforkExecutor(Executor):
             max_tasks_per_child=max_tasks_per_child,
         )
         self._client = Client(context, settings, on_yell)
-        finalizer = weakref.finalize(self, self._client.shutdown, wait=False, cancel=False)
+        finalizer = weakref.finalize(self, self._client.abandon)
         # At the interpreter's end the client has a better hook of its own.
         finalizer.atexit = False
 
@@ -181,6 +183,38 @@ class PreforkExecutor(Executor):
             cancel_futures: cancel the tasks that have not been sent to a worker.
         """
         self._client.shutdown(wait=wait, cancel=cancel_futures)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait, after :meth:`shutdown`, until every process of the pool has ended.
+
+        Args:
+            timeout: seconds to wait at most. None: as long as it takes.
+
+        Returns:
+            Whether they have. Always at once if called from a callback of the
+            executor's own thread.
+
+        Raises:
+            RuntimeError: the executor was not shut down.
+        """
+        return self._client.join(timeout)
+
+    def terminate_workers(self) -> None:
+        """End every worker by SIGTERM, and with them the executor. Does not wait.
+
+        Tasks not yet sent to a worker are cancelled. The futures of all others get
+        BrokenProcessPool at once, whatever their workers make of the signal. A
+        worker that does not end of it gets SIGKILL ten seconds later.
+        :meth:`join` waits for that.
+        """
+        self._client.end_workers(signal.SIGTERM, _ENDED_BY.format("terminate"))
+
+    def kill_workers(self) -> None:
+        """End every worker by SIGKILL, and with them the executor. Does not wait.
+
+        As :meth:`terminate_workers`, but no worker can clean up or go on.
+        """
+        self._client.end_workers(signal.SIGKILL, _ENDED_BY.format("kill"))
 
     def stats(self) -> ExecutorStats:
         """A frozen snapshot of the pool. Costs the pool nothing."""

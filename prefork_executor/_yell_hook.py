@@ -1,0 +1,189 @@
+"""The reader of a raw pool's yells, in the main process or in one of its own.
+
+A hook that raises is logged, and the next yell goes to it all the same. A hook
+process that dies is logged and forked again: it loses the yell that it had taken,
+and no other, because those lie in the channel until somebody takes them.
+
+The hook process has a leash, as a worker has: a pipe of which only the main process
+holds the writing end. When that is let go, the process reads what is left and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from . import _channel, _posix
+from ._channel import DONTWAIT, Packet, Receiver
+from ._kid import YellFlags
+from ._posix import Waiter
+from ._wire import Kind
+from .errors import ProtocolError, describe_end
+
+logger = logging.getLogger("prefork_executor")
+
+DataHook = Callable[[int, Any, int | None], object]
+
+
+class YellReader:
+    """Takes yells from their channel and calls the hook for each."""
+
+    def __init__(self, yells: socket.socket, hook: DataHook | None) -> None:
+        self._receiver = Receiver(yells)
+        self._hook = hook
+        self.unthawed: bytes = b""
+        """The bytes of the yell that the hook is called for, if they could not be
+        thawed."""
+
+    @property
+    def descriptor(self) -> int:
+        return self._receiver.end.fileno()
+
+    def read(self, most: int | None = None) -> None:
+        """Read what is there now, ``most`` yells at most."""
+        while most is None or most > 0:
+            try:
+                packet = self._receiver.receive(DONTWAIT)
+            except (BlockingIOError, EOFError):
+                return
+            except ProtocolError:
+                logger.exception("a malformed yell was dropped")
+                continue
+            self._hear(packet)
+            most = None if most is None else most - 1
+
+    def _hear(self, packet: Packet) -> None:
+        if self._hook is None or packet.kind != Kind.YELL:
+            _channel.discard(packet)
+            return
+        pid, flags = packet.number, YellFlags.from_int(packet.extra)
+        before = self.unthawed
+        try:
+            data = self._open(packet, flags.thaw)
+            self._hook(pid, data, flags.exitcode)
+        except Exception:
+            logger.exception("child_data_hook failed for a yell of child %d", pid)
+        finally:
+            self.unthawed = before
+
+    def _open(self, packet: Packet, thaw: bool) -> Any:
+        frozen = _channel.open_parts(packet)[0]
+        if not thaw:
+            return bytes(frozen)
+        try:
+            return pickle.loads(frozen)
+        except Exception:
+            self.unthawed = bytes(frozen)
+            return None
+
+
+class HookProcess:
+    """The dedicated process in which the hook runs. Not yet forked.
+
+    Args:
+        reader: reads the yells there.
+        settle: called there once its handlers stand, to close what belongs to the
+            main process alone, and to open the signals.
+    """
+
+    def __init__(self, reader: YellReader, settle: Callable[[], None]) -> None:
+        self._reader = reader
+        self._settle = settle
+        self._pid = 0
+        self._leash = -1
+
+    def ensure_running(self) -> None:
+        """Fork it, or fork it again if it has ended. A fork that fails is logged
+        and tried again with the next call."""
+        if self._pid:
+            status = _posix.try_reap(self._pid)
+            if status is None:
+                return
+            self._ended(status)
+        try:
+            self._fork()
+        except OSError as error:
+            logger.warning("the data hook's process could not be forked: %s", error)
+
+    def _ended(self, status: int) -> None:
+        self._pid = 0
+        self.let_go()
+        if status:
+            how = describe_end(*_posix.split_status(status))
+            logger.error("the data hook's process %s; what it had in hand is lost", how)
+
+    def let_go(self) -> None:
+        """In the main process: tell it that no more will come. In a child: close
+        the copy, which would keep it from ending."""
+        if self._leash >= 0:
+            os.close(self._leash)
+            self._leash = -1
+
+    def _fork(self) -> None:
+        main = os.getpid()
+        leash, self._leash = os.pipe()
+        try:
+            pid, mask = _posix.fork_masked()
+        except OSError:
+            os.close(leash)
+            self.let_go()
+            raise
+        if pid:
+            self._pid = pid
+            os.close(leash)
+            _posix.restore_mask(mask)
+            return
+        self._live_and_leave(main, leash)
+
+    def _live_and_leave(self, main: int, leash: int) -> None:
+        status = 1
+        try:
+            self._become_hook_process(main)
+            self._read_until_end_of(leash)
+            status = 0
+        except BaseException:
+            logger.exception("the data hook's process failed")
+        finally:
+            _posix.leave(status)
+
+    def _become_hook_process(self, main: int) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in _posix.ALL_SIGNALS:
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        # It ends when the main process says so, after the last child's last yell. A
+        # handler, unlike SIG_IGN, is not passed on to programs that the hook runs.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _do_nothing)
+        _posix.die_with_parent(main)
+        self.let_go()
+        self._settle()
+
+    def _read_until_end_of(self, leash: int) -> None:
+        waiter = Waiter()
+        waiter.register(leash)
+        waiter.register(self._reader.descriptor)
+        while True:
+            ready = waiter.wait()
+            self._reader.read()
+            if leash in ready:
+                return
+
+    def finish(self) -> None:
+        """Let it read what is left, and wait for its end. If it dies of that, what
+        is left goes to another, as long as there is something left."""
+        while self._pid or _posix.readable(self._reader.descriptor):
+            self.ensure_running()
+            if not self._pid:
+                return
+            self.let_go()
+            self._ended(os.waitpid(self._pid, 0)[1])
+
+
+def _do_nothing(_signum: int, _frame: object) -> None:
+    """Stands where a signal is to have no effect."""

@@ -1,0 +1,1 @@
+"""The executor tests that come with CPython, run on PreforkExecutor."""

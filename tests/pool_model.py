@@ -1,0 +1,612 @@
+"""A small model of a pool, to be explored exhaustively: every interleaving of its
+workers, its supervisor and its client, with a kill at every step.
+
+One step of the model is what others can observe of a process: one mark on the
+scoreboard, one message sent or taken, one word read. What happens between two
+of them happens inside one process and belongs to the step before. The worker
+follows `_worker.py`, the supervisor `_supervisor.py`, the client `_client.py`;
+the audits are the real ones (`_ledger.Audit`), fed with readings that are taken
+word by word. That the real worker and the real client take these very steps is
+tested beside it.
+
+The kernel is modelled, too. A message wakes one of the workers that wait for it,
+the first in the order in which they registered (EPOLLEXCLUSIVE); those before it
+that do not wait at that moment have it noted for their next wait.
+
+A model is made of orders and rules. The proof rests on each of them, so a model
+that lacks one must go wrong.
+"""
+
+from __future__ import annotations
+
+import collections
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from prefork_executor import _scoreboard as sb
+from prefork_executor._ledger import Audit
+from prefork_executor._scoreboard import Slot
+
+WORK = ("taking", "ask", "name", "busy", "count and begin", "send")
+"""A worker's steps with one message, as in `Worker._serve_all` and `_serve`."""
+FUNERAL = ("tell", "clear pid", "clear rest")
+"""The supervisor's steps with one death, as in `Supervisor._flush`."""
+ALIVE = {*WORK, "count", "begin", "idle", "told?", "wait", "asleep"}
+
+RULES = frozenset(
+    {
+        "a worker that a message woke asks before it leaves",
+        "the pipe is emptied after a death in IDLE",
+        "an audit waits for the takers to leave",
+        "names are read after the takers were seen to have left",
+        "suspects are sent again when the marker has come round",
+        "outcomes that lie before the marker are settled before it",
+        "a task that is sent again has a new number",
+    }
+)
+
+
+class Violation(AssertionError):
+    """The model broke a promise."""
+
+
+class Worker(NamedTuple):
+    """One slot of the scoreboard, and what we know of its process: where it is,
+    the message that it has taken and not answered (``hand``), whether its epoll
+    has noted something in the pipe, whether it is told to leave."""
+
+    at: str
+    pid: int
+    state: int = sb.STARTING
+    task: int = 0
+    takes: int = 0
+    hand: int = 0
+    noted: bool = False
+    leave: bool = False
+
+
+class Message(NamedTuple):
+    """On the yell channel: an outcome, a death or a marker."""
+
+    kind: str
+    number: int
+    state: int = 0
+
+
+class World(NamedTuple):
+    """All but the client. ``owner[n]`` is the task that was sent as number n,
+    ``begun`` how often each task began; numbers in ``died`` died in a hand."""
+
+    pipe: tuple[int, ...]
+    yells: tuple[Message, ...]
+    workers: tuple[Worker, ...]
+    last_pid: int
+    owner: tuple[int, ...]
+    begun: tuple[int, ...]
+    died: frozenset[int]
+    kills: int
+    retirements: int
+
+
+class Desk(NamedTuple):
+    """The client. ``outcomes`` is what the batch has brought, ``boards`` are the
+    readings for the audit under ``index`` (-1: the one to be opened), ``slots``
+    and ``words`` what the present reading has."""
+
+    at: str
+    in_flight: tuple[tuple[int, int], ...]
+    fates: tuple[str, ...]
+    waiting: tuple[tuple[int, int], ...] = ()
+    outcomes: tuple[Message, ...] = ()
+    audits: tuple[tuple[frozenset[int], tuple[tuple[int, tuple[int, int]], ...], int], ...] = ()
+    last_marker: int = 0
+    recalled: tuple[int, ...] = ()
+    opens: bool = False
+    index: int = -1
+    boards: tuple[tuple[Slot, ...], ...] = ()
+    slots: tuple[Slot, ...] = ()
+    place: int = 0
+    words: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
+
+
+def put_worker(world: World, place: int, worker: Worker) -> World:
+    workers = world.workers
+    return world._replace(workers=(*workers[:place], worker, *workers[place + 1 :]))
+
+
+def yell(world: World, message: Message) -> World:
+    return world._replace(yells=(*world.yells, message))
+
+
+def put_message(world: World, number: int) -> World:
+    """Put a message into the pipe; it wakes one waiting worker at most."""
+    workers = list(world.workers)
+    for place, worker in enumerate(workers):
+        if worker.at == "asleep":
+            workers[place] = worker._replace(noted=True, at="wait")
+            break
+        if worker.at in ALIVE:
+            workers[place] = worker._replace(noted=True)
+    return world._replace(pipe=(*world.pipe, number), workers=tuple(workers))
+
+
+class Pool:
+    """The workers and the supervisor.
+
+    Args:
+        work: a worker's steps.
+        funeral: the supervisor's steps with a dead worker.
+        rules: those of RULES that hold.
+        refills: whether a slot may get a new worker while others live; if not,
+            it gets one only when nobody lives.
+    """
+
+    def __init__(
+        self,
+        work: tuple[str, ...] = WORK,
+        funeral: tuple[str, ...] = FUNERAL,
+        rules: frozenset[str] = RULES,
+        *,
+        refills: bool = True,
+    ) -> None:
+        self._refills = refills
+        self._first = work[0]
+        self._next = dict(zip(work, (*work[1:], work[0]), strict=True))
+        self._next |= dict(zip(funeral, (*funeral[1:], "fork"), strict=True))
+        self._funeral = funeral[0]
+        self._asks_first = "a worker that a message woke asks before it leaves" in rules
+
+    def new(
+        self, workers: int, tasks: int, kills: int, retirements: int = 0, late: int = 0
+    ) -> World:
+        """A pool that was just started, ``tasks`` in the pipe, ``late`` ones to come."""
+        return World(
+            pipe=tuple(range(1, tasks + 1)),
+            yells=(),
+            workers=tuple(Worker(self._first, place + 1) for place in range(workers)),
+            last_pid=workers,
+            owner=(-1, *range(tasks)),
+            begun=(0,) * (tasks + late),
+            died=frozenset(),
+            kills=kills,
+            retirements=retirements,
+        )
+
+    def moves(self, world: World) -> Iterator[tuple[str, World, bool]]:
+        """Each step that can be next: its name, what comes of it, and whether it
+        is bound to come (a kill, say, is not)."""
+        for place in range(len(world.workers)):
+            yield from self.moves_at(world, place)
+
+    def moves_at(self, world: World, place: int) -> Iterator[tuple[str, World, bool]]:
+        """Those of one slot; the step of its own comes first."""
+        worker = world.workers[place]
+        if worker.at not in ALIVE:
+            needed = worker.at != "fork" or all(w.at not in ALIVE for w in world.workers)
+            if needed or self._refills:
+                yield f"slot {place}: {worker.at}", self._bury(world, place, worker), needed
+            return
+        if worker.at != "asleep":
+            yield f"worker {place}: {worker.at}", self.step(world, place), True
+        if world.kills:
+            yield f"worker {place} is killed", self._kill(world, place, worker), False
+        if world.retirements and not worker.leave:
+            yield f"worker {place} is to leave", self._retire(world, place, worker), False
+
+    def _kill(self, world: World, place: int, worker: Worker) -> World:
+        died = world.died | {worker.hand} if worker.hand else world.died
+        world = world._replace(kills=world.kills - 1, died=died)
+        return self._end(world, place, worker)
+
+    def _end(self, world: World, place: int, worker: Worker) -> World:
+        dead = worker._replace(at=self._funeral, hand=0, noted=False, leave=False)
+        return put_worker(world, place, dead)
+
+    def _retire(self, world: World, place: int, worker: Worker) -> World:
+        at = "wait" if worker.at == "asleep" else worker.at
+        world = world._replace(retirements=world.retirements - 1)
+        return put_worker(world, place, worker._replace(leave=True, at=at))
+
+    def _bury(self, world: World, place: int, dead: Worker) -> World:
+        """The supervisor's next step about a worker that has ended."""
+        at = dead.at
+        if at == "fork":
+            pid = world.last_pid + 1
+            return put_worker(world._replace(last_pid=pid), place, Worker(self._first, pid))
+        if at == "tell":
+            number = dead.task if dead.state == sb.BUSY else 0
+            world = yell(world, Message("death", number, dead.state))
+        elif at == "clear pid":
+            dead = dead._replace(pid=0)
+        else:
+            dead = Worker(at, 0, sb.FREE)
+        return put_worker(world, place, dead._replace(at=self._next[at]))
+
+    def step(self, world: World, place: int) -> World:
+        """The worker's own next step."""
+        worker = world.workers[place]
+        at = worker.at
+        if at in ("idle", "told?", "wait"):
+            return self._rest(world, place, worker)
+        if at == "ask":
+            return self._ask(world, place, worker)
+        if at == "send" and worker.hand:
+            world = yell(world, Message("outcome", worker.hand))
+            worker = worker._replace(hand=0)
+            if worker.leave:
+                return self._leave(world, place, worker)
+        if "begin" in at:
+            world = _begin(world, worker.hand)
+        return put_worker(world, place, _mark(worker, at)._replace(at=self._next[at]))
+
+    def _ask(self, world: World, place: int, worker: Worker) -> World:
+        if not world.pipe:
+            return put_worker(world, place, worker._replace(at="idle"))
+        worker = worker._replace(hand=world.pipe[0], at=self._next["ask"])
+        return put_worker(world._replace(pipe=world.pipe[1:]), place, worker)
+
+    def _rest(self, world: World, place: int, worker: Worker) -> World:
+        at = worker.at
+        if at == "idle":
+            # Where nobody is ever told to leave, asking whether is no step.
+            then = "told?" if world.retirements or worker.leave else "wait"
+            return put_worker(world, place, worker._replace(state=sb.IDLE, at=then))
+        woken = at == "wait" and worker.noted and world.pipe
+        if woken and (self._asks_first or not worker.leave):
+            return put_worker(world, place, worker._replace(at=self._first))
+        if worker.leave:
+            return self._leave(world, place, worker)
+        if at == "told?":
+            return put_worker(world, place, worker._replace(at="wait"))
+        return put_worker(world, place, worker._replace(noted=False, at="asleep"))
+
+    def _leave(self, world: World, place: int, worker: Worker) -> World:
+        return self._end(world, place, worker._replace(state=sb.LEAVING))
+
+
+def _mark(worker: Worker, at: str) -> Worker:
+    if at == "taking":
+        return worker._replace(state=sb.TAKING)
+    if at == "name":
+        return worker._replace(task=worker.hand)
+    if at == "busy":
+        return worker._replace(state=sb.BUSY)
+    if "count" in at:
+        return worker._replace(takes=worker.takes + 1)
+    return worker
+
+
+def _begin(world: World, number: int) -> World:
+    task = world.owner[number]
+    begun = list(world.begun)
+    begun[task] += 1
+    if begun[task] > 1:
+        raise Violation(f"task {task} ran twice")
+    return world._replace(begun=tuple(begun))
+
+
+class _OneMoreReading(Exception):
+    pass
+
+
+class Client:
+    """What the I/O thread does, as in `Client._turn`, and a thread that submits."""
+
+    def __init__(self, rules: frozenset[str] = RULES) -> None:
+        self._rules = rules
+
+    def new(self, world: World) -> Desk:
+        in_flight = tuple((number, world.owner[number]) for number in world.pipe)
+        late = tuple(range(len(in_flight), len(world.begun)))
+        return Desk("read", in_flight, ("",) * len(world.begun), late=late)
+
+    def moves(self, world: World, desk: Desk) -> Iterator[tuple[str, World, Desk]]:
+        """Each step that can be next."""
+        if desk.at == "read":
+            if desk.late:
+                # The lock is free: another thread submits, which sends at once.
+                task, late = desk.late[0], desk.late[1:]
+                waiting = (*desk.waiting, (task, 0))
+                yield "submit", *self._send(world, desk._replace(waiting=waiting, late=late))
+            if world.yells:
+                message = world.yells[0]
+                rest = world._replace(yells=world.yells[1:])
+                yield f"client: reads {message}", rest, self._read(desk, message)
+            if desk.outcomes or (not world.yells and (desk.audits or desk.waiting)):
+                yield "client: settles", world, self._settle(world, desk)
+        else:
+            after = getattr(self, f"_{desk.at}")(world, desk)
+            yield f"client: {desk.at}s", *after
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def _read(self, desk: Desk, message: Message) -> Desk:
+        if message.kind == "outcome":
+            return desk._replace(outcomes=(*desk.outcomes, message))
+        if message.kind == "marker":
+            return self._close_audit(desk, message.number)
+        if message.state == sb.TAKING:
+            return desk._replace(at="recall", opens=True)
+        if message.state == sb.IDLE and "the pipe is emptied after a death in IDLE" in self._rules:
+            return desk._replace(at="recall", opens=False)
+        known = message.number in dict(desk.in_flight)
+        if message.state == sb.BUSY and known and message.number not in _numbers(desk.outcomes):
+            return desk._replace(outcomes=(*desk.outcomes, message))
+        return desk
+
+    def _recall(self, world: World, desk: Desk) -> tuple[World, Desk]:
+        if world.pipe:
+            recalled = (*desk.recalled, world.pipe[0])
+            return world._replace(pipe=world.pipe[1:]), desk._replace(recalled=recalled)
+        desk = _take_back(desk, desk.recalled)._replace(recalled=())
+        if desk.opens:
+            return world, _read_board(desk._replace(index=-1, boards=()))
+        return world, desk._replace(at="read")
+
+    def _close_audit(self, desk: Desk, marker: int) -> Desk:
+        unresolved = set(dict(desk.in_flight))
+        if "outcomes that lie before the marker are settled before it" in self._rules:
+            unresolved -= _numbers(desk.outcomes)
+        for audit in desk.audits:
+            if audit[2] == marker:
+                desk = _take_back(desk, audit[0] & unresolved)
+        return desk._replace(audits=tuple(audit for audit in desk.audits if audit[2] != marker))
+
+    # --- settling, looking, sending -----------------------------------------------------------
+
+    def _settle(self, world: World, desk: Desk) -> Desk:
+        fates, in_flight = list(desk.fates), dict(desk.in_flight)
+        for number, kind in ((message.number, message.kind) for message in desk.outcomes):
+            task = in_flight.pop(number, None)
+            if task is None:
+                continue
+            if kind == "death" and number not in world.died:
+                raise Violation(f"task {task} was given up though nobody died with it")
+            if kind == "outcome" and world.begun[task] != 1:
+                raise Violation(f"task {task} has an outcome and ran {world.begun[task]} times")
+            if fates[task]:
+                raise Violation(f"task {task} is resolved a second time")
+            fates[task] = "done" if kind == "outcome" else "lost"
+        desk = desk._replace(fates=tuple(fates), in_flight=tuple(in_flight.items()), outcomes=())
+        return self._look_after(desk, 0)
+
+    def _look_after(self, desk: Desk, index: int) -> Desk:
+        """Go on to the first audit from ``index`` on that waits for its takers."""
+        while index < len(desk.audits) and desk.audits[index][2]:
+            index += 1
+        if index < len(desk.audits):
+            return _read_board(desk._replace(index=index, boards=()))
+        return desk._replace(at="send" if desk.waiting else "read", index=-1)
+
+    def _scan(self, world: World, desk: Desk) -> tuple[World, Desk]:
+        """Read one word of the board, of those that are of use: the PID, then
+        STATE, then TASK of a BUSY worker or TAKES of one in TAKING. The last word
+        leads on."""
+        worker = world.workers[desk.place]
+        if not desk.words:
+            if worker.pid:
+                return world, desk._replace(words=(worker.pid,))
+        elif len(desk.words) == 1:
+            if worker.state in self._looks_for(desk):
+                return world, desk._replace(words=(*desk.words, worker.state))
+        else:
+            pid, state = desk.words
+            task, takes = (worker.task, 0) if state == sb.BUSY else (0, worker.takes)
+            found = Slot(desk.place, pid, 0, 0, state, task, 0, takes, 0)
+            desk = desk._replace(slots=(*desk.slots, found))
+        desk = desk._replace(words=(), place=desk.place + 1)
+        return world, desk if desk.place < len(world.workers) else self._judge(desk)
+
+    def _looks_for(self, desk: Desk) -> tuple[int, ...]:
+        """The states whose further words matter to this reading."""
+        one_reading = "names are read after the takers were seen to have left" not in self._rules
+        if desk.index < 0 or one_reading:
+            return (sb.TAKING, sb.BUSY)
+        looks_for_takers = desk.audits[desk.index][1] and not desk.boards
+        return (sb.TAKING,) if looks_for_takers else (sb.BUSY,)
+
+    def _judge(self, desk: Desk) -> Desk:
+        """The board is read: open the audit, or let it have its look."""
+        boards = (*desk.boards, desk.slots)
+        desk = desk._replace(boards=(), slots=(), place=0)
+        if desk.index < 0:
+            return self._open_audit(desk._replace(at="read"), boards[0])
+        suspects, takers, _ = desk.audits[desk.index]
+        audit = object.__new__(Audit)
+        audit.suspects, audit.marker, audit._takers = set(suspects), None, dict(takers)
+        try:
+            everybody_left = audit.look(self._readings(boards))
+        except _OneMoreReading:
+            return _read_board(desk._replace(boards=boards))
+        desk = _put_audit(desk, desk.index, audit)
+        if everybody_left:
+            return desk._replace(at="mark")
+        return self._look_after(desk, desk.index + 1)
+
+    def _readings(self, boards: Sequence[tuple[Slot, ...]]) -> Readings:
+        once = "names are read after the takers were seen to have left" not in self._rules
+        return Readings(boards, again=once)
+
+    def _open_audit(self, desk: Desk, board: tuple[Slot, ...]) -> Desk:
+        audit = Audit(dict(desk.in_flight), board)
+        if "an audit waits for the takers to leave" not in self._rules:
+            audit._takers.clear()
+        return _put_audit(desk, len(desk.audits), audit) if audit.suspects else desk
+
+    def _mark(self, world: World, desk: Desk) -> tuple[World, Desk]:
+        marker = desk.last_marker + 1
+        suspects, takers, _ = desk.audits[desk.index]
+        audits = list(desk.audits)
+        audits[desk.index] = (suspects, takers, marker)
+        desk = desk._replace(audits=tuple(audits), last_marker=marker)
+        if "suspects are sent again when the marker has come round" in self._rules:
+            world = yell(world, Message("marker", marker))
+            return world, self._look_after(desk, desk.index + 1)
+        index = desk.index
+        return world, self._look_after(self._close_audit(desk, marker), index)
+
+    def _send(self, world: World, desk: Desk) -> tuple[World, Desk]:
+        task, number = desk.waiting[0]
+        if not number or "a task that is sent again has a new number" in self._rules:
+            number = len(world.owner)
+            world = world._replace(owner=(*world.owner, task))
+        waiting = desk.waiting[1:]
+        in_flight = (*desk.in_flight, (number, task))
+        desk = desk._replace(in_flight=in_flight, waiting=waiting, at="send" if waiting else "read")
+        return put_message(world, number), desk
+
+
+class Readings:
+    """Hands an audit the boards that were read, one by one; when there are no
+    more it has to wait for one more, or, ``again``, gets the last again."""
+
+    def __init__(self, boards: Sequence[tuple[Slot, ...]], *, again: bool) -> None:
+        self._boards = list(boards)
+        self._again = again
+
+    def __call__(self) -> tuple[Slot, ...]:
+        if not self._boards:
+            raise _OneMoreReading
+        return self._boards[0] if self._again else self._boards.pop(0)
+
+
+def _numbers(messages: Sequence[Message]) -> set[int]:
+    return {message.number for message in messages}
+
+
+def _read_board(desk: Desk) -> Desk:
+    return desk._replace(at="scan", slots=(), place=0, words=())
+
+
+def _put_audit(desk: Desk, index: int, audit: Audit) -> Desk:
+    audits = list(desk.audits)
+    audits[index : index + 1] = [(frozenset(audit.suspects), tuple(audit._takers.items()), 0)]
+    return desk._replace(audits=tuple(audits))
+
+
+def _take_back(desk: Desk, numbers: Sequence[int] | set[int] | frozenset[int]) -> Desk:
+    in_flight = dict(desk.in_flight)
+    back = tuple((in_flight.pop(n), n) for n in sorted(numbers) if n in in_flight)
+    return desk._replace(in_flight=tuple(in_flight.items()), waiting=(*back, *desk.waiting))
+
+
+# --- exploring ---------------------------------------------------------------------------
+
+
+class Exploration(NamedTuple):
+    """How many states there are, and in how many ways a run can end."""
+
+    states: int
+    steps: int
+    fates: frozenset[tuple[str, ...]]
+
+
+State = tuple[World, Desk]
+UNRESOLVED = "a task is never resolved"
+
+
+def wander(pool: Pool, client: Client, world: World, seed: int, most: int = 100_000) -> World:
+    """One run of a model that is too large to be explored, by chance.
+
+    Raises:
+        Violation: a promise is broken.
+    """
+    chance = random.Random(seed)
+    state = (world, client.new(world))
+    for _ in range(most):
+        if is_over(state):
+            return state[0]
+        _, state, _ = chance.choice(list(next_states(pool, client, state)))
+    raise Violation(f"{UNRESOLVED}: {state}")
+
+
+def explore(pool: Pool, client: Client, world: World, most: int = 1_000_000) -> Exploration:
+    """Visit every state that can be reached.
+
+    Raises:
+        Violation: a promise is broken, with the steps that lead there.
+    """
+    first = (world, client.new(world))
+    came_from: dict[State, tuple[State, str] | None] = {first: None}
+    bound_from: dict[State, list[State]] = collections.defaultdict(list)
+    todo = collections.deque([first])
+    steps = 0
+    while todo:
+        state = todo.popleft()
+        if is_over(state):
+            continue
+        ahead = False
+        try:
+            for name, after, bound in next_states(pool, client, state):
+                steps += 1
+                if bound:
+                    ahead = True
+                    bound_from[after].append(state)
+                if after not in came_from:
+                    came_from[after] = (state, name)
+                    todo.append(after)
+            if not ahead:
+                raise Violation(UNRESOLVED)
+        except Violation as violation:
+            raise Violation(f"{violation}, after:\n{story(came_from, state)}") from None
+        assert len(came_from) < most, "the model is too large"
+    ends = [state for state in came_from if is_over(state)]
+    stuck = came_from.keys() - reach_backwards(ends, bound_from)
+    if stuck:
+        first_stuck = next(state for state in came_from if state in stuck)
+        raise Violation(f"{UNRESOLVED}, after:\n{story(came_from, first_stuck)}")
+    return Exploration(len(came_from), steps, frozenset(desk.fates for _, desk in ends))
+
+
+def is_over(state: State) -> bool:
+    """Whether every task is resolved and none is anywhere."""
+    _, desk = state
+    return all(desk.fates) and not desk.in_flight and not desk.waiting
+
+
+def next_states(pool: Pool, client: Client, state: State) -> Iterator[tuple[str, State, bool]]:
+    world, desk = state
+    for name, next_world, bound in pool.moves(world):
+        yield name, (next_world, desk), bound
+    for name, next_world, next_desk in client.moves(world, desk):
+        yield name, (next_world, next_desk), True
+
+
+def reach_backwards(ends: Sequence[State], before: dict[State, list[State]]) -> set[State]:
+    """All states from which steps that are bound to come can lead to an end."""
+    reached, todo = set(ends), list(ends)
+    while todo:
+        for state in before[todo.pop()]:
+            if state not in reached:
+                reached.add(state)
+                todo.append(state)
+    return reached
+
+
+def story(came_from: dict[State, tuple[State, str] | None], state: State) -> str:
+    steps = [str(state)]
+    while (origin := came_from[state]) is not None:
+        state, name = origin
+        steps.append(name)
+    return "\n".join(reversed(steps))
+
+
+def main() -> None:
+    """Explore pools that take too long for every run of the suite."""
+    for refills, sizes in [
+        (False, (2, 1, 2)),
+        (False, (2, 1, 1, 0, 1)),
+        (False, (2, 0, 2, 0, 1)),
+        (True, (2, 1, 1, 1)),
+        (True, (2, 2, 1)),
+        (True, (2, 1, 2)),
+    ]:
+        pool = Pool(refills=refills)
+        seen = explore(pool, Client(), pool.new(*sizes), most=10_000_000)
+        print(f"{sizes}, refills: {refills}: {seen.states} states, {seen.steps} steps", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Runs programs of their own, for what is about ``__main__``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+BOUND = 120.0
+"""Seconds that a program may take before the test fails; it takes about one."""
+
+
+def run_script(directory: Path, source: str, *args: str) -> str:
+    """What a program prints that is run as ``python script.py``."""
+    path = directory / "script.py"
+    path.write_text(textwrap.dedent(source))
+    return run_python(directory, str(path), *args)
+
+
+def run_python(directory: Path, *args: str, text: str | None = None) -> str:
+    """What Python prints when it is run so, with this text as its standard input.
+    It must end well and have nothing to complain of."""
+    done = subprocess.run(
+        [sys.executable, *args],
+        cwd=directory,
+        input=text,
+        stdin=subprocess.DEVNULL if text is None else None,
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), f"{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,508 @@
+"""No interleaving loses a task or runs one twice, whoever is killed whenever.
+
+First the model is explored (see pool_model.py): every interleaving of small
+pools, and runs of larger ones by chance. Then each order and rule is taken away
+in turn, and the model must go wrong. At last the real worker, supervisor and
+client are held against the model: the worker and the supervisor must take its
+steps, and the real client must keep the promises in the model's world.
+
+``python tests/pool_model.py`` explores larger ones, millions of states, for minutes.
+"""
+
+from __future__ import annotations
+
+import collections
+import operator
+import pickle
+import random
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from pool_model import (
+    FUNERAL,
+    RULES,
+    WORK,
+    Client,
+    Message,
+    Pool,
+    Violation,
+    World,
+    explore,
+    put_message,
+    wander,
+    yell,
+)
+
+from prefork_executor import WorkerDied, _client, _pickling, _supervisor, _wire, _worker
+from prefork_executor import _scoreboard as sb
+from prefork_executor._channel import Packet
+from prefork_executor._ledger import Ledger
+from prefork_executor._regulator import Limits
+from prefork_executor._wire import Kind
+
+# --- the model ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("workers", "tasks", "kills", "retirements", "late", "refills"),
+    [
+        (1, 2, 1, 0, 0, True),
+        (2, 1, 1, 0, 0, True),
+        (2, 2, 1, 0, 0, False),
+        (2, 1, 1, 1, 0, False),
+        (2, 0, 1, 0, 1, False),
+    ],
+)
+def test_no_interleaving_loses_a_task_or_runs_one_twice(
+    workers: int, tasks: int, kills: int, retirements: int, late: int, refills: bool
+) -> None:
+    pool = Pool(refills=refills)
+    seen = explore(pool, Client(), pool.new(workers, tasks, kills, retirements, late))
+    lost = {fates.count("lost") for fates in seen.fates}
+    assert lost == set(range(kills + 1)), "each kill costs the task that had begun or nothing"
+    assert seen.states > 1000
+
+
+def test_no_run_of_a_larger_pool_loses_a_task_or_runs_one_twice() -> None:
+    pool = Pool()
+    wander_often(pool, Client(), pool.new(3, 3, 3, 2, 2), runs=300)
+
+
+def wander_often(pool: Pool, client: Client, world: World, runs: int = 1000) -> None:
+    for seed in range(runs):
+        wander(pool, client, world, seed)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(work.split(", "), id=rule)
+        for rule, work in {
+            "TAKING before it asks": "ask, taking, name, busy, count and begin, send",
+            "its name before BUSY": "taking, ask, busy, name, count and begin, send",
+            "BUSY before it begins": "taking, ask, name, begin, busy, count, send",
+            "its name before the count": "taking, ask, count, name, busy, begin, send",
+            "the outcome before TAKING": "taking, send, ask, name, busy, count and begin",
+        }.items()
+    ],
+)
+def test_a_worker_must_say(work: list[str]) -> None:
+    pool = Pool(tuple(work))
+    with pytest.raises(Violation, match=r"ran twice|never resolved"):
+        explore(pool, Client(), pool.new(1, 2, 1))
+
+
+def test_the_supervisor_must_tell_of_a_death_before_it_clears_the_slot() -> None:
+    pool = Pool(funeral=("clear pid", "tell", "clear rest"), refills=False)
+    with pytest.raises(Violation, match="ran twice"):
+        explore(pool, Client(), pool.new(2, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("rule", "sizes", "what"),
+    [
+        ("an audit waits for the takers to leave", (1, 2, 1), "ran twice"),
+        ("names are read after the takers were seen to have left", (1, 2, 1), "ran twice"),
+        ("suspects are sent again when the marker has come round", (1, 2, 1), "ran twice"),
+        ("outcomes that lie before the marker are settled before it", (1, 2, 1), "ran twice"),
+        ("the pipe is emptied after a death in IDLE", (2, 0, 1, 0, 1), "never resolved"),
+        ("a worker that a message woke asks before it leaves", (2, 0, 0, 1, 1), "never resolved"),
+    ],
+)
+def test_every_rule_is_needed(rule: str, sizes: tuple[int, ...], what: str) -> None:
+    rules = RULES - {rule}
+    assert rules != RULES
+    pool = Pool(rules=rules, refills=False)
+    with pytest.raises(Violation, match=what):
+        explore(pool, Client(rules), pool.new(*sizes))
+
+
+def test_a_task_that_is_sent_again_needs_a_new_number() -> None:
+    rules = RULES - {"a task that is sent again has a new number"}
+    pool = Pool(rules=rules)
+    with pytest.raises(Violation, match="ran twice"):
+        wander_often(pool, Client(rules), pool.new(3, 3, 3))
+
+
+# --- the real worker and the real supervisor take the model's steps ----------------------------
+
+taken: list[str] = []
+
+
+def begins() -> None:
+    taken.append("begin")
+
+
+MARKS: dict[tuple[int, int | None], str] = {
+    (sb.STATE, sb.TAKING): "taking",
+    (sb.STATE, sb.BUSY): "busy",
+    (sb.STATE, sb.IDLE): "idle",
+    (sb.STATE, sb.LEAVING): "leave",
+    (sb.TASK, None): "name",
+    (sb.TAKES, None): "count",
+}
+
+
+class TracedWords(list[int]):
+    """A worker's words of the board. Writes to them are noted by the model's names."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        word = index - sb.Scoreboard.base(0)
+        mark = MARKS.get((word, value)) or MARKS.get((word, None))
+        if mark:
+            taken.append(mark)
+        super().__setitem__(index, value)
+
+
+class TracedPipe:
+    """The task pipe, and what a worker waits with: the k-th wait puts in the k-th
+    message and, if it is None, lets go the leash."""
+
+    def __init__(self, numbers: list[int], later: list[int | None]) -> None:
+        self.numbers = numbers
+        self.later = later
+
+    def receive(self, _flags: int) -> Packet:
+        taken.append("ask")
+        if not self.numbers:
+            raise BlockingIOError
+        (body,) = _pickling.dump_call(begins, (), {}, None)
+        assert isinstance(body, bytes)
+        return Packet(Kind.CALL, 0, 1, self.numbers.pop(0), 0, memoryview(body), -1)
+
+    def wait(self) -> list[int]:
+        taken.append("wait")
+        number = self.later.pop(0)
+        if number is None:
+            return [LEASH]
+        self.numbers.append(number)
+        return [PIPE, LEASH] if None in self.later else [PIPE]
+
+
+PIPE, LEASH = 100, 101
+
+
+def real_worker(pipe: TracedPipe, most_tasks: int | None = None) -> _worker.Worker:
+    worker: Any = object.__new__(_worker.Worker)
+    board = sb.Scoreboard.base(1)
+    vars(worker).update(
+        pid=_worker.os.getpid(),
+        _seat=types.SimpleNamespace(slot=0, leash=LEASH),
+        _words=TracedWords([0] * board),
+        _base=sb.Scoreboard.base(0),
+        _receiver=pipe,
+        _waiter=pipe,
+        _settings=types.SimpleNamespace(max_tasks_per_child=most_tasks),
+        _runs_user_code=False,
+        _channels=types.SimpleNamespace(
+            tasks=types.SimpleNamespace(fileno=lambda: PIPE),
+            yells=types.SimpleNamespace(send=lambda *_: taken.append("send")),
+        ),
+    )
+    return worker
+
+
+@pytest.fixture(autouse=True)
+def _no_old_trace() -> None:
+    taken.clear()
+
+
+def model_trace(tasks: int, steps: int) -> list[str]:
+    """The first steps of the model's only worker, the parts of a step one by one."""
+    pool, trace = Pool(), []
+    world = pool.new(1, tasks, kills=0)
+    for _ in range(steps):
+        trace += world.workers[0].at.split(" and ")
+        world = pool.step(world, 0)
+    return trace
+
+
+def test_the_real_worker_takes_the_models_steps() -> None:
+    real_worker(TracedPipe([1, 2], [None]))._serve_all()
+    two_tasks_and_a_wait = 2 * len(WORK) + 4
+    assert taken == model_trace(tasks=2, steps=two_tasks_and_a_wait)
+
+
+def test_the_real_worker_takes_what_has_woken_it_before_it_leaves() -> None:
+    real_worker(TracedPipe([], [1, None]))._serve_all()
+    idle = ["taking", "ask", "idle", "wait"]
+    assert taken == idle + model_trace(tasks=1, steps=len(WORK)) + idle
+
+
+def test_the_real_worker_leaves_after_its_last_task() -> None:
+    real_worker(TracedPipe([1, 2, 3], []), most_tasks=2)._serve_all()
+    assert taken == model_trace(tasks=2, steps=2 * len(WORK))
+
+
+def test_the_real_supervisor_tells_of_a_death_before_it_clears_the_slot() -> None:
+    death = _wire.Death(1, 9, 0, sb.BUSY, 7, 0)
+    supervisor: Any = object.__new__(_supervisor.Supervisor)
+    supervisor._outbox = collections.deque([(_wire.pack_death(death), death)])
+    supervisor._channels = types.SimpleNamespace(
+        yells=types.SimpleNamespace(send=lambda *_: taken.append("tell"))
+    )
+    supervisor._pool = types.SimpleNamespace(bury=lambda _: taken.append("clear"))
+    supervisor._flush()
+    assert taken == ["tell", "clear"]
+    assert FUNERAL[0] == "tell"
+
+
+def test_a_death_that_could_not_be_told_yet_leaves_the_slot() -> None:
+    def full(*_: object) -> None:
+        raise BlockingIOError
+
+    death = _wire.Death(1, 9, 0, sb.BUSY, 7, 0)
+    supervisor: Any = object.__new__(_supervisor.Supervisor)
+    supervisor._outbox = collections.deque([(_wire.pack_death(death), death)])
+    supervisor._channels = types.SimpleNamespace(yells=types.SimpleNamespace(send=full))
+    supervisor._pool = types.SimpleNamespace(bury=lambda _: taken.append("clear"))
+    supervisor._flush()
+    assert taken == []
+    assert len(supervisor._outbox) == 1
+
+
+def test_the_real_board_clears_the_pid_first() -> None:
+    class Words(list[int]):
+        def __setitem__(self, index: Any, value: Any) -> None:
+            taken.append("clear pid" if index == sb.Scoreboard.base(0) + sb.PID else "clear rest")
+
+    board: Any = object.__new__(sb.Scoreboard)
+    board.words = Words([1] * sb.Scoreboard.base(1))
+    board.clear(0)
+    assert taken == [FUNERAL[1]] + [FUNERAL[2]] * (sb.SLOT_WORDS - 1)
+
+
+# --- the real client in the model's world --------------------------------------------------------
+
+
+class Stage:
+    """A world in which the real client plays its part: whenever it touches what
+    others can touch, these take any number of steps first, by chance."""
+
+    def __init__(self, seed: int, workers: int, tasks: int, kills: int, retirements: int) -> None:
+        self.chance = random.Random(seed)
+        self.pace = self.chance.choice([0.1, 0.3, 0.6])
+        self.rush = self.chance.choice([0.03, 0.3])
+        self.peace = self.chance.choice([0.9, 0.98])
+        self.pool = Pool(refills=bool(seed % 2))
+        self.world = self.pool.new(workers, 0, kills, retirements, late=tasks)
+        self.futures: list[Future[int]] = []
+        self.client = self._client(workers)
+
+    def _client(self, workers: int) -> Any:
+        limits = Limits(workers, 1, workers, 1, None)
+        settings: Any = types.SimpleNamespace(limits=limits, initializer=None)
+        client: Any = _client.Client(None, settings, None)  # type: ignore[arg-type]
+        client._thread = threading.current_thread()
+        client._supervisor = types.SimpleNamespace(
+            control=types.SimpleNamespace(fileno=lambda: -1), ask_to_end=lambda: None
+        )
+        client._waiter = types.SimpleNamespace(wait=self.wait)
+        board: Any = object.__new__(sb.Scoreboard)
+        board.words, board.slots = StageWords(self), workers
+        client._channels = types.SimpleNamespace(
+            tasks=types.SimpleNamespace(send=self.send_task),
+            upstream=types.SimpleNamespace(receive=self.read_yell),
+            recall=types.SimpleNamespace(receive=self.read_task),
+            doorbell=types.SimpleNamespace(ring=lambda: None),
+            board=board,
+            send_marker=self.send_marker,
+        )
+        return client
+
+    def others_move(self) -> None:
+        while self.chance.random() < self.pace:
+            place = self.chance.randrange(len(self.world.workers))
+            for _ in range(self.chance.choice([1, 2, 4, 8])):
+                self._one_moves(place)
+
+    def _one_moves(self, place: int) -> None:
+        moves = list(self.pool.moves_at(self.world, place))
+        if moves:
+            own_step = self.chance.random() < self.peace
+            _, self.world, _ = moves[0] if own_step else self.chance.choice(moves)
+
+    def let_all_move(self, times: int = 1) -> None:
+        """Each slot takes the steps that are bound to come, and nobody dies."""
+        for _ in range(times):
+            for place in range(len(self.world.workers)):
+                for _, world, bound in [*self.pool.moves_at(self.world, place)][:1]:
+                    self.world = world if bound else self.world
+
+    def let_die(self, place: int) -> None:
+        moves = {name: world for name, world, _ in self.pool.moves_at(self.world, place)}
+        self.world = moves[f"worker {place} is killed"]
+
+    def submit(self) -> None:
+        task = len(self.futures)
+        self.futures.append(self.client.submit(operator.neg, (task,), {}))
+
+    def play(self) -> None:
+        """Turn after turn, as the I/O thread does, until every task is resolved."""
+        for _ in range(5_000):
+            self.client._turn()
+            if len(self.futures) == len(self.world.begun) and all(f.done() for f in self.futures):
+                return
+        raise AssertionError(f"a task is never resolved: {self.world} {self.futures}")
+
+    # --- what the client touches ---------------------------------------------------------------
+
+    def wait(self, _timeout: float | None) -> list[int]:
+        self.others_move()
+        return []
+
+    def send_task(self, packet: bytes, _flags: int) -> None:
+        self.others_move()
+        if self.chance.random() < 0.1 and self.world.pipe:
+            raise BlockingIOError
+        number = _wire.HEADER.unpack_from(packet)[3]
+        body = memoryview(packet)[_wire.HEADER.size :]
+        _, (task,), _ = _pickling.load_call([body])
+        owner = self.world.owner
+        assert number >= len(owner), "a number is never used again"
+        unused = (-1,) * (number - len(owner))
+        self.world = put_message(self.world._replace(owner=(*owner, *unused, task)), number)
+
+    def read_task(self, _flags: int) -> Packet:
+        self.others_move()
+        if not self.world.pipe:
+            raise BlockingIOError
+        number, rest = self.world.pipe[0], self.world.pipe[1:]
+        self.world = self.world._replace(pipe=rest)
+        return Packet(Kind.CALL, 0, 1, number, 0, memoryview(b""), -1)
+
+    def send_marker(self, number: int) -> bool:
+        self.others_move()
+        if self.chance.random() < 0.1:
+            return False
+        self.world = yell(self.world, Message("marker", number))
+        return True
+
+    def read_yell(self, _flags: int) -> Packet:
+        self.others_move()
+        if len(self.futures) < len(self.world.begun) and self.chance.random() < self.rush:
+            self.submit()  # As another thread may: the lock is free here.
+        if not self.world.yells:
+            raise BlockingIOError
+        message, rest = self.world.yells[0], self.world.yells[1:]
+        self.world = self.world._replace(yells=rest)
+        return self._packet(message)
+
+    def _packet(self, message: Message) -> Packet:
+        number, kind, body = message.number, Kind.MARKER, b""
+        if message.kind == "outcome":
+            kind, body = Kind.RESULT, pickle.dumps(-self.world.owner[number])
+        elif message.kind == "death":
+            death = _wire.Death(1, signal.SIGKILL, 0, message.state, number, 0)
+            packet = _wire.pack_death(death)
+            number, kind, body = 1, Kind.DEATH, packet[_wire.HEADER.size :]
+        return Packet(kind, 0, 1, number, 1000, memoryview(body), -1)
+
+
+class StageWords:
+    """The board's words, read one after another while the others go on."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return sb.Scoreboard.base(len(self.stage.world.workers))
+
+    def __setitem__(self, index: int, value: int) -> None:
+        assert index == sb.OUTSTANDING
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self._one_by_one(range(*index.indices(len(self))))
+        self.stage.others_move()
+        return self._word(index)
+
+    def _one_by_one(self, indices: range) -> Iterator[int]:
+        for index in indices:
+            self.stage.others_move()
+            yield self._word(index)
+
+    def _word(self, index: int) -> int:
+        if index < sb.HEADER_WORDS:
+            return sb.NEVER
+        place, word = divmod(index - sb.HEADER_WORDS, sb.SLOT_WORDS)
+        worker = self.stage.world.workers[place]
+        words = {sb.PID: worker.pid, sb.STATE: worker.state, sb.TASK: worker.task}
+        words[sb.TAKES] = worker.takes
+        return words.get(word, 0)
+
+
+def play(seed: int, **sizes: int) -> Stage:
+    stage = Stage(seed, **sizes)
+    stage.play()
+    for task, future in enumerate(stage.futures):
+        error = future.exception()
+        if error is None:
+            assert (future.result(), stage.world.begun[task]) == (-task, 1)
+        else:
+            assert isinstance(error, WorkerDied)
+            assert stage.world.begun[task] <= 1
+            numbers = [n for n, owner in enumerate(stage.world.owner) if owner == task]
+            assert stage.world.died & set(numbers), "it was in nobody's dying hand"
+    return stage
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"workers": 1, "tasks": 3, "kills": 2, "retirements": 0},
+        {"workers": 2, "tasks": 3, "kills": 3, "retirements": 1},
+        {"workers": 3, "tasks": 8, "kills": 5, "retirements": 2},
+    ],
+)
+def test_the_real_client_keeps_the_promises_in_the_models_world(sizes: dict[str, int]) -> None:
+    deaths = 0
+    for seed in range(250):
+        stage = play(seed, **sizes)
+        deaths += sum(future.exception() is not None for future in stage.futures)
+    assert deaths, "some runs cost a task"
+
+
+def test_the_real_client_sends_again_what_had_woken_a_worker_that_died() -> None:
+    stage = Stage(0, workers=2, tasks=1, kills=1, retirements=0)
+    stage.others_move = lambda: None  # type: ignore[method-assign]
+    stage.let_all_move(times=30)
+    assert [worker.at for worker in stage.world.workers] == ["asleep", "asleep"]
+    stage.submit()
+    stage.let_die(0)
+    stage.others_move = stage.let_all_move  # type: ignore[method-assign]
+    stage.play()
+    assert stage.world.begun == (1,)
+
+
+def real_audits_that(fault: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """Plays until the client with this fault breaks a promise."""
+    with pytest.MonkeyPatch.context() as patch:
+        fault(patch)
+        for seed in range(2000):
+            play(seed, workers=2, tasks=3, kills=3, retirements=1)
+
+
+def settle_late(patch: pytest.MonkeyPatch) -> None:
+    marker = _client.Client._on_marker
+    patch.setattr(_client.Client, "_on_marker", lambda self, number, _: marker(self, number, []))
+
+
+def keep_the_number(patch: pytest.MonkeyPatch) -> None:
+    def number(self: Ledger, task: Any) -> int:
+        task.number = task.number or number_anew(self, task)
+        return int(task.number)
+
+    number_anew = Ledger.number
+    patch.setattr(Ledger, "number", number)
+
+
+@pytest.mark.parametrize("fault", [settle_late, keep_the_number])
+def test_the_stage_finds_a_client_with_a_fault(fault: Callable[[Any], None]) -> None:
+    with pytest.raises((AssertionError, Violation)):
+        real_audits_that(fault)

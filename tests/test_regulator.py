@@ -1,0 +1,460 @@
+"""The regulator's rules, each for whatever counts and whatever went before.
+
+A case is a short history of looks, so that the memory is one that the regulator
+itself could have; the rules are checked at the last of them. What comes of the
+rules over hours of load is in test_regulator_simulation.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefork_executor._regulator import (
+    BACKOFF_FIRST,
+    BACKOFF_MOST,
+    DOUBT_MOST,
+    FREE_CRASHES,
+    RAMP_INTERVAL,
+    RAMP_MOST,
+    RAMP_REST,
+    SHORTEST_LOOK,
+    Counts,
+    Decision,
+    Limits,
+    Memory,
+    regulate,
+)
+
+MOST = 70
+"""Workers in a case: more than twice the largest step."""
+TICK = 1.001 * RAMP_INTERVAL
+"""Seconds between two looks of a ramp: a timer is never early."""
+
+
+class Case(NamedTuple):
+    """One look, what it saw and what came of it. ``memory`` is from before it."""
+
+    counts: Counts
+    limits: Limits
+    memory: Memory
+    decision: Decision
+    after: Memory
+
+    @property
+    def room(self) -> int:
+        return self.limits.max_workers - self.counts.live
+
+    @property
+    def lack(self) -> int:
+        """Spares that lack under the minimum."""
+        return self.limits.min_spare - self.counts.spares
+
+    @property
+    def wanted(self) -> int:
+        """Workers that lack for every waiting task, and the spares besides."""
+        return self.counts.backlog + self.lack
+
+    @property
+    def held(self) -> bool:
+        return self.counts.now < self.after.held_until
+
+
+sized = st.integers(1, MOST)
+few = st.integers(0, 20)
+failed = st.sampled_from([0, 0, 0, 0, 1, 2, 40])
+seconds = st.sampled_from([0.0, 0.004, RAMP_INTERVAL, 0.3, 2.0, 60.0])
+readings = st.fixed_dictionaries(
+    {
+        "starting": st.integers(0, 5),
+        "idle": few,
+        "busy": few,
+        "leaving": st.integers(0, 3),
+        "backlog": st.sampled_from([0, 0, 1, 3, 50, 10**6]),
+        "outstanding": st.integers(0, 60),
+        "crashes": failed,
+        "forks": st.sampled_from([0, 0, 1, 5]),
+        "failed_forks": failed,
+        "settled": st.booleans(),
+    }
+)
+tiredness = st.tuples(few, st.none() | seconds)
+histories = st.lists(st.tuples(readings, tiredness, seconds), min_size=1, max_size=4)
+limits_of_pools = st.builds(
+    lambda most, spare, more, start, timeout: Limits(
+        max_workers=most,
+        min_spare=min(spare, most),
+        max_spare=min(spare + more, most),
+        start_workers=min(start, most),
+        idle_timeout=timeout,
+    ),
+    *(sized, st.integers(0, 8), few, sized, st.none() | seconds),
+)
+
+
+def look(
+    limits: Limits, now: float, reading: dict[str, Any], tired: int, later: float | None
+) -> Counts:
+    counts = Counts(now, **reading)
+    if limits.idle_timeout is None:
+        return counts
+    idle_next = None if later is None else now + later
+    return dataclasses.replace(counts, idle_long=min(tired, counts.idle), idle_next=idle_next)
+
+
+def live_through(limits: Limits, history: list[Any]) -> Case:
+    memory, now = Memory(), 1000.0
+    for reading, tired, gap in history:
+        now += gap
+        counts, before = look(limits, now, reading, *tired), memory
+        decision, memory = regulate(counts, limits, before)
+    return Case(counts, limits, before, decision, memory)
+
+
+cases = st.builds(live_through, limits_of_pools, histories)
+
+
+def whatever_the_counts(test: Callable[[Case], None]) -> Callable[[], None]:
+    """The test for 150 cases."""
+    return settings(max_examples=150, deadline=None)(given(cases)(test))
+
+
+def ask(limits: Limits, memory: Memory, **counts: Any) -> tuple[Decision, Memory]:
+    return regulate(Counts(**counts), limits, memory)
+
+
+def pool_of(most: int, min_spare: int = 1, idle_timeout: float | None = 10.0) -> Limits:
+    return Limits(most, min_spare, most, min_spare, idle_timeout)
+
+
+BEGUN = Memory(begun=True)
+
+
+# --- bounds -----------------------------------------------------------------------------
+
+
+@whatever_the_counts
+def test_live_workers_never_exceed_the_maximum(case: Case) -> None:
+    assert case.decision.start >= 0
+    assert case.decision.start <= max(0, case.room)
+
+
+@whatever_the_counts
+def test_nothing_retires_below_the_spares_kept_ready(case: Case) -> None:
+    assert 0 <= case.decision.retire <= case.counts.idle
+    if case.decision.retire:
+        assert case.counts.spares - case.decision.retire >= case.limits.min_spare
+
+
+@whatever_the_counts
+def test_nothing_retires_while_tasks_wait(case: Case) -> None:
+    assert not (case.counts.backlog and case.decision.retire)
+
+
+@whatever_the_counts
+def test_no_decision_both_starts_and_retires(case: Case) -> None:
+    assert not (case.decision.start and case.decision.retire)
+
+
+@whatever_the_counts
+def test_every_decision_that_changes_something_has_a_reason(case: Case) -> None:
+    if case.decision.start or case.decision.retire:
+        assert case.decision.reason
+
+
+@whatever_the_counts
+def test_the_same_look_gives_the_same_decision(case: Case) -> None:
+    again = regulate(case.counts, case.limits, case.memory)
+    assert again == (case.decision, case.after)
+
+
+# --- growth -----------------------------------------------------------------------------
+
+
+@whatever_the_counts
+def test_spares_lacking_under_the_minimum_are_started_at_once(case: Case) -> None:
+    if not case.held and not case.memory.on_probation and not case.after.on_probation:
+        assert case.decision.start >= min(case.room, case.lack)
+
+
+@whatever_the_counts
+def test_growth_is_capped_at_the_lack(case: Case) -> None:
+    first = case.limits.start_workers - case.counts.live if not case.memory.begun else 0
+    assert case.decision.start <= max(0, case.wanted, first)
+
+
+@whatever_the_counts
+def test_growth_by_backlog_is_at_most_the_ramps_step(case: Case) -> None:
+    first = case.limits.start_workers - case.counts.live if not case.memory.begun else 0
+    assert case.decision.start <= max(case.memory.step, case.lack, first)
+    assert 1 <= case.after.step <= RAMP_MOST
+
+
+@whatever_the_counts
+def test_within_the_ramps_interval_nothing_is_started_for_a_backlog(case: Case) -> None:
+    if case.memory.begun and case.counts.now - case.memory.last_growth < RAMP_INTERVAL:
+        assert case.decision.start <= max(0, case.lack)
+
+
+@pytest.mark.parametrize("most", [1, 2, 24, 100, 1000])
+def test_a_burst_of_long_tasks_doubles_the_steps_until_all_have_a_worker(most: int) -> None:
+    limits, memory, busy, steps = pool_of(most), BEGUN, 1, []
+    for moment in range(200):
+        decision, memory = ask(limits, memory, now=moment * TICK, busy=busy, backlog=most - busy)
+        if not decision.start:
+            break
+        assert decision.check_in == RAMP_INTERVAL or busy + decision.start == most
+        steps.append(decision.start)
+        busy += decision.start
+    assert busy == most
+    assert all(b <= min(2 * a, RAMP_MOST) for a, b in itertools.pairwise(steps))
+    assert len(steps) <= math.log2(RAMP_MOST) + 2 + most / RAMP_MOST
+
+
+def test_after_a_rest_the_next_burst_begins_with_one_worker() -> None:
+    limits, memory = pool_of(100), BEGUN
+    for moment in range(4):
+        _, memory = ask(limits, memory, now=moment * TICK, idle=1, backlog=50)
+    assert memory.step == 16
+    later = 3 * TICK + RAMP_REST + 0.001
+    decision, _ = ask(limits, memory, now=later, idle=1, backlog=50)
+    assert decision.start == 1
+
+
+def test_at_first_the_workers_to_start_with_are_started_at_once() -> None:
+    decision, memory = ask(Limits(8, 1, 8, 5, None), Memory(), now=0.0)
+    assert decision.start == 5
+    assert ask(Limits(8, 1, 8, 5, None), memory, now=1.0, idle=2)[0].start == 0
+
+
+# --- shrinking --------------------------------------------------------------------------
+
+
+def test_idle_workers_above_the_most_spares_retire_at_once() -> None:
+    decision, _ = ask(Limits(8, 1, 3, 1, None), BEGUN, now=0.0, idle=5)
+    assert decision.retire == 2
+    assert "5 spares" in decision.reason
+
+
+def test_tired_workers_retire_down_to_the_spares_kept_ready() -> None:
+    decision, _ = ask(pool_of(8, min_spare=2), BEGUN, now=0.0, idle=6, idle_long=6)
+    assert decision.retire == 4
+    assert "10 s" in decision.reason
+
+
+def test_an_idle_timeout_of_none_retires_nobody() -> None:
+    decision, _ = ask(pool_of(8, idle_timeout=None), BEGUN, now=0.0, idle=8)
+    assert (decision.retire, decision.check_in) == (0, None)
+
+
+def test_an_idle_timeout_of_zero_does_not_make_a_busy_pool_look_all_the_time() -> None:
+    decision, _ = ask(pool_of(8, idle_timeout=0.0), BEGUN, now=0.0, idle=1, busy=7)
+    assert decision.check_in == SHORTEST_LOOK
+
+
+# --- when to look again -------------------------------------------------------------------
+
+
+@whatever_the_counts
+def test_the_next_look_is_never_in_the_past(case: Case) -> None:
+    assert case.decision.check_in is None or case.decision.check_in >= 0
+
+
+@whatever_the_counts
+def test_what_lacks_while_there_is_room_is_looked_at_again_within_the_ramps_interval(
+    case: Case,
+) -> None:
+    missing = min(case.room, case.wanted) - case.decision.start
+    if missing > 0:
+        check_in = case.decision.check_in
+        assert check_in is not None
+        assert check_in <= (BACKOFF_MOST if case.held else RAMP_INTERVAL)
+
+
+@whatever_the_counts
+def test_workers_that_may_grow_tired_are_looked_at_again(case: Case) -> None:
+    counts, timeout = case.counts, case.limits.idle_timeout
+    workers = counts.spares + counts.busy + case.decision.start
+    if timeout is not None and workers > case.limits.min_spare and not case.held:
+        assert case.decision.check_in is not None
+        assert case.decision.check_in <= max(timeout, SHORTEST_LOOK)
+
+
+def test_a_pool_at_rest_does_not_look() -> None:
+    decision, _ = ask(pool_of(8), BEGUN, now=0.0, idle=1)
+    assert decision == Decision(enough=0)
+
+
+def test_a_pool_that_is_busy_to_the_last_worker_looks_only_for_the_tired() -> None:
+    decision, _ = ask(pool_of(4), BEGUN, now=0.0, busy=4, backlog=996, outstanding=1000)
+    assert decision == Decision(check_in=10.0)
+
+
+# --- doubt ------------------------------------------------------------------------------
+
+
+@whatever_the_counts
+def test_a_number_of_tasks_that_suffices_would_start_nobody(case: Case) -> None:
+    enough = case.decision.enough
+    if enough is None or case.decision.start or case.decision.retire:
+        return
+    exact = dataclasses.replace(
+        case.counts,
+        outstanding=enough,
+        backlog=max(0, min(enough, case.counts.busy + case.counts.spares) - case.counts.busy),
+        crashes=0,
+        failed_forks=0,
+    )
+    assert case.counts.outstanding <= enough
+    if case.counts.outstanding < enough and not case.after.on_probation:
+        assert regulate(exact, case.limits, case.after)[0].start == 0
+
+
+@whatever_the_counts
+def test_one_task_more_than_suffices_is_never_ignored(case: Case) -> None:
+    if case.decision.enough is None or case.decision.start or case.decision.retire:
+        return
+    more = dataclasses.replace(
+        case.counts, outstanding=case.decision.enough + 1, crashes=0, failed_forks=0
+    )
+    decision, memory = regulate(more, case.limits, case.after)
+    held = more.now < memory.held_until
+    soon = decision.check_in is not None and decision.check_in <= DOUBT_MOST
+    assert held or soon or decision.start
+
+
+@whatever_the_counts
+def test_whoever_does_not_ring_is_not_needed(case: Case) -> None:
+    """Without a number that rings there is no room, or a look is due anyway."""
+    if case.decision.enough is None:
+        full = case.counts.live + case.decision.start >= case.limits.max_workers
+        soon = case.decision.check_in is not None and case.decision.check_in <= RAMP_INTERVAL
+        assert full or case.held or soon
+
+
+def test_a_task_that_no_reading_shows_makes_the_pool_look_again() -> None:
+    # The one worker has taken the task and still counts as idle.
+    decision, memory = ask(pool_of(8), BEGUN, now=0.0, idle=1, outstanding=1)
+    assert (decision.start, decision.check_in) == (0, RAMP_INTERVAL)
+    decision, _ = ask(pool_of(8), memory, now=RAMP_INTERVAL, busy=1, outstanding=1)
+    assert decision.start == 1
+
+
+def test_a_doubt_that_lasts_is_looked_at_less_and_less_often() -> None:
+    memory, now, looks = BEGUN, 0.0, 0
+    while now < 10.0:
+        decision, memory = ask(pool_of(8), memory, now=now, idle=2, outstanding=5)
+        assert decision.check_in is not None
+        assert RAMP_INTERVAL <= decision.check_in <= DOUBT_MOST
+        now, looks = now + decision.check_in, looks + 1
+    assert looks < 10.0 / DOUBT_MOST + 8
+
+
+def test_a_new_doubt_begins_with_a_short_wait() -> None:
+    _, memory = ask(pool_of(8), BEGUN, now=0.0, idle=2, outstanding=5)
+    _, memory = ask(pool_of(8), memory, now=50.0, idle=2, outstanding=0)
+    decision, _ = ask(pool_of(8), memory, now=99.0, idle=2, outstanding=5)
+    assert decision.check_in == RAMP_INTERVAL
+
+
+# --- crashes and failed forks -----------------------------------------------------------
+
+
+@whatever_the_counts
+def test_a_held_pool_starts_nobody_and_says_why_and_when(case: Case) -> None:
+    if case.held and not case.decision.start:
+        if min(case.room, case.wanted) > 0:
+            assert case.decision.reason
+            assert case.decision.check_in == case.after.held_until - case.counts.now
+    elif case.counts.now < case.after.held_until:
+        # On probation the start itself begins the next wait.
+        assert case.decision.start == 1
+
+
+@whatever_the_counts
+def test_no_wait_is_longer_than_the_longest(case: Case) -> None:
+    assert case.after.held_until - case.counts.now <= BACKOFF_MOST
+
+
+@whatever_the_counts
+def test_on_probation_workers_are_started_one_at_a_time(case: Case) -> None:
+    if case.after.on_probation:
+        assert case.decision.start <= 1
+
+
+def crash_loop(limits: Limits, seconds: float, memory: Memory = BEGUN) -> Iterator[float]:
+    """When each worker is started of which every one crashes at once."""
+    now, crashes = 0.0, 0
+    while now < seconds:
+        decision, memory = ask(limits, memory, now=now, crashes=crashes, forks=crashes)
+        crashes = decision.start
+        yield from [now] * crashes
+        assert crashes or decision.check_in
+        now += 0.001 if crashes else decision.check_in or 0.0
+
+
+def test_the_first_crashes_are_replaced_at_once_and_the_others_wait_twice_as_long_each() -> None:
+    starts = list(crash_loop(pool_of(8), 60.0))
+    waits = [b - a for a, b in itertools.pairwise(starts)]
+    assert waits[:FREE_CRASHES] == pytest.approx([0.001] * FREE_CRASHES)
+    expected = [BACKOFF_FIRST * 2**n for n in range(len(waits) - FREE_CRASHES)]
+    assert waits[FREE_CRASHES:] == pytest.approx(expected, abs=0.002)
+
+
+def test_a_crash_loop_of_a_day_costs_one_fork_for_each_longest_wait() -> None:
+    day = 86400.0
+    assert len(list(crash_loop(pool_of(8), day))) == pytest.approx(day / BACKOFF_MOST, abs=12)
+
+
+def test_a_burst_that_crashes_as_one_costs_the_shortest_wait() -> None:
+    limits = pool_of(64, min_spare=32)
+    decision, memory = ask(limits, BEGUN, now=0.0, crashes=32, forks=32)
+    assert decision.check_in == pytest.approx(BACKOFF_FIRST)
+    decision, _ = ask(limits, memory, now=0.05, crashes=5)
+    assert decision.check_in == pytest.approx(BACKOFF_FIRST - 0.05)
+
+
+def test_a_worker_that_settles_ends_the_row_and_all_that_lacks_is_started() -> None:
+    limits = pool_of(8, min_spare=4)
+    _, memory = ask(limits, BEGUN, now=0.0, crashes=100)
+    decision, memory = ask(limits, memory, now=0.01, idle=1, settled=True)
+    assert decision.start == 3
+    decision, _ = ask(limits, memory, now=0.02, idle=3, crashes=1)
+    assert decision.start == 1, "the next crash is the first of a new row"
+
+
+def test_a_worker_that_settled_before_the_crash_does_not_excuse_it() -> None:
+    _, memory = ask(pool_of(8), BEGUN, now=0.0, crashes=FREE_CRASHES + 1, settled=True)
+    assert memory.held_until == BACKOFF_FIRST
+
+
+def test_failed_forks_wait_from_the_first_on() -> None:
+    now, memory, waits = 0.0, BEGUN, []
+    for _ in range(12):
+        decision, memory = ask(pool_of(8), memory, now=now, failed_forks=1)
+        assert "fork failed" in decision.reason
+        assert decision.check_in is not None
+        waits.append(decision.check_in)
+        now += decision.check_in
+        decision, memory = ask(pool_of(8), memory, now=now)
+        assert decision.start == 1
+    expected = [min(BACKOFF_MOST, BACKOFF_FIRST * 2**n) for n in range(12)]
+    assert waits == pytest.approx(expected)
+
+
+def test_a_fork_that_succeeds_ends_the_row_of_those_that_failed() -> None:
+    limits = pool_of(8, min_spare=4)
+    decision, memory = ask(limits, BEGUN, now=0.0, failed_forks=4)
+    assert (decision.start, decision.check_in) == (0, BACKOFF_FIRST)
+    decision, memory = ask(limits, memory, now=BACKOFF_FIRST)
+    assert (decision.start, decision.check_in) == (1, RAMP_INTERVAL)
+    decision, memory = ask(limits, memory, now=BACKOFF_FIRST + RAMP_INTERVAL, starting=1, forks=1)
+    assert decision.start == 3
+    assert not memory.on_probation
