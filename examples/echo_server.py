@@ -22,7 +22,6 @@ from prefork_executor.raw import (
     pf_init,
     pf_kid_accept,
     pf_kid_exit,
-    pf_kid_leaving,
     pf_kid_new,
     pf_kid_yell,
     pf_reload,
@@ -56,8 +55,6 @@ def echo(connection: socket.socket) -> int:
                 connection.close()
                 pf_kid_exit(0, {"quit after": count}, thaw=True)
             connection.sendall(line)
-            if pf_kid_leaving():
-                break
     return count
 
 

@@ -113,6 +113,7 @@ class Client:
         self._thread: threading.Thread | None = None
         self._supervisor: SupervisorHandle | None = None
         self._held: HeldMain | None = None
+        self._has_late = False
         self._ready: set[int] = set()
         self._audits: list[Audit] = []
         self._tries_again = False
@@ -150,6 +151,10 @@ class Client:
             self._check_open()
             ledger = self._ledger
             ledger.waiting.append(Task(future, ledger.timing_of(fn), parts, call))
+            if call is not None:
+                self._has_late = True
+                # If it has become known since, the I/O thread may be asleep.
+                self._channels.send_marker(0)
             if ledger.has_room(len(self._ready)):
                 self._send_waiting(failed)
             self._report()
@@ -289,16 +294,13 @@ class Client:
         ledger = self._ledger
         while ledger.waiting and ledger.has_room(len(self._ready)):
             task = ledger.waiting[0]
-            if task.parts is None and not self._pickle_late(task, failed):
-                if self._held is None:
-                    return
-                continue
+            if task.parts is None:
+                return  # Until _pickle_late has been over it.
             if not task.number and not task.future.set_running_or_notify_cancel():
                 ledger.waiting.popleft()
                 continue
             number = ledger.number(task)
             try:
-                assert task.parts is not None
                 _channel.send(self._channels.tasks, Kind.CALL, number, 0, task.parts, DONTWAIT)
             except BlockingIOError:
                 self._on_full_pipe()
@@ -321,20 +323,6 @@ class Client:
         if not self._ledger.in_flight and not self._tries_again:
             self._tries_again = True
             self._channels.send_marker(0)
-
-    def _pickle_late(self, task: Task, failed: list[tuple[Task, BaseException]]) -> bool:
-        assert task.call is not None
-        try:
-            task.parts = _pickling.dump_call(*task.call, self._held)
-        except NeedsMain:
-            return False
-        except BaseException as error:
-            # Even SystemExit: it is the user's object that raised it in our thread.
-            self._ledger.waiting.popleft()
-            failed.append((task, error))
-            return False
-        task.call = None
-        return True
 
     def _report(self) -> None:
         """Tell the supervisor how much there is, and ring if it is more than it
@@ -361,6 +349,8 @@ class Client:
         """Read a batch, resolve its futures, send what waits; wait if nothing came."""
         outcomes: list[Outcome] = []
         more = self._read_batch(outcomes)
+        if self._has_late and self._held is not None:
+            self._pickle_late(self._held)
         self._resolve(outcomes)
         if self._supervisor is None:
             self._end()
@@ -434,6 +424,28 @@ class Client:
             # The caller's result is not kept alive by this thread's variables.
             del done
         _fail(failed)
+
+    def _pickle_late(self, held: HeldMain) -> None:
+        """Pickle the calls that waited until it was known what the workers hold.
+        Not under the lock: this runs the user's code."""
+        failed: dict[int, tuple[Task, BaseException]] = {}
+        with self._lock:
+            late = [task for task in self._ledger.waiting if task.call is not None]
+            self._has_late = False
+        for task in late:
+            try:
+                assert task.call is not None
+                task.parts = _pickling.dump_call(*task.call, held)
+                task.call = None
+            except BaseException as error:
+                # Even SystemExit: it is the user's object that raised it in our thread.
+                failed[id(task)] = (task, error.with_traceback(None))
+        if failed:
+            with self._lock:
+                waiting = list(self._ledger.waiting)
+                self._ledger.waiting.clear()
+                self._ledger.waiting.extend(task for task in waiting if id(task) not in failed)
+            _fail([failed[id(task)] for task in waiting if id(task) in failed])
 
     def _on_yell_packet(self, packet: Packet) -> None:
         if self._on_yell is None:

@@ -410,12 +410,16 @@ def make_stand_in(
     """A stand-in from what is known of the original. Called by pickle too, when
     somebody else takes a stand-in further."""
     error = _new_stand_in(facts, details, members)
-    _set(error, "args", details["args"])
-    error.original_type = ".".join(facts["name"])
-    error.original_str = facts["text"]
-    error.original_repr = facts["repr"]
-    error.original_attributes = details["shown"]
-    error.reason = details["reason"]
+    known = {
+        "args": details["args"],
+        "original_type": ".".join(facts["name"]),
+        "original_str": facts["text"],
+        "original_repr": facts["repr"],
+        "original_attributes": details["shown"],
+        "reason": details["reason"],
+    }
+    for name, value in known.items():
+        _set(error, name, value)
     _set_all(error, attributes, {})
     return error
 
@@ -442,6 +446,9 @@ def _new_stand_in(
             kind = type(qualname.rpartition(".")[2], bases, namespace)
             args = (facts["message"], members) if members else ()
             return cast(RemoteExceptionStandIn, _new(kind, *args))
+    if members:
+        # Some are no Exceptions, and no Exception may hold them, as a stand-in is.
+        return cast(RemoteExceptionStandIn, BaseExceptionGroup(facts["message"], members))
     return RemoteExceptionStandIn()
 
 

@@ -16,9 +16,12 @@ The rules, in the order in which they are tried
    every RAMP_INTERVAL, so that a burst of short tasks is gone before many
    workers were forked for it, and a burst of long ones has the whole maximum
    within a tenth of a second. After RAMP_REST without growth the step is 1 again.
-5. Idle workers above ``max_spare`` retire at once; idle workers above
-   ``min_spare`` retire after ``idle_timeout`` seconds of idleness. That dwell is
-   what keeps the pool from flapping. Nothing retires while there is a backlog.
+5. Idle workers above ``max_spare`` retire at once. Of those that have been idle
+   for ``idle_timeout`` seconds ``min_spare`` stay, and the others retire: the pool
+   is as large as the largest demand of the last ``idle_timeout`` seconds, and the
+   spares besides. (Were the spares of that demand's moment counted against those
+   of now, a load that goes up and down would lose and get one each time.) That
+   dwell keeps the pool from flapping. Nothing retires while there is a backlog.
 
 6. A look takes its readings one after another, while the workers go on: a worker
    that has just taken a task may still count as idle, and the task as nowhere.
@@ -28,6 +31,9 @@ The rules, in the order in which they are tried
    outcomes, say) after as long as it has lasted, DOUBT_MOST at most. Without
    doubt ``enough`` is the number of tasks that changes the picture: whoever
    counts them wakes the pool above it, so that a pool at rest need not look.
+   Tasks too short to be seen can make that happen thousands of times a second,
+   so of two looks in quick succession the second, if it starts nobody, does not
+   listen until another RAMP_INTERVAL later.
 
 Holding: workers that die on their own before they have done anything are
 *crashes*. The first FREE_CRASHES in a row are replaced at once (an
@@ -153,6 +159,7 @@ class Memory:
     crashes: Row = Row()
     failed_forks: Row = Row()
     doubt_since: float | None = None
+    last_look: float = -math.inf
 
     @property
     def held_until(self) -> float:
@@ -244,6 +251,8 @@ def _listen(
     whether this look can be believed."""
     workers = counts.spares + counts.busy + decision.start - decision.retire
     suffice = max(0, workers - limits.min_spare)
+    in_vain = not decision.start and counts.now - memory.last_look < RAMP_INTERVAL / 2
+    memory = dataclasses.replace(memory, last_look=counts.now)
     if counts.live + decision.start >= limits.max_workers:
         return decision, dataclasses.replace(memory, doubt_since=None)
     doubt_since = None
@@ -253,6 +262,9 @@ def _listen(
             doubt_since = counts.now
         wait = min(DOUBT_MOST, max(RAMP_INTERVAL, counts.now - doubt_since))
         decision = dataclasses.replace(decision, check_in=_sooner(decision.check_in, wait))
+    elif in_vain and counts.outstanding:
+        check_in = _sooner(decision.check_in, RAMP_INTERVAL)
+        decision = dataclasses.replace(decision, check_in=check_in)
     if decision.check_in is None or decision.check_in > RAMP_INTERVAL:
         decision = dataclasses.replace(decision, enough=max(suffice, counts.outstanding))
     return decision, dataclasses.replace(memory, doubt_since=doubt_since)
@@ -267,7 +279,7 @@ def _shrink(counts: Counts, limits: Limits) -> Decision:
     if counts.backlog:
         return Decision(check_in=check_in)
     over_most = min(counts.idle, counts.spares - limits.max_spare)
-    tired = min(counts.idle_long, counts.spares - limits.min_spare)
+    tired = counts.idle_long - limits.min_spare
     retire = max(over_most, tired, 0)
     if retire == 0:
         return Decision(check_in=check_in)

@@ -114,6 +114,11 @@ class Scoreboard:
         # One may just have been cleared, in part or as a whole.
         return [slot for slot in slots if slot.pid and slot.state]
 
+    def states(self) -> list[int]:
+        """The state of every slot, the free ones included."""
+        states: list[int] = self.words[HEADER_WORDS + STATE :: SLOT_WORDS].tolist()
+        return states
+
     def free_slot(self) -> int | None:
         """Index of a slot without a worker, or None if all are taken."""
         words = self.words

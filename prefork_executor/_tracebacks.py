@@ -1,12 +1,17 @@
 """Tracebacks to plain data and back: real ones, with frames.
 
 tblib's idea: a traceback that Python and its debuggers take for one of their own
-needs frames, and a frame comes from running a stub whose code has the right file
+needs frames, and a frame comes from calling a stub whose code has the right file
 and name. What is told of a frame is what tblib tells of it, and more, so that a
 remote traceback prints, and is shown by a debugger, exactly as a local one: the
 line and the columns of the instruction, where its function begins, and
-``__tracebackhide__``. So the stubs are made here and not by tblib, whose own have
-neither.
+``__tracebackhide__``.
+
+So the stubs are made here and not by tblib, whose own have none of these. Ours are
+generators, too, that are never started. The frame of a function that has raised
+goes on referring to the frame that called it, that one to its own caller, and so
+on; and through them an exception would keep alive all that was at hand where it
+was unpickled, other tasks' results included. A frame that never ran has no caller.
 
 The variables do not travel: they are the task's data, of any kind and any size.
 
@@ -18,6 +23,7 @@ from __future__ import annotations
 
 import itertools
 import types
+from collections.abc import Iterator
 from typing import Any
 
 MOST_FRAMES = 1000
@@ -27,8 +33,6 @@ allows; of a longer one the two ends, and between them a frame that says so."""
 Place = dict[str, Any]
 """What is told of one frame of a traceback."""
 
-_STUB = compile("raise __remote_frame__", "<remote>", "exec")
-"""Fails, because nothing has that name; which is all that it is for."""
 _NO_COLUMNS, _COLUMNS = 13, 14
 """Kinds of entries of a code object's line table."""
 
@@ -53,8 +57,7 @@ def load_traceback(places: list[Place]) -> types.TracebackType | None:
     """The traceback that :func:`dump_traceback` was given."""
     result: types.TracebackType | None = None
     for place in reversed(places):
-        made = _run_stub(_make_code(place), place["tb_frame"])
-        result = types.TracebackType(result, made.tb_frame, made.tb_lasti, place["tb_lineno"])
+        result = types.TracebackType(result, _make_frame(place), 0, place["tb_lineno"])
     return result
 
 
@@ -65,7 +68,8 @@ def _dump_frame(tb: types.TracebackType) -> Place:
     line = tb.tb_lineno if tb.tb_lineno is not None else code.co_firstlineno
     # One by one: tblib's own chain nests, and pickling would recurse into it.
     alone = types.TracebackType(None, tb.tb_frame, tb.tb_lasti, line)
-    place: Place = Traceback(alone, get_locals=_get_locals).as_dict()
+    place: Place = Traceback(alone).as_dict()
+    place["hidden"] = _is_hidden(tb.tb_frame)
     place["first_line"] = code.co_firstlineno
     place["qualname"] = code.co_qualname
     place["position"] = _position(code, tb.tb_lasti)
@@ -79,36 +83,43 @@ def _position(code: types.CodeType, instruction: int) -> tuple[int | None, ...]:
     return next(itertools.islice(code.co_positions(), instruction // 2, None), (None,) * 4)
 
 
-def _get_locals(frame: types.FrameType) -> dict[str, Any]:
-    if "__tracebackhide__" in frame.f_code.co_varnames:
-        return {"__tracebackhide__": bool(frame.f_locals.get("__tracebackhide__"))}
-    return {}
+def _is_hidden(frame: types.FrameType) -> bool:
+    """Whether its function has told pytest not to show it."""
+    # Not asked of every frame: f_locals makes a dict of all its variables.
+    name = "__tracebackhide__"
+    return name in frame.f_code.co_varnames and frame.f_locals.get(name) is True
 
 
-def _make_code(place: Place) -> types.CodeType:
+def _stub() -> Iterator[None]:
+    yield
+
+
+def _hidden_stub(__tracebackhide__: bool) -> Iterator[None]:
+    yield
+
+
+def _make_frame(place: Place) -> types.FrameType:
+    stub, variables = (_hidden_stub, (True,)) if place["hidden"] else (_stub, ())
+    namespace = dict(place["tb_frame"]["f_globals"])
+    generator: Any = types.FunctionType(_make_code(place, stub.__code__), namespace)(*variables)
+    frame: types.FrameType = generator.gi_frame
+    return frame
+
+
+def _make_code(place: Place, stub: types.CodeType) -> types.CodeType:
     code = place["tb_frame"]["f_code"]
-    return _STUB.replace(
+    return stub.replace(
         co_filename=code["co_filename"],
         co_name=code["co_name"],
         co_qualname=place["qualname"],
         co_firstlineno=place["first_line"],
-        co_linetable=_line_table(place),
+        co_linetable=_line_table(place, len(stub.co_code) // 2),
     )
 
 
-def _run_stub(code: types.CodeType, frame: dict[str, Any]) -> types.TracebackType:
-    try:
-        exec(code, dict(frame["f_globals"]), dict(frame["f_locals"]))
-    except NameError as error:
-        ours: Any = error.__traceback__
-        theirs: types.TracebackType = ours.tb_next
-        return theirs
-    raise AssertionError
-
-
-def _line_table(place: Place) -> bytes:
-    """A table that gives every instruction of the stub the one position. The format
-    is described in CPython's Objects/locations.md."""
+def _line_table(place: Place, steps: int) -> bytes:
+    """A table that gives so many instructions the one position. The format is
+    described in CPython's Objects/locations.md."""
     line, end_line, column, end_column = place["position"]
     if line is None:
         line = place["tb_lineno"]
@@ -117,8 +128,8 @@ def _line_table(place: Place) -> bytes:
         kind = _COLUMNS
         rest = b"".join(map(_varint, (end_line - line, column + 1, end_column + 1)))
     table = bytearray()
-    for start in range(0, len(_STUB.co_code) // 2, 8):
-        length = min(8, len(_STUB.co_code) // 2 - start)
+    for start in range(0, steps, 8):
+        length = min(8, steps - start)
         table.append(0x80 | kind << 3 | length - 1)
         table += _signed_varint(delta) + rest
         delta = 0

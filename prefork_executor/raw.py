@@ -316,7 +316,7 @@ class PreforkPool:
             return
         if self._hook_process is not None:
             self._hook_process.ensure_running()
-        if not self._owed:
+        if not self._owed and not self._pool.is_quiet():
             self._failures = self._pool.failed_forks
             self._owed = self._pool.regulate(lambda _counts: 0).start
 

@@ -19,7 +19,8 @@ that lacks one must go wrong.
 
 from __future__ import annotations
 
-import collections
+import contextlib
+import gc
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -313,7 +314,7 @@ class Client:
             if world.yells:
                 message = world.yells[0]
                 rest = world._replace(yells=world.yells[1:])
-                yield f"client: reads {message}", rest, self._read(desk, message)
+                yield f"client: reads {message.kind}", rest, self._read(desk, message)
             if desk.outcomes or (not world.yells and (desk.audits or desk.waiting)):
                 yield "client: settles", world, self._settle(world, desk)
         else:
@@ -528,36 +529,84 @@ def explore(pool: Pool, client: Client, world: World, most: int = 1_000_000) -> 
     Raises:
         Violation: a promise is broken, with the steps that lead there.
     """
-    first = (world, client.new(world))
-    came_from: dict[State, tuple[State, str] | None] = {first: None}
-    bound_from: dict[State, list[State]] = collections.defaultdict(list)
-    todo = collections.deque([first])
-    steps = 0
-    while todo:
-        state = todo.popleft()
+    with _no_garbage_collection():  # Nothing here is garbage, and there is much of it.
+        return _explore(pool, client, _Known((world, client.new(world))), most)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _explore(pool: Pool, client: Client, known: _Known, most: int) -> Exploration:
+    for number, state in enumerate(known.states):  # It grows as we go.
         if is_over(state):
             continue
-        ahead = False
         try:
-            for name, after, bound in next_states(pool, client, state):
-                steps += 1
-                if bound:
-                    ahead = True
-                    bound_from[after].append(state)
-                if after not in came_from:
-                    came_from[after] = (state, name)
-                    todo.append(after)
-            if not ahead:
+            for step in next_states(pool, client, state):
+                known.add(number, *step)
+            if not known.goes_on(number):
                 raise Violation(UNRESOLVED)
         except Violation as violation:
-            raise Violation(f"{violation}, after:\n{story(came_from, state)}") from None
-        assert len(came_from) < most, "the model is too large"
-    ends = [state for state in came_from if is_over(state)]
-    stuck = came_from.keys() - reach_backwards(ends, bound_from)
-    if stuck:
-        first_stuck = next(state for state in came_from if state in stuck)
-        raise Violation(f"{UNRESOLVED}, after:\n{story(came_from, first_stuck)}")
-    return Exploration(len(came_from), steps, frozenset(desk.fates for _, desk in ends))
+            raise Violation(f"{violation}, after:\n{known.story(number)}") from None
+        assert len(known.states) < most, "the model is too large"
+    ends = [number for number, state in enumerate(known.states) if is_over(state)]
+    reached = known.from_which_one_comes_to(ends)
+    for number in range(len(known.states)):
+        if number not in reached:
+            raise Violation(f"{UNRESOLVED}, after:\n{known.story(number)}")
+    fates = frozenset(known.states[number][1].fates for number in ends)
+    return Exploration(len(known.states), known.steps, fates)
+
+
+class _Known:
+    """The states found so far, by number, and how they were come by."""
+
+    def __init__(self, first: State) -> None:
+        self.states = [first]
+        self.steps = 0
+        self._numbers = {first: 0}
+        self._origins: list[tuple[int, str]] = [(-1, "")]
+        self._bound_before: list[list[int]] = [[]]
+        self._goes_on = -1
+
+    def add(self, origin: int, name: str, state: State, bound: bool) -> None:
+        """A step from one of them, and where it leads."""
+        self.steps += 1
+        number = self._numbers.setdefault(state, len(self.states))
+        if number == len(self.states):
+            self.states.append(state)
+            self._origins.append((origin, name))
+            self._bound_before.append([])
+        if bound:
+            self._bound_before[number].append(origin)
+            self._goes_on = origin
+
+    def goes_on(self, number: int) -> bool:
+        """Whether the state whose steps were added last has one that is bound to come."""
+        return self._goes_on == number
+
+    def from_which_one_comes_to(self, ends: Sequence[int]) -> set[int]:
+        """All states from which steps that are bound to come can lead to an end."""
+        reached, todo = set(ends), list(ends)
+        while todo:
+            for number in self._bound_before[todo.pop()]:
+                if number not in reached:
+                    reached.add(number)
+                    todo.append(number)
+        return reached
+
+    def story(self, number: int) -> str:
+        """The steps that lead there, and what it looks like."""
+        steps = [str(self.states[number])]
+        while number:
+            number, name = self._origins[number]
+            steps.append(name)
+        return "\n".join(reversed(steps))
 
 
 def is_over(state: State) -> bool:
@@ -572,25 +621,6 @@ def next_states(pool: Pool, client: Client, state: State) -> Iterator[tuple[str,
         yield name, (next_world, desk), bound
     for name, next_world, next_desk in client.moves(world, desk):
         yield name, (next_world, next_desk), True
-
-
-def reach_backwards(ends: Sequence[State], before: dict[State, list[State]]) -> set[State]:
-    """All states from which steps that are bound to come can lead to an end."""
-    reached, todo = set(ends), list(ends)
-    while todo:
-        for state in before[todo.pop()]:
-            if state not in reached:
-                reached.add(state)
-                todo.append(state)
-    return reached
-
-
-def story(came_from: dict[State, tuple[State, str] | None], state: State) -> str:
-    steps = [str(state)]
-    while (origin := came_from[state]) is not None:
-        state, name = origin
-        steps.append(name)
-    return "\n".join(reversed(steps))
 
 
 def main() -> None:

@@ -198,6 +198,10 @@ def test_a_kill_at_any_step_loses_only_what_had_begun(
 ) -> None:
     ran, flag = tmp_path / "ran", tmp_path / "flag"
     with PreforkExecutor(workers, start_method, inject, (step, str(flag))) as executor:
+        if step == "before asking":
+            # A worker has to be waiting, or none will be woken.
+            executor.submit(square, 1).result()
+            eventually(lambda: executor.stats().idle or flag.exists())
         futures = [executor.submit(noted_task, str(ran), i) for i in range(60)]
         errors = [future.exception() for future in futures]
     assert flag.exists(), "the fault was not injected"

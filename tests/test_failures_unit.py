@@ -87,7 +87,8 @@ def stub_at(first: int, position: tuple[int | None, ...], line: int = 1) -> set[
             "tb_lineno": line,
             "qualname": "A.f",
             "tb_frame": {"f_code": {"co_filename": "a.py", "co_name": "f"}},
-        }
+        },
+        _tracebacks._stub.__code__,
     )
     assert isinstance(code, types.CodeType)
     assert (code.co_firstlineno, code.co_qualname) == (first, "A.f")

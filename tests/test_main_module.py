@@ -732,6 +732,36 @@ def test_what_cannot_be_pickled_late_fails_its_own_future_too(
     ]
 
 
+def test_pickling_an_argument_may_itself_use_the_executor(
+    tmp_path: Path, start_method: str
+) -> None:
+    source = """
+        import sys
+
+        from prefork_executor import PreforkExecutor
+
+        class Nosy:
+            def __reduce__(self):
+                asides.append(executor.submit(same, 1))
+                return Nosy, ()
+
+        def same(thing):
+            return thing
+
+        def kind(thing):
+            return type(thing).__name__
+
+        if __name__ == "__main__":
+            asides = []
+            with PreforkExecutor(1, sys.argv[1]) as executor:
+                # The first of them as the pool starts.
+                for _ in range(3):
+                    print(executor.submit(kind, Nosy()).result())
+                print({aside.result() for aside in asides})
+    """
+    assert run_script(tmp_path, source, start_method).splitlines() == ["Nosy"] * 3 + ["{1}"]
+
+
 def test_connections_and_sockets_reach_the_task_open(tmp_path: Path, start_method: str) -> None:
     source = """
         import multiprocessing

@@ -122,8 +122,8 @@ cases = st.builds(live_through, limits_of_pools, histories)
 
 
 def whatever_the_counts(test: Callable[[Case], None]) -> Callable[[], None]:
-    """The test for 150 cases."""
-    return settings(max_examples=150, deadline=None)(given(cases)(test))
+    """The test for a hundred cases."""
+    return settings(max_examples=100, deadline=None)(given(cases)(test))
 
 
 def ask(limits: Limits, memory: Memory, **counts: Any) -> tuple[Decision, Memory]:
@@ -249,6 +249,14 @@ def test_tired_workers_retire_down_to_the_spares_kept_ready() -> None:
     assert "10 s" in decision.reason
 
 
+def test_the_spares_of_the_busiest_moment_stay_when_others_go_idle() -> None:
+    # One has never been of use: it is the spare of the moment when all others were.
+    decision, _ = ask(pool_of(8), BEGUN, now=0.0, idle=3, busy=1, idle_long=1)
+    assert decision.retire == 0
+    decision, _ = ask(pool_of(8), BEGUN, now=0.0, idle=3, busy=1, idle_long=2)
+    assert decision.retire == 1
+
+
 def test_an_idle_timeout_of_none_retires_nobody() -> None:
     decision, _ = ask(pool_of(8, idle_timeout=None), BEGUN, now=0.0, idle=8)
     assert (decision.retire, decision.check_in) == (0, None)
@@ -355,6 +363,17 @@ def test_a_doubt_that_lasts_is_looked_at_less_and_less_often() -> None:
         assert RAMP_INTERVAL <= decision.check_in <= DOUBT_MOST
         now, looks = now + decision.check_in, looks + 1
     assert looks < 10.0 / DOUBT_MOST + 8
+
+
+def test_tasks_too_short_to_be_seen_wake_the_pool_twice_in_the_ramps_interval_at_most() -> None:
+    memory, now, looks = BEGUN, 0.0, 0
+    while now < 1.0:
+        decision, memory = ask(pool_of(8), memory, now=now, idle=1, outstanding=0)
+        decision, memory = ask(pool_of(8), memory, now=now + 1e-4, idle=1, outstanding=1)
+        # Each rings as soon as it may, and is gone when the pool looks.
+        assert decision.check_in is not None
+        now, looks = now + decision.check_in, looks + 2
+    assert looks <= 2.2 / RAMP_INTERVAL
 
 
 def test_a_new_doubt_begins_with_a_short_wait() -> None:

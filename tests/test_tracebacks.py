@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gc
 import json
 import operator
 import os
@@ -15,11 +16,13 @@ import socket
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import eventually
 from scripts import run_python, run_script
 
 from prefork_executor import PreforkExecutor, RemoteExceptionStandIn
@@ -794,6 +797,38 @@ def test_a_group_that_cannot_be_pickled_keeps_its_members(executor: PreforkExecu
     assert printed(error) == printed(raised_by(raise_locked_group))
 
 
+def raise_locked_base_group() -> None:
+    class Local(BaseExceptionGroup[BaseException]):
+        lock = threading.Lock()
+
+    raise Local("locked", [KeyboardInterrupt(), ValueError(1)])
+
+
+def test_so_does_one_whose_members_are_no_exceptions(executor: PreforkExecutor) -> None:
+    error = executor.submit(raise_locked_base_group).exception()
+    assert isinstance(error, BaseExceptionGroup)
+    assert error.message == "locked"
+    assert [type(member) for member in error.exceptions] == [KeyboardInterrupt, ValueError]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenLocked(Exception):
+    code: int
+    lock: Any
+
+
+def raise_frozen_locked() -> None:
+    raise FrozenLocked(5, threading.Lock())
+
+
+def test_an_exception_that_lets_nothing_be_set_has_a_stand_in(executor: PreforkExecutor) -> None:
+    error = executor.submit(raise_frozen_locked).exception()
+    assert isinstance(error, FrozenLocked)
+    assert isinstance(error, RemoteExceptionStandIn)
+    assert error.code == 5
+    assert error.original_str.startswith("(5, <unlocked _thread.lock")
+
+
 def refuse(text: str) -> Any:
     raise LookupError(text)
 
@@ -1005,6 +1040,24 @@ def test_frames_know_their_module_and_function_and_whether_to_hide(
     assert last.f_lineno == line == code.co_firstlineno + 1
 
 
+def test_an_exception_keeps_nothing_alive_of_what_was_around_it(
+    executor: PreforkExecutor,
+) -> None:
+    failing = executor.submit(from_a_cause)
+    neighbour = executor.submit(Plain)
+    error: Any = failing.exception()
+    result = weakref.ref(neighbour.result())
+    del neighbour
+    gc.disable()  # Nothing may even be part of a cycle.
+    try:
+        eventually(lambda: result() is None, "the result of another task is gone")
+    finally:
+        gc.enable()
+    for one in (error, error.__cause__):
+        callers = {frame.f_back for frame, _ in traceback.walk_tb(one.__traceback__)}
+        assert callers == {None}
+
+
 DEBUGGED = """
     import pdb
     import sys
@@ -1096,6 +1149,9 @@ def test_it_travels_on_through_executors_in_executors(
     tail = printed(local).split("Traceback (most recent call last):\n")[-1]
     assert tail in printed(error)
     assert getattr(error, "__notes__", None) == getattr(local, "__notes__", None)
+    if isinstance(error, RemoteExceptionStandIn):
+        assert set(error.original_attributes) == {"lock", "where"}
+        assert "cannot pickle" in error.reason
 
 
 def test_what_the_script_raises_prints_as_it_would_here(tmp_path: Path, start_method: str) -> None:
