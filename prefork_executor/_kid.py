@@ -101,7 +101,12 @@ class Kid:
     def _mark(self, state: int) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
         self._words[self._base + sb.STATE] = state
-        self._doorbell.ring()
+        self._ring()
+
+    def _ring(self) -> None:
+        # The main process may have been killed; then the leash tells, and nobody hears.
+        with contextlib.suppress(BrokenPipeError):
+            self._doorbell.ring()
 
     def busy(self) -> None:
         if self._state != sb.BUSY:
@@ -195,7 +200,7 @@ class Kid:
         if self._hooked:
             parts = [freeze(data)]
             _channel.send(self._yells, Kind.YELL, self._pid, flags.to_int(), parts)
-            self._doorbell.ring()
+            self._ring()
         return self._hooked
 
     def exit(self, status: int) -> NoReturn:

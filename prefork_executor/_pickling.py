@@ -65,6 +65,7 @@ MOST_BUFFERS = _wire.MOST_PARTS - 1
 _OF_MAIN = b"_main__"
 """In a pickle, either name of ``__main__``."""
 _OF_CONNECTIONS = b"multiprocessing.connection"
+_modules = sys.modules
 _Cached: type = type(functools.lru_cache(len))
 _ByReference = Callable[[Any], bool]
 
@@ -102,7 +103,7 @@ def dump_call(
             says what.
     """
     target: Any = fn
-    if type(fn) is types.FunctionType and fn.__module__ in MAIN_NAMES:
+    if type(fn) is types.FunctionType and fn.__module__ == "__main__":
         if held is None:
             raise NeedsMain(fn, args, kwargs)
         if held.holds(fn):
@@ -114,7 +115,7 @@ def dump_call(
         parts is not None
         and _OF_MAIN not in parts[0]
         and _OF_CONNECTIONS not in parts[0]
-        and not ("cloudpickle" in sys.modules and _by_value_modules())
+        and not ("cloudpickle" in _modules and _by_value_modules())
     ):
         return parts
     if held is None:
@@ -145,7 +146,7 @@ def _is_held(held: HeldMain, thing: Any) -> bool:
 
 def _by_value_modules() -> bool:
     """Whether the user has told cloudpickle to take some module by value."""
-    return bool(sys.modules["cloudpickle"].list_registry_pickle_by_value())
+    return bool(_modules["cloudpickle"].list_registry_pickle_by_value())
 
 
 def _snapshot(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -193,13 +193,16 @@ class WorkerPool:
 
     # --- regulating -------------------------------------------------------------------
 
-    def regulate(self, backlog: Callable[[Counts], int], outstanding: int = 0) -> Decision:
+    def regulate(
+        self, backlog: Callable[[Counts], int], outstanding: int | None = None
+    ) -> Decision:
         """Look, decide, and retire whom the decision retires. Starting is left to
         the caller, who has to tell the main process from the new worker.
 
         Args:
             backlog: the number of tasks that wait, given the counts without it.
-            outstanding: the tasks not resolved, as far as their owner knows.
+            outstanding: the tasks not resolved, as far as their owner knows. None:
+                nobody counts them.
         """
         self._kill_the_stuck()
         counts = self._count()

@@ -184,29 +184,32 @@ class Waiter:
 
     def __init__(self) -> None:
         self._epoll = None if FALLBACK else select.epoll()
-        self._poll = select.poll() if FALLBACK else None
+        self._polled: set[int] = set()
 
     def register(self, descriptor: int, *, shared: bool = False) -> None:
         if self._epoll is not None:
             mask = select.EPOLLIN | (EPOLLEXCLUSIVE if shared else 0)
             self._epoll.register(descriptor, mask)
-        elif self._poll is not None:
-            self._poll.register(descriptor, select.POLLIN)
+        else:
+            self._polled.add(descriptor)
 
     def unregister(self, descriptor: int) -> None:
         if self._epoll is not None:
             self._epoll.unregister(descriptor)
-        elif self._poll is not None:
-            self._poll.unregister(descriptor)
+        else:
+            self._polled.discard(descriptor)
 
     def wait(self, timeout: float | None = None) -> list[int]:
         """The descriptors that can be read, or are at their end; an empty list
         after ``timeout`` seconds."""
         if self._epoll is not None:
             return [fd for fd, _ in self._epoll.poll(-1 if timeout is None else timeout)]
-        assert self._poll is not None
+        # A new object for each call: a signal handler that runs within one may wait, too.
+        poll = select.poll()
+        for descriptor in self._polled:
+            poll.register(descriptor, select.POLLIN)
         milliseconds = None if timeout is None else math.ceil(timeout * 1000)
-        return [fd for fd, _ in self._poll.poll(milliseconds)]
+        return [fd for fd, _ in poll.poll(milliseconds)]
 
     def close(self) -> None:
         if self._epoll is not None:

@@ -22,7 +22,6 @@ The rules, in the order in which they are tried
    spares besides. (Were the spares of that demand's moment counted against those
    of now, a load that goes up and down would lose and get one each time.) That
    dwell keeps the pool from flapping. Nothing retires while there is a backlog.
-
 6. A look takes its readings one after another, while the workers go on: a worker
    that has just taken a task may still count as idle, and the task as nowhere.
    So a look is *in doubt* while more tasks are outstanding than the workers
@@ -94,8 +93,8 @@ class Counts:
     idle workers whose idleness has lasted ``idle_timeout``; ``idle_next`` the
     time at which the next one's will have (None: of those idle now, nobody's).
     ``backlog`` is the number of tasks that wait as far as the pool can see;
-    ``outstanding`` that of all tasks not resolved, as far as their owner knows (0
-    where nobody counts them). ``crashes``, ``forks`` and ``failed_forks`` are what
+    ``outstanding`` that of all tasks not resolved, as far as their owner knows
+    (None: nobody counts them). ``crashes``, ``forks`` and ``failed_forks`` are what
     was seen since the last call; ``settled`` says that some worker started after
     the last crash has proved itself.
     """
@@ -106,7 +105,7 @@ class Counts:
     busy: int = 0
     leaving: int = 0
     backlog: int = 0
-    outstanding: int = 0
+    outstanding: int | None = None
     idle_long: int = 0
     idle_next: float | None = None
     crashes: int = 0
@@ -249,6 +248,8 @@ def _listen(
 ) -> tuple[Decision, Memory]:
     """Rule 6: what number of tasks is to make us look before the time, and
     whether this look can be believed."""
+    if counts.outstanding is None:
+        return decision, memory
     workers = counts.spares + counts.busy + decision.start - decision.retire
     suffice = max(0, workers - limits.min_spare)
     in_vain = not decision.start and counts.now - memory.last_look < RAMP_INTERVAL / 2
@@ -262,7 +263,7 @@ def _listen(
             doubt_since = counts.now
         wait = min(DOUBT_MOST, max(RAMP_INTERVAL, counts.now - doubt_since))
         decision = dataclasses.replace(decision, check_in=_sooner(decision.check_in, wait))
-    elif in_vain and counts.outstanding:
+    elif in_vain:
         check_in = _sooner(decision.check_in, RAMP_INTERVAL)
         decision = dataclasses.replace(decision, check_in=check_in)
     if decision.check_in is None or decision.check_in > RAMP_INTERVAL:

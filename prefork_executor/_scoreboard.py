@@ -25,6 +25,10 @@ The pool clears a slot after it has reaped the worker, when the slot's writer no
 longer exists. A worker writes TASK before it writes STATE = BUSY; whoever reads
 BUSY may believe TASK.
 
+That readers see the words in the order in which they were written is certain on
+x86. On machines that reorder stores it rests on the time between a mark and the
+next look, which is longer by orders of magnitude than a store takes to be seen.
+
 What a state does not imply: TAKING says that the worker is between asking the
 task pipe for a message and saying which one it got. It may hold one task that
 nobody else knows of, or none. Every other state is exact. LEAVING says that it

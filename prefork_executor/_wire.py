@@ -41,8 +41,6 @@ class Kind(enum.IntEnum):
     # task pipe
     CALL = 1
     """number: the task's. Body: the pickled call."""
-    NUDGE = 2
-    """Wakes one idle worker and asks nothing of it."""
     # yell channel
     RESULT = 16
     """number: the task's; extra: ns it ran. Body: the pickled result."""

@@ -6,6 +6,7 @@ never becomes one; every program is a script, and says what it sees on its outpu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import BOUND, eventually
+
+from prefork_executor._posix import FALLBACK
 
 MARK = "PREFORK_EXECUTOR_TEST_PROGRAM"
 """Environment variable by which a program's processes are found, orphans included."""
@@ -153,6 +156,11 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(BOUND)
+        if FALLBACK:  # There no kernel kills the children of a killed main process.
+            self.expects_complaints = True
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         eventually(lambda: not self.processes(), "its processes are gone")
 
     # --- talking to it ------------------------------------------------------------------
@@ -214,4 +222,5 @@ def run_to_end(run: Run, source: str, status: int = 0) -> Program:
     return program
 
 
+linux_only = pytest.mark.skipif(FALLBACK, reason="needs the kernel to kill orphans")
 TERM, KILL, HUP = signal.SIGTERM, signal.SIGKILL, signal.SIGHUP

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 from conftest import eventually
-from raw_programs import HUP, KILL, TERM, Program, Run, run, run_to_end
+from raw_programs import HUP, KILL, TERM, Program, Run, linux_only, run, run_to_end
 
 __all__ = ["run"]
 
@@ -216,6 +216,7 @@ def test_a_pool_recovers_from_a_crash_loop(run: Run) -> None:
 # --- other people's processes ----------
 
 
+@linux_only
 @pytest.mark.parametrize("hook", ["None", "print"])
 def test_a_main_process_killed_by_sigkill_leaves_no_orphan(run: Run, hook: str) -> None:
     program = run(f"pf_init(max_servers=3, child_data_hook={hook})\nwhip(serve, (listen(),))")

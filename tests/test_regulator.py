@@ -78,7 +78,7 @@ readings = st.fixed_dictionaries(
         "busy": few,
         "leaving": st.integers(0, 3),
         "backlog": st.sampled_from([0, 0, 1, 3, 50, 10**6]),
-        "outstanding": st.integers(0, 60),
+        "outstanding": st.none() | st.integers(0, 60),
         "crashes": failed,
         "forks": st.sampled_from([0, 0, 1, 5]),
         "failed_forks": failed,
@@ -296,8 +296,13 @@ def test_workers_that_may_grow_tired_are_looked_at_again(case: Case) -> None:
 
 
 def test_a_pool_at_rest_does_not_look() -> None:
-    decision, _ = ask(pool_of(8), BEGUN, now=0.0, idle=1)
+    decision, _ = ask(pool_of(8), BEGUN, now=0.0, idle=1, outstanding=0)
     assert decision == Decision(enough=0)
+
+
+def test_where_nobody_counts_tasks_their_number_makes_nobody_look() -> None:
+    decision, _ = ask(pool_of(8), BEGUN, now=0.0, idle=1)
+    assert decision == Decision()
 
 
 def test_a_pool_that_is_busy_to_the_last_worker_looks_only_for_the_tired() -> None:
@@ -313,6 +318,7 @@ def test_a_number_of_tasks_that_suffices_would_start_nobody(case: Case) -> None:
     enough = case.decision.enough
     if enough is None or case.decision.start or case.decision.retire:
         return
+    assert case.counts.outstanding is not None
     exact = dataclasses.replace(
         case.counts,
         outstanding=enough,
@@ -341,7 +347,7 @@ def test_one_task_more_than_suffices_is_never_ignored(case: Case) -> None:
 @whatever_the_counts
 def test_whoever_does_not_ring_is_not_needed(case: Case) -> None:
     """Without a number that rings there is no room, or a look is due anyway."""
-    if case.decision.enough is None:
+    if case.decision.enough is None and case.counts.outstanding is not None:
         full = case.counts.live + case.decision.start >= case.limits.max_workers
         soon = case.decision.check_in is not None and case.decision.check_in <= RAMP_INTERVAL
         assert full or case.held or soon
@@ -369,8 +375,9 @@ def test_tasks_too_short_to_be_seen_wake_the_pool_twice_in_the_ramps_interval_at
     memory, now, looks = BEGUN, 0.0, 0
     while now < 1.0:
         decision, memory = ask(pool_of(8), memory, now=now, idle=1, outstanding=0)
-        decision, memory = ask(pool_of(8), memory, now=now + 1e-4, idle=1, outstanding=1)
         # Each rings as soon as it may, and is gone when the pool looks.
+        decision, memory = ask(pool_of(8), memory, now=now + 1e-4, idle=1, outstanding=0)
+        assert decision.enough is None
         assert decision.check_in is not None
         now, looks = now + decision.check_in, looks + 2
     assert looks <= 2.2 / RAMP_INTERVAL

@@ -3,6 +3,8 @@ left lying in the pipe while workers sleep."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import os
 import signal
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import eventually
 
-from prefork_executor import PreforkExecutor, _worker
+from prefork_executor import PreforkExecutor, _posix, _worker
 from prefork_executor import _scoreboard as sb
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -35,8 +37,12 @@ def new_executor(most: int, **options: Any) -> PreforkExecutor:
     return executor
 
 
-def at_rest(executor: PreforkExecutor, idle: int) -> None:
-    eventually(lambda: executor.stats().idle == idle, f"{idle} idle workers")
+def come_to_rest(executor: PreforkExecutor) -> None:
+    def all_idle() -> bool:
+        states = {worker.state for worker in executor.stats().workers}
+        return states == {"idle"}
+
+    eventually(all_idle, "idle workers")
     # And the supervisor has had its last look.
     eventually(lambda: wake_ups(executor, 0.1) == 0, "a supervisor that sleeps")
 
@@ -67,7 +73,7 @@ def test_tasks_that_come_while_workers_start_have_workers_soon(
     """Nobody rings when a worker is ready, and the bell has rung for the first task."""
     stop = tmp_path / "stop"
     with new_executor(8) as executor:
-        at_rest(executor, idle=2)
+        come_to_rest(executor)
         futures = [executor.submit(work_for, str(stop)) for _ in range(2)]
         time.sleep(pause)
         futures += [executor.submit(work_for, str(stop)) for _ in range(6)]
@@ -79,7 +85,7 @@ def test_tasks_that_come_while_workers_start_have_workers_soon(
 @linux
 def test_at_rest_the_supervisor_sleeps() -> None:
     with new_executor(8) as executor:
-        at_rest(executor, idle=2)
+        come_to_rest(executor)
         assert wake_ups(executor, 1.0) == 0
 
 
@@ -99,56 +105,57 @@ def test_with_all_workers_busy_the_supervisor_sleeps(tmp_path: Path) -> None:
 @linux
 def test_one_task_after_the_other_leaves_the_supervisor_asleep() -> None:
     with new_executor(8) as executor:
-        at_rest(executor, idle=2)
         for _ in range(200):
             executor.submit(int).result()
+        come_to_rest(executor)
         assert wake_ups(executor, 0.3) == 0
-        assert len(executor.stats().workers) == 2
+        assert len(executor.stats().workers) <= 3
 
 
 # --- nobody sleeps while a task lies there -----------------------------------------------------
 
-Wait = Callable[[_worker.Worker], bool]
 
+def the_first_woken(does: Callable[[Any], None], tmp_path: Path) -> Callable[..., list[int]]:
+    """The wait of all processes of the pool, in which the first worker that a
+    message wakes, once it is armed, does this before it knows that it was woken."""
+    waits = _posix.Waiter.wait
+    armed, done = tmp_path / "armed", tmp_path / "done"
 
-def first_woken(tmp_path: Path, does: Callable[[_worker.Worker], bool]) -> Wait:
-    """A worker's wait for work after which the first that a message wakes does this."""
-    waits = _worker.Worker._wait_for_work
-
-    def wait_for_work(worker: _worker.Worker) -> bool:
-        woken = waits(worker)
-        armed, done = tmp_path / "armed", tmp_path / "done"
-        if woken and armed.exists():
-            try:
+    def wait(waiter: _posix.Waiter, timeout: float | None = None) -> list[int]:
+        ready = waits(waiter, timeout)
+        worker = _worker._current
+        if worker and worker._channels.tasks.fileno() in ready and armed.exists():
+            with contextlib.suppress(FileExistsError):
                 done.touch(exist_ok=False)
-            except FileExistsError:
-                return woken
-            return does(worker)
-        return woken
+                does(worker)
+        return ready
 
-    return wait_for_work
+    return wait
 
 
-def dies(_worker: _worker.Worker) -> bool:
+def dies(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    return False
 
 
-def leaves(worker: _worker.Worker) -> bool:
-    """As if it had been told to just before it was woken."""
+def leaves(worker: Any) -> None:
+    """It has been told to just now."""
     worker._words[worker._base + sb.RETIRE] = 1
-    return True
 
 
 @linux
 @pytest.mark.parametrize("does", [dies, leaves])
 def test_a_task_whose_wake_up_went_to_a_worker_that_ends_is_run_by_another(
-    does: Callable[[_worker.Worker], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    does: Callable[[Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_worker.Worker, "_wait_for_work", first_woken(tmp_path, does))
+    monkeypatch.setattr(_posix.Waiter, "wait", the_first_woken(does, tmp_path))
     # More idle workers than are kept ready: nobody is started for the one that ends.
     with new_executor(4, min_spare_workers=1, start_workers=4) as executor:
-        at_rest(executor, idle=4)
+        come_to_rest(executor)
+        assert executor.stats().idle == 4
         (tmp_path / "armed").touch()
-        assert executor.submit(int).result(timeout=20) == 0
+        future = executor.submit(int)
+        concurrent.futures.wait([future], timeout=20)
+        if not future.done():
+            executor.kill_workers()
+        assert future.result() == 0
         assert (tmp_path / "done").exists()
