@@ -110,11 +110,12 @@ def dump_call(
             target = fn.__qualname__
     call = (target, args, kwargs)
     parts = _dump_plainly(call)
-    # Written out, because this is what every submit costs.
+    # Written out, because this is what every submit costs; and find() because `in`
+    # asks first whether the bytes are a number, which takes ten times as long.
     if (
         parts is not None
-        and _OF_MAIN not in parts[0]
-        and _OF_CONNECTIONS not in parts[0]
+        and parts[0].find(_OF_MAIN) < 0
+        and parts[0].find(_OF_CONNECTIONS) < 0
         and not ("cloudpickle" in _modules and _by_value_modules())
     ):
         return parts
@@ -243,7 +244,7 @@ def loads(parts: Sequence[memoryview]) -> Any:
 
 def _dump_from_worker(thing: Any) -> list[Part]:
     parts = _dump_plainly(thing)
-    if parts is not None and _OF_CONNECTIONS not in parts[0]:
+    if parts is not None and parts[0].find(_OF_CONNECTIONS) < 0:
         return parts
     return _dump_by_rule(thing, is_here)
 
