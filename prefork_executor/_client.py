@@ -25,14 +25,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import enum
 import logging
 import os
+import pickle
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures._base import RUNNING
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
@@ -40,8 +43,8 @@ from typing import Any, NamedTuple
 from . import _channel, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, PoolChannels
-from ._ledger import Audit, Ledger, Task
-from ._pickling import HeldMain, NeedsMain
+from ._ledger import Audit, Call, Ledger, Task
+from ._pickling import HeldMain, NeedsMain, Part
 from ._posix import Waiter
 from ._scoreboard import State
 from ._supervisor_handle import SupervisorHandle
@@ -105,7 +108,8 @@ class Client:
         self._context = context
         self._settings = settings
         self._on_yell = on_yell
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._was_interrupted = False
         self._ledger = Ledger()
         self._phase = Phase.OPEN
         self._is_abandoned = False
@@ -141,26 +145,46 @@ class Client:
             parts, call = _pickling.dump_call(fn, args, kwargs, self._held), None
         except NeedsMain as wait:
             parts, call = None, wait.call
-        except Exception as error:
+        except pickle.PicklingError as error:
             self._check_open()
             # Its traceback would lead to this frame, and from here to the future.
             future.set_exception(error.with_traceback(None))
             return future
+        try:
+            self._accept(future, fn, parts, call)
+        except BaseException:
+            # A signal handler may have raised half-way: the I/O thread does the rest.
+            self._wake()
+            raise
+        return future
+
+    def _accept(
+        self, future: Future[Any], fn: Any, parts: list[Part] | None, call: Call | None
+    ) -> None:
         failed: list[tuple[Task, BaseException]] = []
         with self._lock:
             self._check_open()
             ledger = self._ledger
-            ledger.waiting.append(Task(future, ledger.timing_of(fn), parts, call))
-            if call is not None:
+            task = Task(future, ledger.timing_of(fn), parts, call)
+            # While others wait, outcomes are to come, and the I/O thread sends then.
+            is_next = not ledger.waiting and ledger.has_room(len(self._ready))
+            ledger.waiting.append(task)
+            if parts is None:
                 self._has_late = True
                 # If it has become known since, the I/O thread may be asleep.
-                self._channels.send_marker(0)
-            if ledger.has_room(len(self._ready)):
-                self._send_waiting(failed)
+                self._wake()
+            elif is_next:
+                ledger.number(task)
+                _say_running(future)
+                self._send(task, parts, failed)
             self._report()
         if failed:
             _fail(failed)
-        return future
+
+    def _wake(self) -> None:
+        """Make the I/O thread look around. If its channel is full, it is awake."""
+        with contextlib.suppress(OSError):
+            self._channels.send_marker(0)
 
     def shutdown(self, *, wait: bool, cancel: bool) -> None:
         """See PreforkExecutor.shutdown."""
@@ -175,8 +199,7 @@ class Client:
                 cancelled = self._ledger.withdraw()
             if self._phase is not Phase.ENDED:
                 self._report()
-                # Makes the I/O thread look around. If the channel is full, it is awake.
-                self._channels.send_marker(0)
+                self._wake()
         for task in cancelled:
             if task.future.cancel():
                 task.future.set_running_or_notify_cancel()
@@ -190,8 +213,7 @@ class Client:
         in whatever thread it runs, which may hold the lock."""
         self._is_abandoned = True
         if self._thread is not None:
-            with contextlib.suppress(OSError):
-                self._channels.send_marker(0)
+            self._wake()
 
     def join(self, timeout: float | None) -> bool:
         """See PreforkExecutor.join."""
@@ -260,6 +282,8 @@ class Client:
             self._check_open()
             if self._thread is not None:
                 return
+            # Now, not when the executor was made: this process may be a fork of that one.
+            self._settings = dataclasses.replace(self._settings, client=os.getpid())
             self._channels = PoolChannels(self._settings.limits.max_workers)
             self._waiter = Waiter()
             self._waiter.register(self._channels.yells.fileno())
@@ -276,9 +300,14 @@ class Client:
     def _start_supervisor(self) -> None:
         if not self._settings.tell_main:
             self._held = HeldMain.forked()
-        self._supervisor = SupervisorHandle()
-        self._supervisor.start(self._context, self._settings, self._channels.give_to)
-        self._waiter.register(self._supervisor.control.fileno())
+        self._supervisor = supervisor = SupervisorHandle()
+        try:
+            supervisor.start(self._context, self._settings, self._channels.give_to)
+        except BaseException:
+            self._supervisor = None
+            supervisor.close()
+            raise
+        self._waiter.register(supervisor.control.fileno())
 
     def _close(self) -> None:
         if self._supervisor is not None:
@@ -296,24 +325,45 @@ class Client:
             task = ledger.waiting[0]
             if task.parts is None:
                 return  # Until _pickle_late has been over it.
-            if not task.number and not task.future.set_running_or_notify_cancel():
+            if not _begin(task):
                 ledger.waiting.popleft()
                 continue
-            number = ledger.number(task)
-            try:
-                _channel.send(self._channels.tasks, Kind.CALL, number, 0, task.parts, DONTWAIT)
-            except BlockingIOError:
-                self._on_full_pipe()
+            ledger.number(task)
+            if not self._send(task, task.parts, failed):
                 return
-            except Exception as error:
-                # No descriptor or memory left; or a buffer that its owner released.
-                ledger.waiting.popleft()
-                error.add_note(f"Task {task.name} could not be sent to a worker.")
-                failed.append((task, error))
-                continue
-            ledger.waiting.popleft()
+
+    def _send(
+        self, task: Task, parts: list[Part], failed: list[tuple[Task, BaseException]]
+    ) -> bool:
+        """Send the task that is the next to wait, and numbered. False: the pipe is full."""
+        ledger = self._ledger
+        try:
+            # In the books before it is sent: its outcome may be there at once.
             ledger.sent(task)
-            self._tries_again = False
+            ledger.waiting.popleft()
+            _channel.send(self._channels.tasks, Kind.CALL, task.number, 0, parts, DONTWAIT)
+        except BlockingIOError:
+            ledger.take_back([task.number])
+            self._on_full_pipe()
+            return False
+        except BaseException as error:
+            if not _is_about_the_task(error):
+                self._on_interrupted_send(task)
+                raise
+            ledger.settle(task.number)
+            error.add_note(f"Task {task.name} could not be sent to a worker.")
+            failed.append((task, error))
+        self._tries_again = False
+        return True
+
+    def _on_interrupted_send(self, task: Task) -> None:
+        """With the lock held: a signal handler raised while a task was being sent.
+        Whether it has left is not known, as after a death in TAKING."""
+        ledger = self._ledger
+        if ledger.waiting and ledger.waiting[0] is task and task.number in ledger.in_flight:
+            ledger.waiting.popleft()
+        # Left to the I/O thread, where no handler can raise again.
+        self._was_interrupted = True
 
     def _on_full_pipe(self) -> None:
         """With the lock held. What fills the pipe are tasks in flight, and their
@@ -322,7 +372,7 @@ class Client:
         thread tries again by itself."""
         if not self._ledger.in_flight and not self._tries_again:
             self._tries_again = True
-            self._channels.send_marker(0)
+            self._wake()
 
     def _report(self) -> None:
         """Tell the supervisor how much there is, and ring if it is more than it
@@ -407,6 +457,9 @@ class Client:
         with self._lock:
             tasks = [self._ledger.settle(done.number, done.duration) for done in outcomes]
             self._finished += len(outcomes)
+            if self._was_interrupted:
+                self._was_interrupted = False
+                self._open_audit()
             if self._audits:
                 self._look_after_audits()
             if self._ledger.waiting and self._broken is None:
@@ -603,14 +656,20 @@ class Client:
                 f"the last {how}"
             )
             return
-        with self._lock:
-            # Closing, what was lost may have been the last; or the caller gave up.
-            if self._is_to_end():
-                return
-            logger.error("the supervisor %s; starting another", how)
-            self._held = None
-            self._start_supervisor()
-            self._report()
+        self._replace_supervisor(how)
+
+    def _replace_supervisor(self, how: str) -> None:
+        try:
+            with self._lock:
+                # Closing, what was lost may have been the last; or the caller gave up.
+                if self._is_to_end():
+                    return
+                logger.error("the supervisor %s; starting another", how)
+                self._held = None
+                self._start_supervisor()
+                self._report()
+        except Exception as error:
+            self._break(f"the supervisor {how}, and another could not be started: {error}", error)
 
     def _is_to_end(self) -> bool:
         """Whether nobody needs a supervisor any more."""
@@ -647,9 +706,7 @@ class Client:
                 self._supervisor.ask_to_end_now(number)
             elif self._supervisor is not None:
                 self._supervisor.make_it_kill()
-        for task in tasks:
-            if task.number or task.future.set_running_or_notify_cancel():
-                _set(task.future.set_exception, self._broken_error())
+        _fail([(task, self._broken_error()) for task in tasks])
 
     def _end(self) -> None:
         """All processes have ended: close everything, end the I/O thread."""
@@ -665,7 +722,7 @@ class Client:
         self._waiter.close()
         if self._supervisor is not None:
             self._supervisor.disown()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._phase = Phase.ENDED
         self._broken = (
             "this executor belongs to the process that created it; "
@@ -674,17 +731,45 @@ class Client:
         )
 
 
+def _say_running(future: Future[Any]) -> None:
+    """Tell a future that it runs, before anybody else has it. Takes no lock: a signal
+    handler that raises as a future's lock is taken would leave it locked for ever."""
+    future._state = RUNNING
+
+
+def _begin(task: Task) -> bool:
+    """Tell a task's future, once, that it runs. False: it was cancelled, or somebody
+    else has resolved it."""
+    if task.number:
+        return True
+    try:
+        return task.future.set_running_or_notify_cancel()
+    except RuntimeError:
+        return False
+
+
 def _set(setter: Callable[[Any], None], value: Any) -> None:
     try:
         setter(value)
     except InvalidStateError:
         logger.exception("a future of the pool was resolved by somebody else")
+    except BaseException:
+        # Even SystemExit: it must not cost the other futures their outcomes.
+        logger.exception("a done-callback of a future raised")
 
 
 def _fail(failed: list[tuple[Task, BaseException]]) -> None:
     for task, error in failed:
-        if task.number or task.future.set_running_or_notify_cancel():
+        if _begin(task):
             _set(task.future.set_exception, error)
+
+
+def _is_about_the_task(error: BaseException) -> bool:
+    """Whether sending failed for lack of room, or of the buffer that was to be sent.
+    Anything else was raised by a signal handler; the system's errors have a number."""
+    if isinstance(error, OSError):
+        return error.errno is not None
+    return isinstance(error, ValueError | BufferError | MemoryError)
 
 
 # --- the end of the interpreter, and forks of it ------------------------------------------------

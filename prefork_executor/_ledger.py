@@ -55,14 +55,13 @@ A worker that is told to leave as a message wakes it takes the message first.
 from __future__ import annotations
 
 import collections
-import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from . import _scoreboard as sb
-from ._pickling import Part, task_name
+from ._pickling import Chunk, Part, task_name, user_function
 from ._scoreboard import Slot
 
 ONE = 64
@@ -77,6 +76,9 @@ AHEAD = 2
 """Tasks of weight ONE in flight for each worker: one that runs, one that waits."""
 _MOST_TIMINGS = 4096
 """Functions whose duration is remembered."""
+
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class Timing:
@@ -112,7 +114,7 @@ class Task:
         future: Future[Any],
         timing: Timing,
         parts: list[Part] | None,
-        call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None,
+        call: Call | None,
     ) -> None:
         self.future = future
         self.timing = timing
@@ -161,12 +163,12 @@ def _identity(fn: Any) -> tuple[object, types.CodeType | None]:
     """What tells one function from another, and its code. Not the function itself,
     which would be kept alive with all that it is bound to; nor the code alone,
     which all functions that one decorator has made share."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
+    is_chunk = isinstance(fn, Chunk)
+    fn = user_function(fn)
     code = getattr(fn, "__code__", None)
     if isinstance(code, types.CodeType):
-        return (id(code), fn.__module__, fn.__qualname__), code
-    return task_name(fn), None
+        return (id(code), fn.__module__, fn.__qualname__, is_chunk), code
+    return (task_name(fn), is_chunk), None
 
 
 def _held(board: Sequence[Slot]) -> set[int]:

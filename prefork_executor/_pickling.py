@@ -40,7 +40,7 @@ import pickle
 import socket
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from . import _wire
@@ -378,10 +378,28 @@ def _connection_reducers() -> dict[type, Any]:
 # --- saying what cannot be pickled -------------------------------------------------------
 
 
+class Chunk:
+    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk."""
+
+    __slots__ = ("fn",)
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, items: Iterable[tuple[Any, ...]]) -> list[Any]:
+        return [self.fn(*args) for args in items]
+
+
+def user_function(fn: Any) -> Any:
+    """The function of the user's, out of partials and chunks."""
+    while isinstance(fn, functools.partial | Chunk):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.fn
+    return fn
+
+
 def task_name(fn: object) -> str:
     """How messages call a task: the qualified name of its function."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
+    fn = user_function(fn)
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     module = getattr(fn, "__module__", None)
     return f"{module}.{name}" if module and module != "builtins" else str(name)

@@ -463,7 +463,7 @@ class WorkerPool:
         slot = self.board.read(worker.slot)
         if slot.state == sb.LEAVING:
             return slot.since
-        return worker.retired_at if slot.state == sb.IDLE else None
+        return worker.retired_at if slot.state in (sb.IDLE, sb.STARTING) else None
 
     def kill_all(self) -> None:
         """SIGKILL every worker, whatever it does."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -46,6 +47,7 @@ class SupervisorHandle:
     def __init__(self) -> None:
         self.control, self._theirs = _posix.stream_pair()
         self._process: Any = None
+        self._starter: int | None = None
 
     def start(
         self,
@@ -55,6 +57,7 @@ class SupervisorHandle:
     ) -> None:
         """Start the process and give it its ends of the channels. Raises what
         starting a multiprocessing.Process raises."""
+        self._starter = threading.get_ident()
         try:
             process: Any = context.Process(  # type: ignore[attr-defined]
                 target=supervise,
@@ -66,6 +69,7 @@ class SupervisorHandle:
                 process.start()
         finally:
             self._theirs.close()
+            self._starter = None
         self._process = process
         give_channels(self.control)
 
@@ -110,6 +114,8 @@ class SupervisorHandle:
             self._process = None
 
     def disown(self) -> None:
-        """In a forked copy of the client, which may be the new supervisor itself:
-        close the client's end, and leave it its own."""
+        """In a forked copy of the client: close its end; and the supervisor's, unless
+        this copy is the new supervisor, forked by the thread that is starting it."""
         self.control.close()
+        if self._starter != threading.get_ident():
+            self._theirs.close()

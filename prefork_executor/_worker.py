@@ -135,8 +135,11 @@ class Worker:
         if initializer is None:
             return True
         try:
+            self._runs_user_code = True
             initializer(*self._settings.initargs)
+            self._runs_user_code = False
         except BaseException as error:
+            self._runs_user_code = False
             logger.critical("the initializer failed in worker %d", self.pid, exc_info=True)
             self._leave()
             self._send(

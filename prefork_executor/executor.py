@@ -13,12 +13,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 from . import _posix
 from ._client import Client
+from ._pickling import Chunk
 from ._regulator import Limits
 from ._worker import Settings
 from .stats import ExecutorStats
@@ -88,8 +88,8 @@ class PreforkExecutor(Executor):
         context = _context(mp_context)
         _check_callable("initializer", initializer)
         _check_callable("on_yell", on_yell)
-        if not isinstance(initargs, tuple):
-            raise TypeError(f"initargs must be a tuple, not {type(initargs).__name__}")
+        if not isinstance(initargs, Iterable):
+            raise TypeError(f"initargs must be iterable, not {type(initargs).__name__}")
         if max_tasks_per_child is not None:
             _check_count("max_tasks_per_child", max_tasks_per_child, least=1)
         settings = Settings(
@@ -97,7 +97,7 @@ class PreforkExecutor(Executor):
             tell_main=context.get_start_method() != "fork",
             limits=limits,
             initializer=initializer,
-            initargs=initargs,
+            initargs=tuple(initargs),
             max_tasks_per_child=max_tasks_per_child,
         )
         self._client = Client(context, settings, on_yell)
@@ -108,8 +108,9 @@ class PreforkExecutor(Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)``. Never blocks.
 
-        The call is pickled before this returns, except for buffers of over
-        32 KiB (arrays, bytearrays), which are copied when the task is sent.
+        The call is pickled before this returns, except for large buffers that
+        pickle takes out of band, NumPy arrays of over 32 KiB above all: those are
+        copied when the task is sent.
 
         Returns:
             The call's future. Its exception is what the call raised, with its
@@ -160,7 +161,7 @@ class PreforkExecutor(Executor):
         if chunksize == 1:
             return self._map(fn, calls, end, buffersize)
         chunks = ((chunk,) for chunk in _batched(calls, chunksize))
-        results = self._map(partial(_run_chunk, fn), chunks, end, buffersize)
+        results = self._map(Chunk(fn), chunks, end, buffersize)
         return itertools.chain.from_iterable(_emptied(results))
 
     def _map(
@@ -263,11 +264,6 @@ def _batched(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
         yield chunk
 
 
-def _run_chunk(fn: Callable[..., T], chunk: Iterable[tuple[Any, ...]]) -> list[T]:
-    """One task of a map with ``chunksize`` above 1."""
-    return [fn(*args) for args in chunk]
-
-
 def _emptied(chunks: Iterator[list[T]]) -> Iterator[Iterator[T]]:
     """Each chunk's items, none of them kept once it was taken."""
     for chunk in chunks:
@@ -309,7 +305,13 @@ def _limits(
         raise ValueError(
             f"max_spare_workers ({max_spare}) must not be above max_workers ({max_workers})"
         )
-    return Limits(max_workers, min_spare, max_spare, start, _idle_timeout(idle_timeout))
+    return Limits(
+        max_workers=int(max_workers),
+        min_spare=int(min_spare),
+        max_spare=int(max_spare),
+        start_workers=int(start),
+        idle_timeout=_idle_timeout(idle_timeout),
+    )
 
 
 def _check_max_workers(max_workers: int) -> None:
@@ -322,7 +324,8 @@ def _check_max_workers(max_workers: int) -> None:
 
 
 def _check_int(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    # NumPy's integers count as well.
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
 
 

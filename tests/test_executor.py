@@ -542,7 +542,7 @@ def test_min_spare_of_zero_still_runs_tasks() -> None:
         ({"mp_context": "thread"}, ValueError, "mp_context: cannot find context"),
         ({"mp_context": 3}, TypeError, "mp_context must be"),
         ({"initializer": 3}, TypeError, "initializer must be callable"),
-        ({"initargs": [1]}, TypeError, "initargs must be a tuple"),
+        ({"initargs": 1}, TypeError, "initargs must be iterable"),
         ({"on_yell": 3}, TypeError, "on_yell must be callable"),
         ({"max_tasks_per_child": 0}, ValueError, "max_tasks_per_child must be at least 1"),
         ({"max_tasks_per_child": "3"}, TypeError, "max_tasks_per_child must be an int"),
