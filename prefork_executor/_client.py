@@ -34,16 +34,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures._base import RUNNING
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _channel, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, PoolChannels
 from ._ledger import Audit, Call, Ledger, Task
+from ._outcomes import Outcome, begin, fail_all, is_about_the_task, resolve, say_running
 from ._pickling import HeldMain, NeedsMain, Part
 from ._posix import Waiter
 from ._scoreboard import State
@@ -78,15 +78,6 @@ class Phase(enum.Enum):
     CLOSING = 2
     ENDING = 3
     ENDED = 4
-
-
-class Outcome(NamedTuple):
-    """A task's end, read and unpickled."""
-
-    number: int
-    duration: int
-    result: Any
-    error: BaseException | None
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -175,11 +166,11 @@ class Client:
                 self._wake()
             elif is_next:
                 ledger.number(task)
-                _say_running(future)
+                say_running(future)
                 self._send(task, parts, failed)
             self._report()
         if failed:
-            _fail(failed)
+            fail_all(failed)
 
     def _wake(self) -> None:
         """Make the I/O thread look around. If its channel is full, it is awake."""
@@ -325,7 +316,7 @@ class Client:
             task = ledger.waiting[0]
             if task.parts is None:
                 return  # Until _pickle_late has been over it.
-            if not _begin(task):
+            if not begin(task):
                 ledger.waiting.popleft()
                 continue
             ledger.number(task)
@@ -347,7 +338,7 @@ class Client:
             self._on_full_pipe()
             return False
         except BaseException as error:
-            if not _is_about_the_task(error):
+            if not is_about_the_task(error):
                 self._on_interrupted_send(task)
                 raise
             ledger.settle(task.number)
@@ -471,12 +462,12 @@ class Client:
             if task is None:
                 continue
             if done.error is None:
-                _set(task.future.set_result, done.result)
+                resolve(task.future.set_result, done.result)
             else:
-                _set(task.future.set_exception, done.error)
+                resolve(task.future.set_exception, done.error)
             # The caller's result is not kept alive by this thread's variables.
             del done
-        _fail(failed)
+        fail_all(failed)
 
     def _pickle_late(self, held: HeldMain) -> None:
         """Pickle the calls that waited until it was known what the workers hold.
@@ -498,7 +489,7 @@ class Client:
                 waiting = list(self._ledger.waiting)
                 self._ledger.waiting.clear()
                 self._ledger.waiting.extend(task for task in waiting if id(task) not in failed)
-            _fail([failed[id(task)] for task in waiting if id(task) in failed])
+            fail_all([failed[id(task)] for task in waiting if id(task) in failed])
 
     def _on_yell_packet(self, packet: Packet) -> None:
         if self._on_yell is None:
@@ -706,7 +697,7 @@ class Client:
                 self._supervisor.ask_to_end_now(number)
             elif self._supervisor is not None:
                 self._supervisor.make_it_kill()
-        _fail([(task, self._broken_error()) for task in tasks])
+        fail_all([(task, self._broken_error()) for task in tasks])
 
     def _end(self) -> None:
         """All processes have ended: close everything, end the I/O thread."""
@@ -729,47 +720,6 @@ class Client:
             f"process {os.getpid()} was forked from that one and needs its own",
             None,
         )
-
-
-def _say_running(future: Future[Any]) -> None:
-    """Tell a future that it runs, before anybody else has it. Takes no lock: a signal
-    handler that raises as a future's lock is taken would leave it locked for ever."""
-    future._state = RUNNING
-
-
-def _begin(task: Task) -> bool:
-    """Tell a task's future, once, that it runs. False: it was cancelled, or somebody
-    else has resolved it."""
-    if task.number:
-        return True
-    try:
-        return task.future.set_running_or_notify_cancel()
-    except RuntimeError:
-        return False
-
-
-def _set(setter: Callable[[Any], None], value: Any) -> None:
-    try:
-        setter(value)
-    except InvalidStateError:
-        logger.exception("a future of the pool was resolved by somebody else")
-    except BaseException:
-        # Even SystemExit: it must not cost the other futures their outcomes.
-        logger.exception("a done-callback of a future raised")
-
-
-def _fail(failed: list[tuple[Task, BaseException]]) -> None:
-    for task, error in failed:
-        if _begin(task):
-            _set(task.future.set_exception, error)
-
-
-def _is_about_the_task(error: BaseException) -> bool:
-    """Whether sending failed for lack of room, or of the buffer that was to be sent.
-    Anything else was raised by a signal handler; the system's errors have a number."""
-    if isinstance(error, OSError):
-        return error.errno is not None
-    return isinstance(error, ValueError | BufferError | MemoryError)
 
 
 # --- the end of the interpreter, and forks of it ------------------------------------------------
