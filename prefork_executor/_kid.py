@@ -78,11 +78,12 @@ class Kid:
         doorbell: Doorbell,
         *,
         hooked: bool,
+        generation: int,
     ) -> None:
         self._pid = os.getpid()
         self._words = board.words
         self._base = board.base(seat.slot)
-        self._generation = self._words[sb.GENERATION]
+        self._generation = generation
         self._leash = seat.leash
         self._yells = yells
         self._doorbell = doorbell

@@ -115,6 +115,8 @@ class WorkerPool:
         self._leave_within = LEAVE_WITHIN if leave_within is None else leave_within
         self.failed_forks = 0
         """Forks that have failed so far."""
+        self.generation = 0
+        """How often all workers were replaced; in a worker, before it was forked."""
         self._workers: dict[int, _Worker] = {}
         self._unburied = 0
         self._memory = Memory()
@@ -373,7 +375,8 @@ class WorkerPool:
         once it is idle and a new one serves in its stead."""
         for worker in self._workers.values():
             worker.is_old = True
-        self.board.words[sb.GENERATION] += 1
+        self.generation += 1
+        self.board.words[sb.GENERATION] = self.generation
         self.look_again()
 
     def _old_are_left(self) -> bool:

@@ -328,7 +328,14 @@ class PreforkPool:
         if seat is None:
             return False
         hooked = self._hook is not None
-        self._kid = Kid(seat, self._board, self._yells_far, self._doorbell, hooked=hooked)
+        self._kid = Kid(
+            seat,
+            self._board,
+            self._yells_far,
+            self._doorbell,
+            hooked=hooked,
+            generation=self._pool.generation,
+        )
         _posix.restore_mask(self._mask)
         return True
 
