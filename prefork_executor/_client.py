@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import enum
 import logging
 import os
@@ -273,8 +272,6 @@ class Client:
             self._check_open()
             if self._thread is not None:
                 return
-            # Now, not when the executor was made: this process may be a fork of that one.
-            self._settings = dataclasses.replace(self._settings, client=os.getpid())
             self._channels = PoolChannels(self._settings.limits.max_workers)
             self._waiter = Waiter()
             self._waiter.register(self._channels.yells.fileno())
@@ -433,15 +430,9 @@ class Client:
                 return Outcome(number, duration, None, _failures.load_failure(parts))
             return Outcome(number, duration, _pickling.loads(parts), None)
         except BaseException as error:
-            task = self._in_flight(number)
+            task = self._ledger.in_flight.get(number)
             name = task.name if task is not None else "?"
             return Outcome(number, duration, None, unpickling_error(name, error))
-
-    def _in_flight(self, number: int) -> Task | None:
-        """The task with this number. News of it can be here before the thread that
-        sent it has written it down; that thread holds the lock until it has."""
-        with self._lock:
-            return self._ledger.in_flight.get(number)
 
     def _resolve(self, outcomes: list[Outcome]) -> None:
         failed: list[tuple[Task, BaseException]] = []
@@ -551,7 +542,7 @@ class Client:
 
     def _lose(self, number: int, error: WorkerDied, outcomes: list[Outcome]) -> None:
         # Outcomes of this batch come first: its result may be among them.
-        task = self._in_flight(number)
+        task = self._ledger.in_flight.get(number)
         if task is None or any(done.number == number for done in outcomes):
             return
         error = WorkerDied(error.pid, error.exitcode, error.signal, task.name)

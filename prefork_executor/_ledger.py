@@ -205,7 +205,8 @@ class Ledger:
         return self._weight < (AHEAD * max(workers, 1) + 1) * ONE
 
     def sent(self, task: Task) -> None:
-        """The task, which :meth:`number` has numbered, is in the pipe."""
+        """The task, which :meth:`number` has numbered, is sent now. Said before it
+        is, because news of it may come at once."""
         task.weight = task.timing.weight
         self._weight += task.weight
         self.in_flight[task.number] = task

@@ -86,6 +86,36 @@ class NeedsMain(Exception):  # noqa: N818 - a condition, not an error
         self.call = (fn, *_snapshot(args, dict(kwargs)))
 
 
+# --- what a task runs -----------------------------------------------------------------
+
+
+class Chunk:
+    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk."""
+
+    __slots__ = ("fn",)
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, items: Iterable[tuple[Any, ...]]) -> list[Any]:
+        return [self.fn(*args) for args in items]
+
+
+def user_function(fn: Any) -> Any:
+    """The function of the user's, out of partials and chunks."""
+    while isinstance(fn, functools.partial | Chunk):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.fn
+    return fn
+
+
+def task_name(fn: object) -> str:
+    """How messages call a task: the qualified name of its function."""
+    fn = user_function(fn)
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    module = getattr(fn, "__module__", None)
+    return f"{module}.{name}" if module and module != "builtins" else str(name)
+
+
 # --- calls ----------------------------------------------------------------------------
 
 
@@ -203,13 +233,7 @@ def dump_result(result: Any, task: str) -> list[Part]:
         pickle.PicklingError: something in it cannot be pickled; the message
             says what.
     """
-    try:
-        return _dump_from_worker(result)
-    except Exception as error:
-        found = find_culprit(result, "result", _why_not(is_here))
-        raise pickle.PicklingError(
-            f"the result of task {task} cannot be pickled: {found}"
-        ) from error
+    return _dump_or_explain(result, "result", f"the result of task {task}")
 
 
 def dumps(thing: Any) -> list[Part]:
@@ -219,11 +243,15 @@ def dumps(thing: Any) -> list[Part]:
         pickle.PicklingError: something in it cannot be pickled; the message
             says what.
     """
+    return _dump_or_explain(thing, "data", "this")
+
+
+def _dump_or_explain(thing: Any, place: str, what: str) -> list[Part]:
     try:
         return _dump_from_worker(thing)
     except Exception as error:
-        found = find_culprit(thing, "data", _why_not(is_here))
-        raise pickle.PicklingError(f"this cannot be pickled: {found}") from error
+        found = find_culprit(thing, place, _why_not(is_here))
+        raise pickle.PicklingError(f"{what} cannot be pickled: {found}") from error
 
 
 def dump_whole(thing: Any) -> bytes:
@@ -376,33 +404,6 @@ def _connection_reducers() -> dict[type, Any]:
 
 
 # --- saying what cannot be pickled -------------------------------------------------------
-
-
-class Chunk:
-    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk."""
-
-    __slots__ = ("fn",)
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-
-    def __call__(self, items: Iterable[tuple[Any, ...]]) -> list[Any]:
-        return [self.fn(*args) for args in items]
-
-
-def user_function(fn: Any) -> Any:
-    """The function of the user's, out of partials and chunks."""
-    while isinstance(fn, functools.partial | Chunk):
-        fn = fn.func if isinstance(fn, functools.partial) else fn.fn
-    return fn
-
-
-def task_name(fn: object) -> str:
-    """How messages call a task: the qualified name of its function."""
-    fn = user_function(fn)
-    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    module = getattr(fn, "__module__", None)
-    return f"{module}.{name}" if module and module != "builtins" else str(name)
 
 
 def _explain_call(

@@ -272,6 +272,16 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def forget_handlers() -> None:
+    """In a process that was forked off: the Python handlers of the one that forked it
+    are about that one's life. Ignored signals stay ignored."""
+    signal.set_wakeup_fd(-1)
+    for number in ALL_SIGNALS:
+        if callable(signal.getsignal(number)):
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+
+
 def install_handlers(handlers: Mapping[int, Handler]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -281,7 +291,7 @@ def die_with_parent(parent: int) -> None:
     """Ask the kernel to SIGKILL this process when ``parent``, which forked it,
     ends; if it has ended already, exit now. A no-op where there is no such means."""
     if not FALLBACK:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -15,13 +15,11 @@ ever said. The slot is cleared after the notice is sent, never before.
 from __future__ import annotations
 
 import collections
-import contextlib
 import gc
 import os
 import pickle
 import signal
 import socket
-import sys
 import time
 from typing import NamedTuple
 
@@ -50,11 +48,11 @@ class Notice(NamedTuple):
 class Supervisor:
     """Runs the pool until the caller ends it or has ended."""
 
-    def __init__(self, control: socket.socket, settings: Settings) -> None:
+    def __init__(self, control: socket.socket, settings: Settings, client: int) -> None:
         self._control = control
         self._settings = settings
         self._channels = WorkerChannels.receive(control, settings.limits.max_workers)
-        self._client = _posix.open_pidfd(settings.client)
+        self._client = _posix.open_pidfd(client)
         self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
         self._closing = False
         self._pool = WorkerPool(
@@ -161,28 +159,18 @@ class Supervisor:
                 self._pool.bury(death)
 
 
-def _reset_signals() -> None:
-    """Forget the caller's handlers: they are about the caller's life, not ours."""
-    signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
+def supervise(control: socket.socket, settings: Settings, client: int) -> None:
+    """The supervisor process's main function. ``client`` is the caller's process id."""
+    _posix.forget_handlers()
     # Ctrl-C is the caller's to handle; the pool ends with it, in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _posix.restore_mask(set())
-
-
-def supervise(control: socket.socket, settings: Settings) -> None:
-    """The supervisor process's main function."""
-    _reset_signals()
     try:
-        supervisor = Supervisor(control, settings)
+        supervisor = Supervisor(control, settings, client)
     except EOFError:
         return
     # What has been inherited is never garbage here, and not looking at it keeps
     # its pages shared with the caller and among the workers.
     gc.freeze()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _posix.flush_streams()
     supervisor.run()

@@ -7,6 +7,7 @@ other side is gone, and is what makes a supervisor kill its workers and go.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -61,7 +62,7 @@ class SupervisorHandle:
         try:
             process: Any = context.Process(  # type: ignore[attr-defined]
                 target=supervise,
-                args=(self._theirs, settings),
+                args=(self._theirs, settings, os.getpid()),
                 name="PreforkSupervisor",
                 daemon=False,
             )

@@ -49,11 +49,10 @@ _current: Worker | None = None
 class Settings:
     """What the supervisor and its workers need to know, from the constructor.
 
-    ``client`` is the caller's process id; ``tell_main`` whether the supervisor is
-    to say what its ``__main__`` holds, which the caller knows if it forked it.
+    ``tell_main``: whether the supervisor is to say what its ``__main__`` holds,
+    which the caller knows if it forked it.
     """
 
-    client: int
     tell_main: bool
     limits: Limits
     initializer: Callable[..., object] | None

@@ -152,10 +152,7 @@ class HookProcess:
             _posix.leave(status)
 
     def _become_hook_process(self, main: int) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in _posix.ALL_SIGNALS:
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)
+        _posix.forget_handlers()
         # It ends when the main process says so, after the last child's last yell. A
         # handler, unlike SIG_IGN, is not passed on to programs that the hook runs.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

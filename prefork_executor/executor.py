@@ -7,7 +7,6 @@ import itertools
 import math
 import multiprocessing
 import numbers
-import os
 import signal
 import time
 import weakref
@@ -93,7 +92,6 @@ class PreforkExecutor(Executor):
         if max_tasks_per_child is not None:
             _check_count("max_tasks_per_child", max_tasks_per_child, least=1)
         settings = Settings(
-            client=os.getpid(),
             tell_main=context.get_start_method() != "fork",
             limits=limits,
             initializer=initializer,
@@ -291,20 +289,10 @@ def _limits(
     if start is None:
         start = min(min_spare, max_workers)
     _check_count("start_workers", start, least=0)
-    if min_spare > max_workers:
-        raise ValueError(
-            f"min_spare_workers ({min_spare}) must not be above max_workers ({max_workers})"
-        )
-    if min_spare > max_spare:
-        raise ValueError(
-            f"min_spare_workers ({min_spare}) must not be above max_spare_workers ({max_spare})"
-        )
-    if start > max_workers:
-        raise ValueError(f"start_workers ({start}) must not be above max_workers ({max_workers})")
-    if max_spare > max_workers:
-        raise ValueError(
-            f"max_spare_workers ({max_spare}) must not be above max_workers ({max_workers})"
-        )
+    _check_order("min_spare_workers", min_spare, "max_workers", max_workers)
+    _check_order("min_spare_workers", min_spare, "max_spare_workers", max_spare)
+    _check_order("start_workers", start, "max_workers", max_workers)
+    _check_order("max_spare_workers", max_spare, "max_workers", max_workers)
     return Limits(
         max_workers=int(max_workers),
         min_spare=int(min_spare),
@@ -333,6 +321,11 @@ def _check_count(name: str, value: int, least: int) -> None:
     _check_int(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def _check_order(name: str, value: int, bound_name: str, bound: int) -> None:
+    if value > bound:
+        raise ValueError(f"{name} ({value}) must not be above {bound_name} ({bound})")
 
 
 def _check_callable(name: str, value: object) -> None:
