@@ -69,8 +69,10 @@ class Connection(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         """As the standard library does; then the time is no longer limited."""
-        super().handle_one_request()
-        signal.alarm(0)
+        try:
+            super().handle_one_request()
+        finally:  # It raises if the client has gone.
+            signal.alarm(0)
 
     def handle_expect_100(self) -> bool:
         """The client waits for this one, so it must leave the buffer."""

@@ -5,19 +5,50 @@
 
 from __future__ import annotations
 
-from ._worker import yell
-from .errors import RemoteExceptionStandIn, WorkerDied
-from .executor import PreforkExecutor
-from .stats import ExecutorStats, ScalingDecision, WorkerStats
+from .errors import (
+    ReloadFailed,
+    RemoteExceptionStandIn,
+    TaskAborted,
+    TaskTimeout,
+    WorkerDied,
+)
+from .executor import ExecutorView, PreforkExecutor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # Importing typing would be a third of what importing all of this costs.
+    from typing import Any
+
+    from ._worker import yell
+    from .stats import ExecutorStats, PoolStats, ScalingDecision, Waits, WorkerStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ExecutorStats",
+    "ExecutorView",
+    "PoolStats",
     "PreforkExecutor",
+    "ReloadFailed",
     "RemoteExceptionStandIn",
     "ScalingDecision",
+    "TaskAborted",
+    "TaskTimeout",
+    "Waits",
     "WorkerDied",
     "WorkerStats",
     "yell",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What most programs do not name is imported for those that do.
+    if name == "yell":
+        from ._worker import yell as thing
+    elif name in ("ExecutorStats", "PoolStats", "ScalingDecision", "Waits", "WorkerStats"):
+        from . import stats
+
+        thing = getattr(stats, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = thing
+    return thing

@@ -13,17 +13,27 @@ shares the end. A call that must not block says so itself (MSG_DONTWAIT).
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import socket
 import time
 from collections.abc import Sequence
 from pickle import PickleBuffer
-from typing import NamedTuple
 
 from . import _wire
-from ._posix import CMSG_CLOEXEC, Doorbell, close_quietly, map_private, shared_file, socket_pair
-from ._scoreboard import Scoreboard
+from ._payload_files import PayloadFiles, new_file
+from ._posix import (
+    CMSG_CLOEXEC,
+    Doorbell,
+    close_quietly,
+    is_at_end,
+    map_private,
+    shared_file,
+    socket_pair,
+)
+from ._scoreboard import FILE_NAME, Scoreboard
+from ._tuples import NamedTuple
 from .errors import ProtocolError
 
 Part = bytes | PickleBuffer | memoryview
@@ -33,6 +43,9 @@ _MOST_DESCRIPTORS = 8
 REFERENCES_INTERVAL = 0.002
 """Seconds until a sender that may wait tries again when too many descriptors are
 under way: nothing tells when some have arrived."""
+MOST_READ = 1024 * 1024
+"""Bytes up to which a pickle is read from its file. To map it costs as much as copying
+some hundred kilobytes."""
 _NONE: list[int] = []
 
 
@@ -56,8 +69,9 @@ def send(
     extra: int,
     parts: Sequence[Part],
     flags: int = 0,
+    files: PayloadFiles | None = None,
 ) -> None:
-    """Send one message.
+    """Send one message. A big payload travels in one of the ``files``, if one fits.
 
     Raises:
         BlockingIOError: the channel is full (with DONTWAIT in ``flags``).
@@ -69,25 +83,62 @@ def send(
         if isinstance(body, bytes) and len(body) <= _wire.INLINE_LIMIT:
             end.send(_wire.pack(kind, number, extra, body), flags)
             return
-    _send_big(end, kind, number, extra, parts, flags)
-
-
-def _send_big(
-    end: socket.socket, kind: int, number: int, extra: int, parts: Sequence[Part], flags: int
-) -> None:
     views = [part.raw() if isinstance(part, PickleBuffer) else memoryview(part) for part in parts]
     if len(views) > _wire.MOST_PARTS:
         raise OSError(errno.EMSGSIZE, f"a payload of {len(views)} out-of-band buffers")
-    sizes = [view.nbytes for view in views]
-    starts = _wire.offsets(sizes)
-    descriptor = shared_file("prefork-payload", starts[-1])
+    starts = _wire.offsets([view.nbytes for view in views])
+    descriptor, _ = file = (files.take if files is not None else new_file)(starts[-1])
     try:
         for view, start in zip(views, starts, strict=False):
             _write_all(descriptor, view, start)
-        packet = _wire.pack_big(kind, number, extra, sizes)
+        packet = _wire.pack_big(kind, number, extra, _table(views))
         send_descriptors(end, packet, [descriptor], flags)
+    except BlockingIOError:
+        if files is not None:
+            descriptor = -1
+            files.give(file)  # For the next try.
+        raise
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def send_with_spare(
+    end: socket.socket, kind: int, number: int, extra: int, body: bytes, files: PayloadFiles
+) -> bool:
+    """Send a small message, and with it a spare one of the ``files``, for the receiver to use.
+    False: it was not sent, because there is none, or no room for it now."""
+    file = files.take_spare()
+    if file is None:
+        return False
+    try:
+        send_descriptors(end, _wire.pack(kind, number, extra, body), [file[0]], DONTWAIT)
+    except OSError:
+        # Whatever it is: who sends the message by itself is told, too, and can say more.
+        files.give(file)
+        return False
+    os.close(file[0])
+    return True
+
+
+def _keep_spare(packet: Packet, files: PayloadFiles | None) -> None:
+    """The other end of :func:`send_with_spare`."""
+    if packet.descriptor >= 0 and files is not None:
+        files.give((packet.descriptor, os.fstat(packet.descriptor).st_size))
+    else:
+        discard(packet)
+
+
+def _table(views: Sequence[memoryview]) -> list[int]:
+    """The parts' sizes, and which of them are to be read: those of bytes. Any reader of a
+    buffer that cannot be written to must be ready for bytes, these come by one copy, and
+    if all of a payload does, nothing need be mapped. Only a big pickle is better mapped:
+    it is looked at once."""
+    is_read = [type(view.obj) is bytes and view.contiguous for view in views]
+    is_read[0] = is_read[0] and views[0].nbytes <= MOST_READ
+    return [
+        view.nbytes | (_wire.READ if read else 0) for view, read in zip(views, is_read, strict=True)
+    ]
 
 
 def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
@@ -161,7 +212,7 @@ class Receiver:
         descriptors = _descriptors(ancillary) if ancillary else _NONE
         if not _wire.HEADER.size <= size <= _wire.PACKET_LIMIT or len(descriptors) > 1:
             close_quietly(descriptors)
-            if not size:
+            if not size and is_at_end(self.end):
                 raise EOFError
             raise ProtocolError(f"a packet of {size} bytes with {len(descriptors)} descriptors")
         header = _wire.HEADER.unpack_from(self._view)
@@ -169,30 +220,64 @@ class Receiver:
         return Packet(*header, self._view[_wire.HEADER.size : size], descriptor)  # type: ignore[call-arg]
 
 
-def open_parts(packet: Packet) -> list[memoryview]:
-    """The payload of a packet, its shared file mapped; closes the descriptor.
+def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memoryview | bytes]:
+    """The payload of a packet. Its shared file is read or mapped, and then closed, or
+    kept among the ``files``.
 
     Raises:
         OSError: the descriptor did not arrive (this process has too many open),
             or there is no room to map the file.
+        MemoryError: there is no room to read it.
         ProtocolError: the table of sizes does not fit the file.
     """
     if not packet.flags & _wire.BIG:
-        discard(packet)
+        _keep_spare(packet, files)
         return [packet.body]
-    if packet.descriptor < 0:
+    descriptor = packet.descriptor
+    if descriptor < 0:
         raise OSError(
             errno.EMFILE, "a big payload could not be received: too many open descriptors"
         )
     try:
-        sizes = _wire.unpack_sizes(packet.parts, packet.body)
+        table = _wire.unpack_sizes(packet.parts, packet.body)
+        sizes = [entry & ~_wire.READ for entry in table]
         starts = _wire.offsets(sizes)
-        if os.fstat(packet.descriptor).st_size != starts[-1] or not starts[-1]:
-            raise ProtocolError(f"a shared file that does not hold {starts[-1]} bytes")
-        whole = map_private(packet.descriptor, starts[-1])
+        size = os.fstat(descriptor).st_size
+        if not 0 < starts[-1] <= size:
+            raise ProtocolError(f"a shared file of {size} bytes that does not hold {starts[-1]}")
+        is_mapped = not all(entry & _wire.READ for entry in table)
+        whole = map_private(descriptor, starts[-1]) if is_mapped else None
+        parts = [
+            _read(descriptor, part, start)
+            if entry & _wire.READ or whole is None
+            else whole[start : start + part]
+            for entry, part, start in zip(table, sizes, starts, strict=False)
+        ]
+        if files is not None:
+            # Its own before it is given away, or an interrupt would have it closed twice.
+            file, descriptor = (descriptor, size), -1
+            if whole is None:
+                files.give(file)
+            else:
+                files.give_when_unmapped(file, whole.obj)
+        return parts
     finally:
-        os.close(packet.descriptor)
-    return [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _read(descriptor: int, size: int, start: int) -> bytes:
+    try:
+        data = os.pread(descriptor, size, start)
+        while len(data) < size:  # No more than 2 GiB come at once.
+            more = os.pread(descriptor, size - len(data), start + len(data))
+            if not more:
+                raise ProtocolError("a shared file that has become shorter")
+            data += more
+    except MemoryError:
+        why = f"{os.strerror(errno.ENOMEM)} for the {size} bytes of a payload"
+        raise MemoryError(why) from None
+    return data
 
 
 def discard(packet: Packet) -> None:
@@ -228,19 +313,33 @@ class WorkerChannels(NamedTuple):
         )
 
 
+def _pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Two connected ends, to be closed if what comes after them fails."""
+    ends = socket_pair()
+    for end in ends:
+        undo.callback(end.close)
+    return ends
+
+
 class PoolChannels:
     """All channels of one pool, both ends, as its client owns them.
 
-    Holding both ends it can take back what it sent, give the far ends to a second
+    Raises OSError, and leaves nothing open, if there is no descriptor or no memory
+    left. Holding both ends it can take back what it sent, give the far ends to a second
     supervisor after the first, and send markers to itself.
     """
 
     def __init__(self, slots: int) -> None:
-        self.tasks, self._tasks_far = socket_pair()
-        self.yells, self.yells_far = socket_pair()
-        self.doorbell = Doorbell.new()
-        board = shared_file("prefork-scoreboard", Scoreboard.size_for(slots))
-        self.board = Scoreboard(board, slots)
+        with contextlib.ExitStack() as undo:
+            self.tasks, self._tasks_far = _pair(undo)
+            self.yells, self.yells_far = _pair(undo)
+            self.doorbell = Doorbell.new()
+            undo.callback(self.doorbell.close)
+            board = shared_file(FILE_NAME, Scoreboard.size_for(slots))
+            undo.callback(os.close, board)
+            self.board = Scoreboard(board, slots)
+            undo.pop_all()
+        self.files = PayloadFiles(on_spare=self.wake)
         self.upstream = Receiver(self.yells)
         self.recall = Receiver(self._tasks_far)
         self.is_open = True
@@ -255,6 +354,11 @@ class PoolChannels:
             self.board.descriptor,
         ]
         send_descriptors(control, _wire.pack(_wire.Kind.DESCRIPTORS), descriptors)
+
+    def wake(self) -> None:
+        """Make whoever reads upstream look around. If the channel is full, he is awake."""
+        with contextlib.suppress(OSError):
+            self.send_marker(0)
 
     def send_marker(self, number: int) -> bool:
         """Send a marker to oneself; False if the channel is full."""
@@ -271,3 +375,4 @@ class PoolChannels:
             end.close()
         self.doorbell.close()
         self.board.close()
+        self.files.close()

@@ -7,12 +7,6 @@ futures, sends what waits, and looks after the supervisor. One lock guards the
 books. It is never held while a future is resolved, because that runs the
 caller's callbacks, which may submit.
 
-submit sends at once when the window and the pipe allow it, so a task goes to an
-idle worker without a change of threads. It never waits: what cannot be sent
-stays in the books. There is no need to watch for the pipe to become writable:
-what fills it are tasks in flight, so an outcome is bound to come, and then the
-I/O thread sends what waits.
-
 The I/O thread refers to the client and not to the executor, so an executor that
 nobody refers to any more can be collected; its finalizer closes the client.
 
@@ -24,49 +18,75 @@ oneself tells when all that others sent before it has been read.
 from __future__ import annotations
 
 import collections
-import contextlib
 import enum
+import functools
 import logging
 import os
 import pickle
+import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
-from typing import Any
 
-from . import _channel, _failures, _pickling, _posix, _wire
+from . import _channel, _lifetime, _pickling, _posix, _wire
 from . import _scoreboard as sb
+from ._audit import Auditor
+from ._batches import Batches
 from ._channel import DONTWAIT, Packet, PoolChannels
-from ._ledger import Audit, Call, Ledger, Task
-from ._outcomes import Outcome, begin, fail_all, is_about_the_task, resolve, say_running
-from ._pickling import HeldMain, NeedsMain, Part
+from ._chronicle import count_end
+from ._culprit import describe
+from ._dispatch import Dispatcher, Failed
+from ._endings import Endings
+from ._future import TaskFuture
+from ._history import History
+from ._ledger import Ledger, Task
+from ._notices import read_notice
+from ._outcomes import (
+    Outcome,
+    fail_all,
+    open_outcome,
+    open_pickled,
+    resolve,
+    say_running,
+    settle,
+    tell_all,
+)
+from ._pickling import HeldMain, NeedsMain
 from ._posix import Waiter
-from ._scoreboard import State
+from ._scoreboard import Slot
+from ._settings import Settings, Terms
+from ._starts import Restarts, Starts
 from ._supervisor_handle import SupervisorHandle
 from ._wire import Kind
-from ._worker import Settings, unpickling_error
-from .errors import ProtocolError, WorkerDied, describe_end
-from .stats import ExecutorStats, ScalingDecision, WorkerStats
+from .errors import ProtocolError, ReloadFailed, TaskAborted, WorkerDied, describe_end
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ._outcomes import End
+    from ._recorder import Recorder
+    from .stats import ExecutorStats
 
 logger = logging.getLogger("prefork_executor")
 
+MOST_OUTCOMES = 256
+"""Outcomes read before their futures are resolved, if they come many in a message."""
+NEVER_ENOUGH = -1
+"""Outcomes to be read: all there are."""
+MEASURED, SHORT_MEASURED = 16, 64
+"""Of the tasks that find others waiting, the wait of one in so many is measured; of those
+known to be short, of which there are many, one in the second number. Of those that find
+none, of each: then there is time for it."""
 BATCH = 64
 """Messages read before their futures are resolved and new tasks are sent."""
 AUDIT_INTERVAL = 0.005
 """Seconds between two looks of an audit that waits for a worker to move."""
-MOST_START_DEATHS = 3
-"""Workers in a row that may die in their initializer before the pool is broken."""
-MOST_START_DEATHS_WITHOUT_INITIALIZER = 10
-"""The same without an initializer, when only the system can be to blame."""
-MOST_SUPERVISOR_DEATHS = 3
-"""Supervisors in a row that may die before one was ready."""
 GONE_WITHIN = 10.0
 """Seconds to wait for the workers of a dead supervisor to be gone, at most."""
-DECISIONS_KEPT = 256
 
 
 class Phase(enum.Enum):
@@ -79,15 +99,15 @@ class Phase(enum.Enum):
     ENDED = 4
 
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
-
-
 class Client:
     """Owns one supervisor and the channels to its pool. Started by the first task."""
 
     # From _start on; _thread is None before.
     _channels: PoolChannels
     _waiter: Waiter
+    _dispatcher: Dispatcher
+    _auditor: Auditor
+    _batches: Batches
 
     def __init__(
         self,
@@ -98,39 +118,42 @@ class Client:
         self._context = context
         self._settings = settings
         self._on_yell = on_yell
+        self._yell_hooks: dict[type, Callable[[int, Any], object]] = {}
         self._lock = threading.RLock()
-        self._was_interrupted = False
+        self._token = object()
         self._ledger = Ledger()
+        self._endings = Endings()
         self._phase = Phase.OPEN
         self._is_abandoned = False
+        self._is_copy = False
         self._broken: tuple[str, BaseException | None] | None = None
         self._thread: threading.Thread | None = None
         self._supervisor: SupervisorHandle | None = None
         self._held: HeldMain | None = None
         self._has_late = False
-        self._ready: set[int] = set()
-        self._audits: list[Audit] = []
-        self._tries_again = False
-        self._last_marker = 0
+        self._requests: collections.deque[Callable[[], None]] = collections.deque()
+        self._last_end = 0
+        self._last_end_done = 0
+        self._reloads: dict[int, Future[None]] = {}
+        self._last_reload = 0
         self._initializer_failures: dict[int, BaseException] = {}
-        self._start_deaths = 0
-        self._supervisor_deaths = 0
-        self._finished = 0
-        self._deaths = 0
-        self._peak = 0
-        self._decisions: collections.deque[ScalingDecision] = collections.deque(
-            maxlen=DECISIONS_KEPT
-        )
+        self._starts = Starts(settings.initializer is not None)
+        self._is_supervisor_ready = False
+        self._restarts = Restarts()
+        self._is_starting = False
+        self._history = History()
+        self._recorder: Recorder | None = None
 
     # --- the caller's calls -----------------------------------------------------------
 
     def submit(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
     ) -> Future[Any]:
         """See PreforkExecutor.submit."""
         if self._thread is None:
             self._start()
-        future: Future[Any] = Future()
+        future = TaskFuture()
+        future.client = self._token
         try:
             parts, call = _pickling.dump_call(fn, args, kwargs, self._held), None
         except NeedsMain as wait:
@@ -141,59 +164,63 @@ class Client:
             future.set_exception(error.with_traceback(None))
             return future
         try:
-            self._accept(future, fn, parts, call)
+            # Not under the lock: this may run code of the user's, a proxy's, say.
+            task = Task(future, self._ledger.timing_of(fn), parts, call, terms)
+            if (recorder := self._recorder) is not None:
+                recorder.submitted(task)
+            self._accept(task)
         except BaseException:
             # A signal handler may have raised half-way: the I/O thread does the rest.
-            self._wake()
+            if self._thread is not None:
+                self._wake()
             raise
         return future
 
-    def _accept(
-        self, future: Future[Any], fn: Any, parts: list[Part] | None, call: Call | None
-    ) -> None:
-        failed: list[tuple[Task, BaseException]] = []
+    def _accept(self, task: Task) -> None:
+        failed: Failed = []
         with self._lock:
-            self._check_open()
             ledger = self._ledger
-            task = Task(future, ledger.timing_of(fn), parts, call)
-            # While others wait, outcomes are to come, and the I/O thread sends then.
-            is_next = not ledger.waiting and ledger.has_room(len(self._ready))
+            self._check_open()
+            if self._is_starting:
+                # A signal handler, or a finalizer: the I/O thread will send it.
+                ledger.waiting.append(task)
+                self._has_late = self._has_late or task.parts is None
+                return
+            is_next = self._dispatcher.is_to_send_now()
+            waiting = len(ledger.waiting)
+            if not waiting % MEASURED and (not waiting % SHORT_MEASURED or not task.is_short):
+                task.submitted = time.monotonic_ns() >> _wire.TICK
             ledger.waiting.append(task)
-            if parts is None:
+            if task.parts is None:
                 self._has_late = True
                 # If it has become known since, the I/O thread may be asleep.
                 self._wake()
-            elif is_next:
+            # A signal handler, or a finalizer, may have submitted or shut down meanwhile.
+            elif is_next and ledger.waiting and ledger.waiting[0] is task:
                 ledger.number(task)
-                say_running(future)
-                self._send(task, parts, failed)
+                say_running(task.future)
+                self._dispatcher.send(task, task.parts, failed)
             self._report()
         if failed:
             fail_all(failed)
 
     def _wake(self) -> None:
-        """Make the I/O thread look around. If its channel is full, it is awake."""
-        with contextlib.suppress(OSError):
-            self._channels.send_marker(0)
+        """Make the I/O thread look around."""
+        self._channels.wake()
 
     def shutdown(self, *, wait: bool, cancel: bool) -> None:
         """See PreforkExecutor.shutdown."""
-        cancelled = []
         with self._lock:
             if self._phase is Phase.OPEN:
                 self._phase = Phase.CLOSING
             if self._thread is None:
                 self._phase = Phase.ENDED
                 return
-            if cancel:
-                cancelled = self._ledger.withdraw()
             if self._phase is not Phase.ENDED:
-                self._report()
+                if cancel:
+                    self._requests.append(self._cancel_waiting)
                 self._wake()
-        for task in cancelled:
-            if task.future.cancel():
-                task.future.set_running_or_notify_cancel()
-        if wait and self._thread is not threading.current_thread():
+        if wait and self._may_wait_for(self._thread):
             self._thread.join()
 
     def abandon(self) -> None:
@@ -211,51 +238,127 @@ class Client:
             if self._phase is Phase.OPEN:
                 raise RuntimeError("join() needs shutdown() first: the executor is open")
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and self._may_wait_for(thread):
             thread.join(timeout)
         return thread is None or not thread.is_alive()
+
+    def _may_wait_for(self, thread: threading.Thread) -> bool:
+        """Whether it could end meanwhile: it cannot wait for itself, nor go on while a
+        signal handler waits that has interrupted what holds the lock."""
+        is_owned: bool = self._lock._is_owned()  # type: ignore[attr-defined]
+        return thread is not threading.current_thread() and not is_owned
 
     def end_workers(self, number: int, reason: str) -> None:
         """See PreforkExecutor.terminate_workers and kill_workers: the same, by
         one signal or the other."""
+        with self._lock:
+            self._check_own()
+            if self._thread is None or self._phase is Phase.ENDED:
+                return
+            doomed = [*self._ledger.in_flight.values(), *self._ledger.waiting]
+            # Or one of those that end now would take what is submitted next.
+            self._dispatcher.is_held = True
+            self._last_end += 1
+            request = functools.partial(
+                self._end_workers_now, doomed, number, reason, self._last_end
+            )
+            self._requests.append(request)
+            self._wake()
+
+    def end(self, reason: str) -> None:
+        """Shut down without waiting, and end what runs, by SIGTERM. Does not wait."""
+        if self._is_copy:
+            return
         self.shutdown(wait=False, cancel=True)
-        if self._phase is not Phase.ENDED:
-            self._break(reason, number=number)
+        self.end_workers(signal.SIGTERM, reason)
+
+    def abort(self, future: Future[Any]) -> bool:
+        """See PreforkExecutor.abort."""
+        if not isinstance(future, Future):
+            raise TypeError(f"future must be a Future, not {type(future).__name__}")
+        if not isinstance(future, TaskFuture) or future.client is not self._token:
+            raise ValueError("future must be one that this executor's submit() has returned")
+        with self._lock:
+            self._check_own()
+            task = self._ledger.find(future)
+            if task is None:
+                return False
+            self._requests.append(functools.partial(self._abort_now, task))
+            self._wake()
+        return True
+
+    def reload(self) -> Future[None]:
+        """See PreforkExecutor.reload."""
+        reloaded: Future[None] = Future()
+        with self._lock:
+            if self._thread is not None:
+                self._check_open()
+            if self._thread is None or self._supervisor is None:
+                # The workers to come are new.
+                reloaded.set_result(None)
+                return reloaded
+            self._last_reload += 1
+            self._reloads[self._last_reload] = reloaded
+            self._supervisor.tell(Kind.RELOAD, self._last_reload)
+        return reloaded
+
+    def add_yell_hook(self, kind: type, hook: Callable[[int, Any], object]) -> None:
+        """See PreforkExecutor.add_yell_hook."""
+        self._yell_hooks[kind] = hook
+
+    def add_initializer(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """See PreforkExecutor.add_initializer."""
+        with self._lock:
+            self._check_open()
+            if self._thread is not None:
+                raise RuntimeError("add_initializer() comes before the first task: the pool runs")
+            self._settings.added += ((fn, args),)
 
     def stats(self) -> ExecutorStats:
         """See PreforkExecutor.stats."""
         with self._lock:
             is_open = self._thread is not None and self._channels.is_open
-            board = self._channels.board.read_all() if is_open else []
-            return ExecutorStats(
-                max_workers=self._settings.limits.max_workers,
-                workers=tuple(self._worker_stats(slot) for slot in board),
-                peak_workers=max(self._peak, len(board)),
-                waiting=len(self._ledger.waiting),
-                in_flight=len(self._ledger.in_flight),
-                finished=self._finished,
-                deaths=self._deaths,
-                decisions=tuple(self._decisions),
-            )
+            board = self._channels.board if is_open else None
+            if board is not None:
+                self._history.note_backlog(self._ledger, board)
+            look = self._history.look(board, self._ledger)
+        return self._history.snapshot(self._settings.limits.max_workers, look)
 
-    def _worker_stats(self, slot: sb.Slot) -> WorkerStats:
-        now = time.monotonic_ns()
-        task = self._ledger.in_flight.get(slot.task) if slot.state == sb.BUSY else None
-        return WorkerStats(
-            pid=slot.pid,
-            state=State(slot.state).name.lower(),
-            task=task.name if task is not None else None,
-            in_state=max(0, now - slot.since) / 1e9,
-            age=max(0, now - slot.born) / 1e9,
-            tasks_done=slot.done,
-        )
+    def record(self, recorder: Recorder) -> None:
+        """See PreforkExecutor.record."""
+        with self._lock:
+            self._check_open()
+            if self._recorder is not None:
+                raise RuntimeError("the executor is being recorded: close that recording first")
+            self._recorder = recorder
+            for task in (*self._ledger.in_flight.values(), *self._ledger.waiting):
+                recorder.submitted(task)
+            if self._thread is not None:
+                self._channels.board.words[sb.RECORDING] = 1
+
+    def end_record(self, recorder: Recorder) -> None:
+        """Tell it what runs now, and nothing any more. Safe to call again."""
+        with self._lock:
+            if self._recorder is not recorder:
+                return
+            self._recorder = None
+            is_open = self._thread is not None and self._channels.is_open
+            board = self._channels.board.read_all() if is_open else []
+            recorder.end(board, self._ledger.in_flight)
+            if is_open:
+                self._channels.board.words[sb.RECORDING] = 0
+
+    def _check_own(self) -> None:
+        """Raises if this is a fork's copy, which must touch nothing of the original's."""
+        if self._is_copy:
+            raise self._broken_error()
 
     def _check_open(self) -> None:
         if self._broken is not None:
             raise self._broken_error()
         if self._phase is not Phase.OPEN:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if _interpreter_is_ending:
+        if _lifetime.interpreter_is_ending():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def _broken_error(self) -> BrokenProcessPool:
@@ -270,32 +373,73 @@ class Client:
     def _start(self) -> None:
         with self._lock:
             self._check_open()
-            if self._thread is not None:
+            if self._thread is not None or self._is_starting:
                 return
-            self._channels = PoolChannels(self._settings.limits.max_workers)
-            self._waiter = Waiter()
-            self._waiter.register(self._channels.yells.fileno())
-            _clients.add(self)
+            self._is_starting = True
             try:
-                self._start_supervisor()
-                thread = threading.Thread(target=self._run, name="prefork-executor-io")
-                thread.start()
-            except BaseException:
-                self._close()
+                self._start_all()
+            except BaseException as error:
+                # Of signal handlers and finalizers, which came in between.
+                left = self._ledger.clear() if self._thread is None else []
+                why = f"the pool could not be started: {type(error).__name__}: {error}"
+                fail_all([(task, BrokenProcessPool(why)) for task in left])
                 raise
+            finally:
+                self._is_starting = False
+
+    def _start_all(self) -> None:
+        """With the lock held."""
+        _posix.libc()
+        channels = PoolChannels(self._settings.limits.max_workers)
+        try:
+            self._waiter = Waiter()
+        except BaseException:
+            channels.close()
+            raise
+        spares = self._settings.limits.spares
+        channels.board.introduce(sb.EXECUTOR, os.getpid(), **spares)
+        self._take(channels)
+        self._waiter.register(self._channels.yells.fileno())
+        _lifetime.look_after(self)
+        try:
+            self._check_open()  # Or the interpreter's end has not seen this pool.
+            self._start_supervisor()
+            thread = threading.Thread(target=self._run, name="prefork-executor-io")
+            thread.start()
             self._thread = thread
+        except BaseException:
+            if self._thread is None:
+                self._close()
+            raise
+
+    def _take(self, channels: PoolChannels) -> None:
+        self._channels = channels
+        if self._recorder is not None:
+            channels.board.words[sb.RECORDING] = 1
+        self._auditor = Auditor(self._ledger, channels)
+        self._batches = Batches(self._ledger, self._auditor, channels.board)
+        self._dispatcher = Dispatcher(
+            self._ledger, channels, self._endings, self._batches, self._wake
+        )
 
     def _start_supervisor(self) -> None:
+        """Takes its time, and needs no lock."""
         if not self._settings.tell_main:
             self._held = HeldMain.forked()
+        self._is_supervisor_ready = False
         self._supervisor = supervisor = SupervisorHandle()
         try:
             supervisor.start(self._context, self._settings, self._channels.give_to)
+            self._waiter.register(supervisor.control.fileno())
         except BaseException:
-            self._supervisor = None
+            with self._lock:
+                self._supervisor = self._held = None
             supervisor.close()
             raise
-        self._waiter.register(supervisor.control.fileno())
+        self._channels.board.words[sb.MAIN] = supervisor.pid or 0
+        with self._lock:
+            # Workers whose end has been asked for meanwhile may be its own.
+            self._dispatcher.is_held = self._last_end != self._last_end_done
 
     def _close(self) -> None:
         if self._supervisor is not None:
@@ -303,64 +447,6 @@ class Client:
             self._supervisor = None
         self._waiter.close()
         self._channels.close()
-
-    # --- sending, with the lock held -----------------------------------------------------
-
-    def _send_waiting(self, failed: list[tuple[Task, BaseException]]) -> None:
-        """Send what may be sent. Tasks that cannot travel are added to ``failed``."""
-        ledger = self._ledger
-        while ledger.waiting and ledger.has_room(len(self._ready)):
-            task = ledger.waiting[0]
-            if task.parts is None:
-                return  # Until _pickle_late has been over it.
-            if not begin(task):
-                ledger.waiting.popleft()
-                continue
-            ledger.number(task)
-            if not self._send(task, task.parts, failed):
-                return
-
-    def _send(
-        self, task: Task, parts: list[Part], failed: list[tuple[Task, BaseException]]
-    ) -> bool:
-        """Send the task that is the next to wait, and numbered. False: the pipe is full."""
-        ledger = self._ledger
-        try:
-            # In the books before it is sent: its outcome may be there at once.
-            ledger.sent(task)
-            ledger.waiting.popleft()
-            _channel.send(self._channels.tasks, Kind.CALL, task.number, 0, parts, DONTWAIT)
-        except BlockingIOError:
-            ledger.take_back([task.number])
-            self._on_full_pipe()
-            return False
-        except BaseException as error:
-            if not is_about_the_task(error):
-                self._on_interrupted_send(task)
-                raise
-            ledger.settle(task.number)
-            error.add_note(f"Task {task.name} could not be sent to a worker.")
-            failed.append((task, error))
-        self._tries_again = False
-        return True
-
-    def _on_interrupted_send(self, task: Task) -> None:
-        """With the lock held: a signal handler raised while a task was being sent.
-        Whether it has left is not known, as after a death in TAKING."""
-        ledger = self._ledger
-        if ledger.waiting and ledger.waiting[0] is task and task.number in ledger.in_flight:
-            ledger.waiting.popleft()
-        # Left to the I/O thread, where no handler can raise again.
-        self._was_interrupted = True
-
-    def _on_full_pipe(self) -> None:
-        """With the lock held. What fills the pipe are tasks in flight, and their
-        outcomes make us try again. With none in flight it is the limit on the
-        descriptors under way, which all pools of one user share: then the I/O
-        thread tries again by itself."""
-        if not self._ledger.in_flight and not self._tries_again:
-            self._tries_again = True
-            self._wake()
 
     def _report(self) -> None:
         """Tell the supervisor how much there is, and ring if it is more than it
@@ -374,6 +460,12 @@ class Client:
     # --- the I/O thread -----------------------------------------------------------------
 
     def _run(self) -> None:
+        with self._lock:  # Until it has been started, or that was interrupted.
+            if self._thread is not threading.current_thread():
+                return
+            if self._phase is Phase.ENDED:
+                # A signal handler has shut down what it found not yet started.
+                self._phase = Phase.CLOSING
         try:
             while self._phase is not Phase.ENDED:
                 self._turn()
@@ -386,24 +478,49 @@ class Client:
     def _turn(self) -> None:
         """Read a batch, resolve its futures, send what waits; wait if nothing came."""
         outcomes: list[Outcome] = []
-        more = self._read_batch(outcomes)
+        # More than those in flight is not to be expected; what else has come wakes us at once.
+        more = self._read_batch(outcomes, len(self._ledger.in_flight))
+        while self._supervisor is None and self._read_batch(outcomes, NEVER_ENOUGH):
+            pass  # Nobody is left who could say more.
+        # After reading: the marker that has woken us for one may have been read just now.
+        if self._requests:
+            with self._lock:
+                self._history.note_backlog(self._ledger, self._channels.board)
+        while self._requests:
+            self._requests.popleft()()
         if self._has_late and self._held is not None:
             self._pickle_late(self._held)
         self._resolve(outcomes)
-        if self._supervisor is None:
+        while self._auditor.dropped:
+            logger.error("what was no task was dropped: %s", self._auditor.dropped.pop(0))
+        if self._supervisor is None and self._is_to_end():
             self._end()
         elif not more:
             self._wait()
 
     def _wait(self) -> None:
-        looks_again = self._audits or (self._tries_again and self._ledger.waiting)
-        ready = self._waiter.wait(AUDIT_INTERVAL if looks_again else None)
+        ready = self._waiter.wait(self._patience())
+        if not ready:
+            self._channels.files.drop_unused()
         supervisor = self._supervisor
-        if supervisor is not None and supervisor.control.fileno() in ready:
+        if supervisor is None:
+            self._replace_supervisor()
+        elif supervisor.control.fileno() in ready:
             self._on_supervisor_end(supervisor)
 
-    def _read_batch(self, outcomes: list[Outcome]) -> bool:
-        """True if there may be more to read."""
+    def _patience(self) -> float | None:
+        """Seconds after which there is something to do though nobody has said so."""
+        due = (self._endings.look_at, self._batches.look_at, self._restarts.at)
+        looks = [at for at in (*due, self._channels.files.drop_at) if at is not None]
+        waits = [max(0.0, min(looks) - time.monotonic())] if looks else []
+        has_unsent = self._supervisor is not None and self._supervisor.has_unsent
+        if self._auditor.is_at_work or self._dispatcher.is_to_try_again or has_unsent:
+            waits.append(AUDIT_INTERVAL)
+        return min(waits, default=None)
+
+    def _read_batch(self, outcomes: list[Outcome], enough: int) -> bool:
+        """True if there may be more to read. After so many outcomes there is not."""
+        was_sent = self._ledger.was_sent
         for _ in range(BATCH):
             try:
                 packet = self._channels.upstream.receive(DONTWAIT)
@@ -414,51 +531,130 @@ class Client:
                     "a malformed message from a worker was dropped: %s", error
                 )
                 continue
-            if packet.kind == Kind.RESULT or packet.kind == Kind.FAILURE:
-                outcomes.append(self._open_outcome(packet))
-            elif packet.kind == Kind.YELL:
+            kind = packet.kind
+            if (kind == Kind.RESULT or kind == Kind.FAILURE) and was_sent(packet.number):
+                outcomes.append(open_outcome(packet, self._ledger, self._channels.files))
+                if len(outcomes) == enough:
+                    return False
+            elif kind == Kind.OUTCOMES:
+                _channel.discard(packet)
+                self._open_all(packet.body, outcomes)
+                if len(outcomes) > MOST_OUTCOMES:
+                    return True
+            elif kind == Kind.YELL:
                 self._on_yell_packet(packet)
             else:
                 self._on_notice(packet, outcomes)
         return True
 
-    def _open_outcome(self, packet: Packet) -> Outcome:
-        number, duration = packet.number, packet.extra
+    def _open_all(self, body: memoryview, outcomes: list[Outcome]) -> None:
+        was_sent = self._ledger.was_sent
         try:
-            parts = _channel.open_parts(packet)
-            if packet.kind == Kind.FAILURE:
-                return Outcome(number, duration, None, _failures.load_failure(parts))
-            return Outcome(number, duration, _pickling.loads(parts), None)
-        except BaseException as error:
-            task = self._ledger.in_flight.get(number)
-            name = task.name if task is not None else "?"
-            return Outcome(number, duration, None, unpickling_error(name, error))
+            for kind, number, duration, pickled in _wire.unpack_outcomes(body):
+                if not was_sent(number):
+                    raise ProtocolError(f"an outcome of task {number}")
+                if kind == Kind.SPAN:
+                    self._record_run(number, duration, pickled)
+                    continue
+                outcomes.append(open_pickled(kind, number, duration, [pickled], self._ledger))
+        except ProtocolError as error:
+            logger.error("malformed outcomes were dropped: %s", error)  # noqa: TRY400
+
+    def _record_run(self, number: int, duration: int, body: memoryview) -> None:
+        begin, pid, slot = _wire.unpack_span(body)
+        if (recorder := self._recorder) is not None:
+            from ._timeline import Run  # With the recorder; hardly anybody records.
+
+            run = Run(number, begin, begin + duration, pid, slot)
+            recorder.ran(self._ledger.in_flight.get(number), run)
 
     def _resolve(self, outcomes: list[Outcome]) -> None:
-        failed: list[tuple[Task, BaseException]] = []
+        failed: Failed = []
+        ends: list[End | None] = []
+        try:
+            with self._lock:
+                self._settle(outcomes, ends)
+                self._go_on(failed)
+        finally:
+            # Even if that fails, for these are in the books no more.
+            tell_all(ends)
+            fail_all(failed)
+
+    def _settle(self, outcomes: list[Outcome], ends: list[End | None]) -> None:
+        """With the lock held: enter these outcomes into the books."""
+        # The backlog is at its largest just before it shrinks.
+        self._history.note_backlog(self._ledger, self._channels.board)
+        for done in outcomes:
+            end = settle(self._ledger, done)
+            ends.append(end)
+            self._history.finished += end is not None and not done.is_death
+        outcomes.clear()
+
+    def _go_on(self, failed: Failed) -> None:
+        """With the lock held: whatever can be done now."""
+        if self._dispatcher.was_interrupted:
+            self._dispatcher.was_interrupted = False
+            self._auditor.open()
+        if self._supervisor is not None:
+            self._supervisor.flush()
+        if self._auditor.is_at_work:
+            self._auditor.look()
+        if self._batches.look_at is not None:
+            self._batches.look()
+        if self._endings.look_at is not None:
+            self._end_tasks()
+        if self._ledger.waiting and self._broken is None:
+            self._dispatcher.send_waiting(failed)
+        self._report()
+        self._end_when_done()
+
+    def _end_tasks(self) -> None:
+        """With the lock held: have those workers ended whose tasks are to end."""
+        ends = self._endings.due(
+            self._ledger.in_flight, self._channels.board.read_all, self._auditor.mark
+        )
+        for slot in ends:
+            if self._supervisor is not None:
+                self._supervisor.tell_if_free(Kind.END_TASK, slot.task, slot.place)
+
+    # --- what the caller has asked for: here, because no signal handler can come in between ----
+
+    def _cancel_waiting(self) -> None:
         with self._lock:
-            tasks = [self._ledger.settle(done.number, done.duration) for done in outcomes]
-            self._finished += len(outcomes)
-            if self._was_interrupted:
-                self._was_interrupted = False
-                self._open_audit()
-            if self._audits:
-                self._look_after_audits()
-            if self._ledger.waiting and self._broken is None:
-                self._send_waiting(failed)
+            cancelled = self._ledger.withdraw()
             self._report()
-            self._end_when_done()
-        for task in tasks:
-            done = outcomes.pop(0)
-            if task is None:
-                continue
-            if done.error is None:
-                resolve(task.future.set_result, done.result)
+        _cancel_all(cancelled)
+
+    def _abort_now(self, task: Task) -> None:
+        with self._lock:
+            if self._ledger.in_flight.get(task.number) is task:
+                self._auditor.recall()
+            gone = []
+            if self._ledger.in_flight.get(task.number) is task:
+                task.verdict = TaskAborted(task.name)
+                self._endings.look_now()
             else:
-                resolve(task.future.set_exception, done.error)
-            # The caller's result is not kept alive by this thread's variables.
-            del done
-        fail_all(failed)
+                gone = self._ledger.give_up([task])
+        fail_all([(task, TaskAborted(task.name)) for task in gone])
+
+    def _end_workers_now(self, doomed: list[Task], number: int, reason: str, end: int) -> None:
+        with self._lock:
+            self._auditor.recall()
+            gone = self._ledger.give_up(doomed)
+            if self._recorder is not None:
+                self._recorder.gave_up(gone, self._channels.board.read_all())
+            self._auditor.forget()
+            self._end_when_done()  # If it closes, nobody is forked for those that end.
+            if self._supervisor is not None and self._is_supervisor_ready:
+                self._supervisor.tell(Kind.END_WORKERS, number, end)
+            elif self._supervisor is not None:
+                # It preloads, perhaps for ever; there are no workers yet.
+                self._supervisor.make_it_kill()
+                self._restarts.forgive()
+            self._last_end_done = end
+            self._report()
+        _cancel_all([task for task in gone if not task.number])
+        fail_all([(task, BrokenProcessPool(reason)) for task in gone if task.number])
 
     def _pickle_late(self, held: HeldMain) -> None:
         """Pickle the calls that waited until it was known what the workers hold.
@@ -477,137 +673,149 @@ class Client:
                 failed[id(task)] = (task, error.with_traceback(None))
         if failed:
             with self._lock:
-                waiting = list(self._ledger.waiting)
-                self._ledger.waiting.clear()
-                self._ledger.waiting.extend(task for task in waiting if id(task) not in failed)
-            fail_all([failed[id(task)] for task in waiting if id(task) in failed])
+                gone = self._ledger.give_up(task for task, _ in failed.values())
+            fail_all([failed[id(task)] for task in gone])
 
     def _on_yell_packet(self, packet: Packet) -> None:
-        if self._on_yell is None:
+        if self._on_yell is None and not self._yell_hooks:
             _channel.discard(packet)
             return
         try:
-            self._on_yell(packet.number, _pickling.loads(_channel.open_parts(packet)))
+            data = _pickling.loads(_channel.open_parts(packet))
+            hook = self._yell_hooks.get(type(data), self._on_yell)
+            if hook is not None:
+                hook(packet.number, data)
         except BaseException:
             # Even SystemExit: it would end this thread, and with it every future.
             logger.exception("on_yell failed for a message from worker %d", packet.number)
 
     def _on_notice(self, packet: Packet, outcomes: list[Outcome]) -> None:
         kind = packet.kind
+        try:
+            told = read_notice(packet)
+        except BaseException as error:
+            # Even SystemExit, which the user's exceptions may raise as they are unpickled.
+            logger.error(  # noqa: TRY400 - where it was read says nothing
+                "a malformed message of kind %d was dropped: %s", kind, describe(error)
+            )
+            return
         if kind == Kind.READY:
-            self._ready.add(packet.number)
-            self._start_deaths = 0
+            self._dispatcher.ready.add(packet.number)
+            self._starts.went_well()
         elif kind == Kind.DEATH:
-            self._on_death(_wire.unpack_death(packet.number, packet.body), outcomes)
+            self._on_death(told, outcomes)
         elif kind == Kind.DECISION:
-            self._on_decision(packet)
-        elif kind == Kind.SUPERVISOR_READY:
-            self._supervisor_deaths = 0
             with self._lock:
+                self._history.enter(told)
+            if (recorder := self._recorder) is not None:
+                recorder.decided(*told)
+        elif kind == Kind.SUPERVISOR_READY:
+            self._restarts.went_well()
+            with self._lock:
+                self._is_supervisor_ready = True
                 if self._held is None:
-                    self._held = HeldMain.imported(_pickling.loads([packet.body]))
+                    self._held = HeldMain.imported(told)
         elif kind == Kind.INITIALIZER_FAILED:
             # What comes of it waits for the worker's death, which lets it log in peace.
-            failure = _failures.load_failure(_channel.open_parts(packet))
-            self._initializer_failures[packet.number] = failure
+            self._initializer_failures[packet.number] = told
+        elif kind == Kind.PRELOAD_FAILED:
+            self._break(f"preload failed: {type(told).__name__}: {told}", told)
         elif kind == Kind.MARKER:
-            self._on_marker(packet.number, outcomes)
-        else:
-            _channel.discard(packet)
-            logger.error("a message of unknown kind %d was dropped", kind)
+            with self._lock:
+                self._auditor.on_marker(packet.number, {done.number for done in outcomes})
+                self._endings.on_marker(packet.number)
+                found = self._batches.on_marker(packet.number)
+            self._open_all(memoryview(found), outcomes)
+        elif kind == Kind.WORKERS_TOLD:
+            with self._lock:
+                if packet.number == self._last_end:
+                    self._dispatcher.is_held = False
+        elif kind == Kind.RELOADED:
+            self._end_reloads(packet.number)
+        elif kind == Kind.STOPPED:
+            # As after a death in IDLE: it may have been woken, and nobody else.
+            with self._lock:
+                self._auditor.recall()
+        elif kind == Kind.UNBEGUN:
+            self._take_back(packet.number, packet.extra)
 
-    def _on_decision(self, packet: Packet) -> None:
-        decision = ScalingDecision(*_pickling.loads([packet.body]))
+    def _end_reloads(self, last: int, error: BaseException | None = None) -> None:
+        """Every reload up to this one is complete, or has failed."""
         with self._lock:
-            self._decisions.append(decision)
-            self._peak = max(self._peak, decision.workers + decision.started)
+            ended = [self._reloads.pop(number) for number in list(self._reloads) if number <= last]
+        for reloaded in ended:
+            if error is None:
+                resolve(reloaded.set_result, None)
+            else:
+                resolve(reloaded.set_exception, error)
 
     # --- deaths ---------------------------------------------------------------------------
 
     def _on_death(self, death: _wire.Death, outcomes: list[Outcome]) -> None:
-        self._ready.discard(death.pid)
+        self._dispatcher.ready.discard(death.pid)
         exitcode, signal = _posix.split_status(death.status)
-        if death.pid in self._initializer_failures:
-            self._on_initializer_failure(death.pid)
+        failure = self._initializer_failures.pop(death.pid, None)
+        if (recorder := self._recorder) is not None:
+            recorder.died(death, self._ledger.in_flight)
+        is_at_start = failure is not None or death.state == sb.STARTING
+        if is_at_start and not death.flags & _wire.TOLD:
+            how = describe_end(exitcode, signal)
+            self._on_failed_start(death.pid, how, failure, bool(death.flags & _wire.NEW))
         elif death.state == sb.BUSY:
-            self._lose(death.task, WorkerDied(death.pid, exitcode, signal), outcomes)
+            reason = "out of memory" if death.flags & _wire.OUT_OF_MEMORY else ""
+            self._lose(death.task, outcomes, death.pid, exitcode, signal, reason)
+            self._take_back(death.task + 1, death.tail)
         elif death.state == sb.TAKING:
-            self._open_audit()
+            with self._lock:
+                self._auditor.open()
         elif death.state == sb.IDLE:
             # A message may have woken it, and nobody else, just before it died.
             with self._lock:
-                self._recall()
-        elif death.state == sb.STARTING:
-            self._on_death_at_start(death.pid, describe_end(exitcode, signal))
+                self._auditor.recall()
 
-    def _lose(self, number: int, error: WorkerDied, outcomes: list[Outcome]) -> None:
+    def _take_back(self, number: int, count: int) -> None:
+        """These have been taken by a worker and will not begin there."""
+        with self._lock:
+            self._auditor.recall(range(number, number + min(count, _wire.MOST_CALLS)))
+
+    def _lose(
+        self,
+        number: int,
+        outcomes: list[Outcome],
+        pid: int,
+        exitcode: int | None,
+        signal: int | None,
+        reason: str = "",
+    ) -> None:
+        """This task has ended with its worker, if its outcome has not come before."""
         # Outcomes of this batch come first: its result may be among them.
         task = self._ledger.in_flight.get(number)
         if task is None or any(done.number == number for done in outcomes):
             return
-        error = WorkerDied(error.pid, error.exitcode, error.signal, task.name)
-        self._deaths += 1
-        outcomes.append(Outcome(number, 0, None, error))
+        error = WorkerDied(pid, exitcode, signal, task.name, reason)
+        self._history.deaths += 1
+        outcomes.append(Outcome(number, 0, None, error, is_death=True))
 
-    def _on_initializer_failure(self, pid: int) -> None:
-        error = self._initializer_failures.pop(pid)
-        self._break(
-            f"the initializer failed in worker {pid}: {type(error).__name__}: {error}", error
-        )
+    def _on_failed_start(
+        self, pid: int, how: str, error: BaseException | None, is_new: bool
+    ) -> None:
+        what, is_hopeless = self._starts.failed(pid, how, error)
+        if is_new and self._reloads:
+            self._give_up_reload(what, error)
+        elif self._dispatcher.ready:
+            logger.error("%s; the workers that have started go on", what)
+        elif is_hopeless:
+            self._break(what, error)
 
-    def _on_death_at_start(self, pid: int, how: str) -> None:
-        self._start_deaths += 1
-        if self._settings.initializer is not None:
-            if self._start_deaths >= MOST_START_DEATHS:
-                self._break(
-                    f"{self._start_deaths} workers in a row died in the initializer; "
-                    f"the last, {pid}, {how}"
-                )
-        elif self._start_deaths >= MOST_START_DEATHS_WITHOUT_INITIALIZER:
-            self._break(
-                f"{self._start_deaths} workers in a row died as they started; "
-                f"the last, {pid}, {how}"
-            )
-
-    def _open_audit(self) -> None:
+    def _give_up_reload(self, what: str, error: BaseException | None) -> None:
         with self._lock:
-            self._recall()
-            audit = Audit(self._ledger.in_flight, self._channels.board.read_all())
-            if audit.suspects:
-                self._audits.append(audit)
-
-    def _recall(self) -> None:
-        """Take back what no worker has taken from the pipe, with the lock held. It
-        is sent again, which wakes as many idle workers as there are messages."""
-        numbers = []
-        while True:
-            try:
-                packet = self._channels.recall.receive(DONTWAIT)
-            except BlockingIOError:
-                break
-            _channel.discard(packet)
-            if packet.kind == Kind.CALL:
-                numbers.append(packet.number)
-        self._ledger.take_back(numbers)
-
-    def _look_after_audits(self) -> None:
-        for audit in self._audits:
-            if audit.marker is None and audit.look(self._channels.board.read_all):
-                self._send_marker(audit)
-
-    def _send_marker(self, audit: Audit) -> None:
-        # If the channel is full, the next turn reads some and the next look tries again.
-        if self._channels.send_marker(self._last_marker + 1):
-            self._last_marker += 1
-            audit.marker = self._last_marker
-
-    def _on_marker(self, marker: int, outcomes: list[Outcome]) -> None:
-        with self._lock:
-            # What this batch has brought is not in the books yet.
-            unresolved = self._ledger.in_flight.keys() - {done.number for done in outcomes}
-            for audit in [audit for audit in self._audits if audit.marker == marker and marker]:
-                self._audits.remove(audit)
-                self._ledger.take_back(audit.suspects & unresolved)
+            last = self._last_reload
+            if self._supervisor is not None:
+                self._supervisor.tell(Kind.KEEP_OLD)
+        logger.error("the reload was given up, the old workers stay: %s", what)
+        failed = ReloadFailed(f"the reload was given up, the old workers stay: {what}")
+        failed.__cause__ = error
+        self._end_reloads(last, failed)
 
     # --- the supervisor's end, and the pool's -----------------------------------------------
 
@@ -618,7 +826,7 @@ class Client:
         if self._phase is Phase.CLOSING and not self._ledger.outstanding:
             self._phase = Phase.ENDING
             if self._supervisor is not None:
-                self._supervisor.ask_to_end()
+                self._supervisor.tell(Kind.SHUTDOWN)
 
     def _on_supervisor_end(self, supervisor: SupervisorHandle) -> None:
         self._waiter.unregister(supervisor.control.fileno())
@@ -631,27 +839,32 @@ class Client:
         if self._is_to_end():
             return
         self._settle_after_supervisor()
-        self._supervisor_deaths += 1
-        if self._supervisor_deaths >= MOST_SUPERVISOR_DEATHS:
-            self._break(
-                f"{self._supervisor_deaths} supervisors in a row ended before they were ready; "
-                f"the last {how}"
-            )
+        self._end_reloads(self._last_reload)
+        # Closing, what was lost may have been the last; or the caller gave up.
+        if self._is_to_end():
             return
-        self._replace_supervisor(how)
+        what, is_hopeless = self._restarts.ended(how, self._history.finished)
+        if is_hopeless:
+            self._break(what)
+        else:
+            logger.error("%s", what)
 
-    def _replace_supervisor(self, how: str) -> None:
+    def _replace_supervisor(self) -> None:
+        """If it is time, in the place of one that has ended."""
+        if not self._restarts.is_due():
+            return
         try:
-            with self._lock:
-                # Closing, what was lost may have been the last; or the caller gave up.
-                if self._is_to_end():
-                    return
-                logger.error("the supervisor %s; starting another", how)
-                self._held = None
-                self._start_supervisor()
-                self._report()
+            self._held = None
+            self._start_supervisor()
         except Exception as error:
-            self._break(f"the supervisor {how}, and another could not be started: {error}", error)
+            what = self._restarts.not_started(error)
+            if what is None:
+                self._break(f"no other supervisor could be started: {error}", error)
+            else:
+                logger.error("%s", what)  # noqa: TRY400 - where it failed says nothing
+                self._end_reloads(self._last_reload)  # Asked of one that has never been.
+        with self._lock:
+            self._report()
 
     def _is_to_end(self) -> bool:
         """Whether nobody needs a supervisor any more."""
@@ -660,41 +873,54 @@ class Client:
     def _settle_after_supervisor(self) -> None:
         """No worker lives. What the slots name had begun; nothing else had."""
         outcomes: list[Outcome] = []
-        while self._read_batch(outcomes):
+        while self._read_batch(outcomes, NEVER_ENOUGH):
             pass
+        self._batches.forget()
         for slot in self._channels.board.read_all():
+            self._open_all(memoryview(self._channels.board.unsent(slot.place)), outcomes)
+            if (recorder := self._recorder) is not None:
+                recorder.died(_as_killed(slot), self._ledger.in_flight)
             if slot.state == sb.BUSY:
-                self._lose(slot.task, WorkerDied(slot.pid, None, 9), outcomes)
+                self._lose(slot.task, outcomes, slot.pid, None, int(signal.SIGKILL))
+            count_end(self._channels.board, slot, was_told=False, is_crash=False)
             self._channels.board.clear(slot.place)
+            self._channels.board.words[sb.DONE_BEFORE] += slot.done
+        self._dispatcher.is_held = True
         self._resolve(outcomes)
-        self._ready.clear()
+        self._dispatcher.ready.clear()
         self._initializer_failures.clear()
-        self._audits.clear()
         with self._lock:
-            self._recall()
+            self._auditor.forget()
+            self._auditor.recall()
             self._ledger.take_back(list(self._ledger.in_flight))
 
-    def _break(
-        self, reason: str, cause: BaseException | None = None, number: int | None = None
-    ) -> None:
-        """The pool cannot go on: fail every task, end every process; the workers by
-        this signal, if the caller asked for it."""
+    def _break(self, reason: str, cause: BaseException | None = None) -> None:
+        """The pool cannot go on: fail every task, end every process."""
         with self._lock:
             if self._broken is None:
                 self._broken = (reason, cause)
             tasks = self._ledger.clear()
-            self._audits.clear()
-            if self._supervisor is not None and number is not None:
-                self._supervisor.ask_to_end_now(number)
-            elif self._supervisor is not None:
+            if self._recorder is not None:
+                self._recorder.gave_up(tasks, self._channels.board.read_all())
+            self._auditor.forget()
+            if self._supervisor is not None:
                 self._supervisor.make_it_kill()
+        error = self._broken_error()
         fail_all([(task, self._broken_error()) for task in tasks])
+        self._end_reloads(self._last_reload, error)
 
     def _end(self) -> None:
         """All processes have ended: close everything, end the I/O thread."""
         with self._lock:
+            # A signal handler may have closed the pool in the midst of a submit.
+            left = self._ledger.clear()
+            self._history.close(self._channels.board)
             self._close()
             self._phase = Phase.ENDED
+        fail_all([(task, BrokenProcessPool("the executor was shut down")) for task in left])
+        self._end_reloads(self._last_reload)
+        if (recorder := self._recorder) is not None:
+            recorder.on_shutdown()
 
     # --- a fork of the caller's process --------------------------------------------------------
 
@@ -705,6 +931,8 @@ class Client:
         if self._supervisor is not None:
             self._supervisor.disown()
         self._lock = threading.RLock()
+        self._is_copy = True
+        self._recorder = None
         self._phase = Phase.ENDED
         self._broken = (
             "this executor belongs to the process that created it; "
@@ -713,27 +941,14 @@ class Client:
         )
 
 
-# --- the end of the interpreter, and forks of it ------------------------------------------------
-
-_interpreter_is_ending = False
-
-
-def _finish_all() -> None:
-    """Let every executor finish its work before the interpreter goes, as
-    ProcessPoolExecutor does."""
-    global _interpreter_is_ending
-    _interpreter_is_ending = True
-    for client in list(_clients):
-        client.shutdown(wait=True, cancel=False)
+def _as_killed(slot: Slot) -> _wire.Death:
+    """The death that nobody tells of a worker whose supervisor has died."""
+    status = int(signal.SIGKILL)
+    held = (slot.place, slot.state, slot.task, slot.done, 0, slot.tail)
+    return _wire.Death(slot.pid, status, *held, slot.born, slot.since, time.monotonic_ns())
 
 
-def _disown_all() -> None:
-    for client in list(_clients):
-        client.disown()
-    _clients.clear()
-
-
-# Private, but what concurrent.futures itself uses: atexit's own hooks run only
-# after the non-daemon threads were waited for, and ours would wait for us.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
-os.register_at_fork(after_in_child=_disown_all)
+def _cancel_all(tasks: list[Task]) -> None:
+    for task in tasks:
+        if task.future.cancel():
+            task.future.set_running_or_notify_cancel()

@@ -12,10 +12,13 @@ import functools
 import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
-WhyNot = Callable[[Any], BaseException | None]
-"""What pickling this raises, or None."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    WhyNot = Callable[[Any], BaseException | None]
+    """What pickling this raises, or None."""
 
 _BOUND = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
 _DEPTH = 8

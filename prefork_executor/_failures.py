@@ -29,23 +29,27 @@ import importlib
 import pickle
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
 
 from . import _pickling
 from ._culprit import describe
-from ._tracebacks import Place, dump_traceback, load_traceback
+from ._tracebacks import dump_traceback, load_traceback
+from ._tuples import NamedTuple
 from .errors import RemoteExceptionStandIn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ._tracebacks import Place
+
+    _Extras = tuple[dict[str, Any], dict[str, Any]]
+    """Attributes, and fields; see :func:`_attributes` and :func:`_fields`."""
 
 _MOST_EXCEPTIONS = 10_000
 """Exceptions of one graph that travel; the rest are left out, and a note says so."""
 
-_Extras = tuple[dict[str, Any], dict[str, Any]]
-"""Attributes, and fields; see :func:`_attributes` and :func:`_fields`."""
 
-
-@dataclass(slots=True)
-class _Node:
+class _Node(NamedTuple):
     """One exception. Nothing in here can fail to be pickled or unpickled: what is
     the user's is within ``core`` and ``extras``, as pickles."""
 
@@ -61,7 +65,7 @@ class _Node:
     suppress_context: bool
     cause: int | None = None
     context: int | None = None
-    members: list[int] = field(default_factory=list)
+    members: Sequence[int] = ()
 
 
 def dump_failure(error: BaseException, skip_frames: int = 0) -> list[_pickling.Part]:
@@ -91,18 +95,17 @@ def _dump_graph(error: BaseException, skip_frames: int) -> list[_Node]:
         return indices.get(id(other))
 
     for current in graph:  # It grows as we go, breadth first.
-        node = _dump_one(current, skip_frames if current is error else 0)
-        node.cause = index_of(current.__cause__)
-        node.context = index_of(current.__context__)
+        cause, context = index_of(current.__cause__), index_of(current.__context__)
         members = [index_of(member) for member in _members(current)]
-        node.members = [member for member in members if member is not None]
-        nodes.append(node)
+        node = _dump_one(current, skip_frames if current is error else 0)
+        found = [member for member in members if member is not None]
+        nodes.append(node._replace(cause=cause, context=context, members=found))
     if len(graph) == _MOST_EXCEPTIONS:
         nodes[0].notes.append(f"Of its exceptions only {_MOST_EXCEPTIONS} were brought here.")
     return nodes
 
 
-def load_failure(parts: Sequence[memoryview]) -> BaseException:
+def load_failure(parts: Sequence[memoryview | bytes]) -> BaseException:
     """The exception that :func:`dump_failure` was given, or its stand-in."""
     nodes: list[_Node] = _pickling.loads(parts)
     made = _make_all(nodes)
@@ -147,9 +150,18 @@ def _dump_one(error: BaseException, skip_frames: int) -> _Node:
         extras=extras,
         facts=_facts(error, text),
         notes=_notes(error),
-        traceback=dump_traceback(error.__traceback__, skip_frames),
+        traceback=_frames(error, skip_frames),
         suppress_context=error.__suppress_context__,
     )
+
+
+def _frames(error: BaseException, skip_frames: int) -> list[Place]:
+    # What takes them apart is imported when it is first needed. That may fail for the
+    # very reason that the error is about, too many open files, say.
+    try:
+        return dump_traceback(error.__traceback__, skip_frames)
+    except Exception:
+        return []
 
 
 def _dump_core(error: BaseException, text: str) -> tuple[str, bytes, bytes]:
@@ -406,7 +418,7 @@ def make_stand_in(
     details: dict[str, Any],
     attributes: dict[str, Any],
     members: Sequence[BaseException] = (),
-) -> RemoteExceptionStandIn:
+) -> BaseException:
     """A stand-in from what is known of the original. Called by pickle too, when
     somebody else takes a stand-in further."""
     error = _new_stand_in(facts, details, members)
@@ -426,7 +438,7 @@ def make_stand_in(
 
 def _new_stand_in(
     facts: dict[str, Any], details: dict[str, Any], members: Sequence[BaseException]
-) -> RemoteExceptionStandIn:
+) -> BaseException:
     module, qualname = facts["name"]
     namespace = {
         "__module__": module,
@@ -445,10 +457,11 @@ def _new_stand_in(
         with contextlib.suppress(Exception):
             kind = type(qualname.rpartition(".")[2], bases, namespace)
             args = (facts["message"], members) if members else ()
-            return cast(RemoteExceptionStandIn, _new(kind, *args))
+            made: RemoteExceptionStandIn = _new(kind, *args)
+            return made
     if members:
         # Some are no Exceptions, and no Exception may hold them, as a stand-in is.
-        return cast(RemoteExceptionStandIn, BaseExceptionGroup(facts["message"], members))
+        return BaseExceptionGroup(facts["message"], members)
     return RemoteExceptionStandIn()
 
 

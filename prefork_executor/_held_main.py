@@ -25,15 +25,18 @@ ProcessPoolExecutor. Code that finds a definition by other means than its name i
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
-import hashlib
 import os
 import sys
 import types
 from collections.abc import Iterator, Mapping
 from multiprocessing.process import ORIGINAL_DIR  # type: ignore[attr-defined]
-from typing import Any, NamedTuple
+
+from ._tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAIN_NAMES = ("__main__", "__mp_main__")
 """What ``__main__`` is called, and what it is called where multiprocessing
@@ -295,6 +298,8 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @functools.lru_cache(maxsize=4096)
 def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    import dis  # Only definitions that somebody may have changed need it.
+
     return tuple(
         {
             step.argval: None
@@ -308,6 +313,8 @@ def _global_names(code: types.CodeType) -> tuple[str, ...]:
 
 
 def _fingerprint(thing: object) -> bytes:
+    import hashlib  # Only a supervisor that was not forked needs it.
+
     digest = hashlib.blake2b(type(thing).__name__.encode(), digest_size=16)
     for kind in _classes_in(thing):
         bases = [base.__qualname__ for base in kind.__bases__]

@@ -24,13 +24,14 @@ import pickle
 import signal
 import socket
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from . import _channel, _posix
 from . import _scoreboard as sb
 from ._pool import Seat
 from ._posix import Doorbell, Handler, Waiter
 from ._scoreboard import Scoreboard
+from ._tuples import NamedTuple
 from ._wire import Kind
 
 LOOK_AGAIN = 1.0
@@ -106,7 +107,7 @@ class Kid:
 
     def _ring(self) -> None:
         # The main process may have been killed; then the leash tells, and nobody hears.
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self._doorbell.ring()
 
     def busy(self) -> None:

@@ -1,11 +1,12 @@
-"""The client's books: which task waits, which is beyond recall, which died with whom.
+"""The client's books: which task waits, and which is beyond recall.
 
 Pure bookkeeping: no sockets, no processes, no futures' locks. The client feeds
 it events and does what it answers.
 
 A task is *waiting* until it is sent, then *in flight* under a number of its own
-until its outcome has been read. A task that comes back unbegun gets a new number
-when it is sent again, so that an old mark can never be taken for a new one.
+until its outcome has been read. A task that comes back, because it has not begun
+or because its caller asked for retries, gets a new number when it is sent again,
+so that an old mark can never be taken for a new one.
 
 The window
 ----------
@@ -14,55 +15,24 @@ past cancelling, so only about two tasks a worker are sent ahead. That is counte
 in weights: a task of unknown or long duration weighs ONE, a task whose function
 was measured to be short weighs as much less as it is shorter, so that short
 tasks keep the pipe filled and the client out of the way.
-
-A death in TAKING
------------------
-Between asking the pipe and saying which task it got a worker may die with a task
-that nobody can name. Such a death opens an :class:`Audit`:
-
-1. The pipe is emptied: what is in it was never taken and will be sent again.
-   *Suspects* are then the tasks that had been sent, are not resolved, and did
-   not come out of the pipe: some worker took each of them.
-2. *Takers* are the workers seen in TAKING. Each may still be about to name a
-   suspect, so the audit waits until each has been seen to have left that state
-   or has died. (The pipe has only newer tasks since, so nobody takes a suspect.)
-3. Then the scoreboard is read once more, and tasks named in BUSY slots are taken
-   off the suspects. Then a marker is sent through the yell channel. When it has
-   come round, every outcome and death notice of those who finished or died
-   before that reading has been read.
-4. A suspect that is still unresolved was in the dead worker's hands and had not
-   begun: BUSY is marked before the first line of the user's. It is sent again.
-
-Each of these orders is needed; without it a task that runs is sent again and
-runs twice (the suite's model of the audit shows how, for each):
-
-* A worker marks its leaving of TAKING (the TAKES count) after it has named its
-  task, and sends an outcome before it marks TAKING again.
-* A slot is cleared after the death notice was sent.
-* The names of step 3 are read after every taker was seen to have left. One
-  reading cannot tell both: its words are read one after another, so it may hold
-  a STATE from before the task was named and a count from after.
-* The outcomes that lie before the marker are in the books when it is acted on.
-
-A death in IDLE
----------------
-The kernel wakes one waiting worker for each message. The one it woke may die
-before it asks the pipe, and then the message lies there while the others sleep.
-So after a death in IDLE, too, the pipe is emptied and its tasks are sent again.
-A worker that is told to leave as a message wakes it takes the message first.
 """
 
 from __future__ import annotations
 
 import collections
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any
 
-from . import _scoreboard as sb
+from ._future import TaskFuture
 from ._pickling import Chunk, Part, task_name, user_function
-from ._scoreboard import Slot
+from ._settings import NO_TERMS, Terms
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 ONE = 64
 """The weight of a task that is not known to be short."""
@@ -78,13 +48,10 @@ _MOST_TIMINGS = 4096
 """Functions whose duration is remembered."""
 
 
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-
-
 class Timing:
     """One function's name and the measured duration of its tasks."""
 
-    __slots__ = ("code", "mean", "name", "weight")
+    __slots__ = ("code", "index", "mean", "name", "weight")
 
     def __init__(self, name: str, code: types.CodeType | None = None) -> None:
         self.name = name
@@ -92,6 +59,8 @@ class Timing:
         self.code = code
         self.mean = 0
         self.weight = ONE
+        self.index = 0
+        """Of the name in the board's table; 0: it is not there yet."""
 
     def observe(self, duration: int) -> None:
         """Take a task's duration in nanoseconds into account."""
@@ -105,22 +74,36 @@ class Timing:
 
 class Task:
     """One submitted call. ``parts`` is its payload, or None while it waits for
-    what the workers' ``__main__`` holds; then ``call`` is the call itself."""
+    what the workers' ``__main__`` holds; then ``call`` is the call itself.
 
-    __slots__ = ("call", "future", "number", "parts", "timing", "weight")
+    ``runs`` counts those of its runs that were lost, for :class:`Terms`. ``verdict``
+    is what its future gets if it does not end well by itself: it is to be ended.
+    ``record`` is what a recording keeps of it, if one is on. ``submitted`` says when it
+    was, if its wait is to be measured; see `_wire.about`."""
+
+    __slots__ = (
+        *("call", "future", "number", "parts", "record", "runs", "submitted"),
+        *("terms", "timing", "verdict", "weight"),
+    )
 
     def __init__(
         self,
-        future: Future[Any],
+        future: TaskFuture,
         timing: Timing,
         parts: list[Part] | None,
         call: Call | None,
+        terms: Terms = NO_TERMS,
     ) -> None:
         self.future = future
         self.timing = timing
         self.parts = parts
         self.call = call
+        self.terms = terms
         self.number = 0
+        self.runs = 0
+        self.submitted = 0
+        self.verdict: BaseException | None = None
+        self.record: Any = None
         self.weight = ONE
 
     @property
@@ -128,35 +111,15 @@ class Task:
         """What messages call it."""
         return self.timing.name
 
+    @property
+    def is_short(self) -> bool:
+        """Whether its function is known to be."""
+        return self.timing.weight < ONE
 
-class Audit:
-    """One inquiry after a death in TAKING; see the head of this module."""
-
-    def __init__(self, suspects: Iterable[int], board: Sequence[Slot]) -> None:
-        self.suspects = set(suspects) - _held(board)
-        self.marker: int | None = None
-        self._takers = {
-            slot.place: (slot.pid, slot.takes) for slot in board if slot.state == sb.TAKING
-        }
-
-    def look(self, read_board: Callable[[], Sequence[Slot]]) -> bool:
-        """Take a look at the scoreboard. True when every taker has left and the
-        marker is to be sent."""
-        if self._takers:
-            board = {slot.place: slot for slot in read_board()}
-            for place in [place for place in self._takers if self._has_left(board.get(place))]:
-                del self._takers[place]
-        if self._takers:
-            return False
-        self.suspects -= _held(read_board())
-        return True
-
-    def _has_left(self, slot: Slot | None) -> bool:
-        return (
-            slot is None
-            or slot.state != sb.TAKING
-            or (slot.pid, slot.takes) != self._takers[slot.place]
-        )
+    @property
+    def may_run_again(self) -> bool:
+        """Whether its caller allows another run after one that was lost."""
+        return self.runs < self.terms.retries
 
 
 def _identity(fn: Any) -> tuple[object, types.CodeType | None]:
@@ -169,10 +132,6 @@ def _identity(fn: Any) -> tuple[object, types.CodeType | None]:
     if isinstance(code, types.CodeType):
         return (id(code), fn.__module__, fn.__qualname__, is_chunk), code
     return (task_name(fn), is_chunk), None
-
-
-def _held(board: Sequence[Slot]) -> set[int]:
-    return {slot.task for slot in board if slot.state == sb.BUSY}
 
 
 class Ledger:
@@ -208,14 +167,18 @@ class Ledger:
         """The task, which :meth:`number` has numbered, is sent now. Said before it
         is, because news of it may come at once."""
         task.weight = task.timing.weight
-        self._weight += task.weight
         self.in_flight[task.number] = task
+        self._weight += task.weight
 
     def number(self, task: Task) -> int:
         """Give the task the next number."""
         self._last_number += 1
         task.number = self._last_number
         return task.number
+
+    def was_sent(self, number: int) -> bool:
+        """Whether a task has ever been sent under this number."""
+        return 0 < number <= self._last_number
 
     def settle(self, number: int, duration: int | None = None) -> Task | None:
         """The task with this number has its outcome, after so many nanoseconds,
@@ -229,17 +192,35 @@ class Ledger:
         return task
 
     def take_back(self, numbers: Iterable[int]) -> None:
-        """These tasks have not begun: they are the next to be sent, in order."""
+        """These tasks have not begun, or may run again: they are the next to be
+        sent, in order."""
         back = [self.settle(number) for number in sorted(numbers)]
         self.waiting.extendleft(task for task in reversed(back) if task is not None)
+
+    def find(self, future: Future[Any]) -> Task | None:
+        """The task that this future stands for, if it is not resolved. Goes through
+        them all: the books are not made for it."""
+        for task in (*self.in_flight.values(), *self.waiting):
+            if task.future is future:
+                return task
+        return None
 
     def withdraw(self) -> list[Task]:
         """Give up the tasks that can still be cancelled: those that were never
         sent. What has come back unbegun stays, as its future says that it runs."""
-        tasks = list(self.waiting)
+        return self.give_up([task for task in self.waiting if not task.number])
+
+    def give_up(self, tasks: Iterable[Task]) -> list[Task]:
+        """Give up these tasks: those of them that there still were."""
+        wanted = {id(task) for task in tasks}
+        gone = [task for task in self.in_flight.values() if id(task) in wanted]
+        for task in gone:
+            self.settle(task.number)
+        gone += [task for task in self.waiting if id(task) in wanted]
+        kept = [task for task in self.waiting if id(task) not in wanted]
         self.waiting.clear()
-        self.waiting.extend(task for task in tasks if task.number)
-        return [task for task in tasks if not task.number]
+        self.waiting.extend(kept)
+        return gone
 
     def clear(self) -> list[Task]:
         """Give up every task: the list of them all."""

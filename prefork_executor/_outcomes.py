@@ -1,5 +1,10 @@
 """The ends of tasks, and what is told to their futures.
 
+A task ends by its outcome, or with its worker. If it was to be ended (it has a
+*verdict*), its future gets the verdict, with how it came about as the cause; but a
+result that was quicker stands, because it is what the caller wanted. What was lost,
+to a death or to its time limit, runs again if its caller allows another run.
+
 The futures are the caller's as much as ours: anybody may resolve or cancel one,
 their callbacks may raise whatever they like, and a signal handler may raise in the
 middle of anything the main thread does. None of it may cost another task its
@@ -9,23 +14,94 @@ outcome, or run a task twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import RUNNING
-from typing import Any, NamedTuple
 
-from ._ledger import Task
+from . import _channel, _failures, _pickling
+from ._channel import Packet
+from ._ledger import Ledger, Task
+from ._payload_files import PayloadFiles
+from ._tuples import NamedTuple
+from ._wire import Kind
+from .errors import TaskTimeout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    End = tuple[Task, Any, BaseException | None]
+    """A task that has ended, its result and its error."""
 
 logger = logging.getLogger("prefork_executor")
 
 
 class Outcome(NamedTuple):
-    """A task's end, read and unpickled."""
+    """A task's end, read and unpickled. ``is_death``: it ended with its worker."""
 
     number: int
     duration: int
     result: Any
     error: BaseException | None
+    is_death: bool = False
+
+
+def open_outcome(packet: Packet, ledger: Ledger, files: PayloadFiles) -> Outcome:
+    """Unpickle what a worker sent."""
+    number = packet.number
+    try:
+        parts = _channel.open_parts(packet, files)
+    except BaseException as error:
+        return Outcome(number, packet.extra, None, _unpickling_error(ledger, number, error))
+    return open_pickled(packet.kind, number, packet.extra, parts, ledger)
+
+
+def open_pickled(
+    kind: int, number: int, duration: int, parts: Sequence[memoryview | bytes], ledger: Ledger
+) -> Outcome:
+    """The same, of which the payload is known."""
+    try:
+        if kind == Kind.FAILURE:
+            return Outcome(number, duration, None, _failures.load_failure(parts))
+        return Outcome(number, duration, _pickling.loads(parts), None)
+    except BaseException as error:
+        return Outcome(number, duration, None, _unpickling_error(ledger, number, error))
+
+
+def _unpickling_error(ledger: Ledger, number: int, error: BaseException) -> pickle.UnpicklingError:
+    """What a future gets whose result arrived and could not be unpickled."""
+    task = ledger.in_flight.get(number)
+    name = task.name if task is not None else "?"
+    wrapped = pickle.UnpicklingError(
+        f"the result of task {name} could not be unpickled in the caller's process: "
+        f"{type(error).__name__}: {error}"
+    )
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def settle(ledger: Ledger, done: Outcome) -> End | None:
+    """Enter an outcome into the books: the task, its result and its error; None if
+    there is nothing to tell, because it has ended before or runs again."""
+    task = ledger.in_flight.get(done.number)
+    if task is None:
+        return None
+    error, verdict = done.error, task.verdict
+    if error is not None:
+        is_lost = done.is_death if verdict is None else isinstance(verdict, TaskTimeout)
+        if is_lost and task.may_run_again:
+            task.runs += 1
+            task.verdict = None
+            ledger.take_back([done.number])
+            return None
+        if verdict is not None:
+            verdict.__cause__ = error
+            error = verdict
+        if is_lost and task.runs:
+            error.add_note(f"It was run {task.runs + 1} times, and lost each time.")
+    ledger.settle(done.number, done.duration)
+    return task, done.result, error
 
 
 def say_running(future: Future[Any]) -> None:
@@ -35,14 +111,9 @@ def say_running(future: Future[Any]) -> None:
 
 
 def begin(task: Task) -> bool:
-    """Tell a task's future, once, that it runs. False: it was cancelled, or somebody
-    else has resolved it."""
-    if task.number:
-        return True
-    try:
-        return task.future.set_running_or_notify_cancel()
-    except RuntimeError:
-        return False
+    """In the I/O thread, if it was never sent: tell a task's future, once, that it runs.
+    False: it was cancelled, or somebody else has resolved it."""
+    return bool(task.number) or task.future.begin()
 
 
 def resolve(setter: Callable[[Any], None], value: Any) -> None:
@@ -53,6 +124,22 @@ def resolve(setter: Callable[[Any], None], value: Any) -> None:
     except BaseException:
         # Even SystemExit: it must not cost the other futures their outcomes.
         logger.exception("a done-callback of a future raised")
+
+
+def tell_all(ends: list[End | None]) -> None:
+    """Resolve the futures of these tasks, in order. Empties the list."""
+    ends.reverse()
+    while ends:
+        end = ends.pop()
+        if end is None:
+            continue
+        task, result, error = end
+        if error is None:
+            resolve(task.future.finish, result)
+        else:
+            resolve(task.future.set_exception, error)
+        # The caller's result is not kept alive by this thread's variables.
+        del end, result, error
 
 
 def fail_all(failed: list[tuple[Task, BaseException]]) -> None:

@@ -25,7 +25,8 @@ In these cases, and where pickle fails, cloudpickle's pickler goes over it, with
 the rule above. A function of ``__main__`` that the worker holds travels as its
 bare qualified name, so that ordinary scripts keep the quick way.
 
-Big buffers (protocol 5) are not copied into the pickle. A task's function gets
+Big buffers (protocol 5) are not copied into the pickle, nor are big bytes that are an
+argument or a result themselves. A task's function gets
 them, like all of its arguments, as its own: what it changes nobody else sees.
 """
 
@@ -41,7 +42,6 @@ import socket
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, cast
 
 from . import _wire
 from ._culprit import describe, find_culprit
@@ -56,18 +56,25 @@ from ._held_main import HeldMain as HeldMain
 from ._held_main import introduce_main as introduce_main
 from ._held_main import main_is_importable as main_is_importable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
+    _ByReference = Callable[[Any], bool]
+
 Part = bytes | pickle.PickleBuffer
 OUT_OF_BAND = _wire.INLINE_LIMIT
 """Bytes from which on a buffer travels out of band: what does not fit a packet."""
 MOST_BUFFERS = _wire.MOST_PARTS - 1
 """Buffers of one payload that travel out of band; any more go into the pickle."""
 
+_MOST_CODES = 256
+"""Codes of functions that travel by value whose reductions are remembered."""
 _OF_MAIN = b"_main__"
 """In a pickle, either name of ``__main__``."""
 _OF_CONNECTIONS = b"multiprocessing.connection"
 _modules = sys.modules
 _Cached: type = type(functools.lru_cache(len))
-_ByReference = Callable[[Any], bool]
 
 
 class NeedsMain(Exception):  # noqa: N818 - a condition, not an error
@@ -90,15 +97,21 @@ class NeedsMain(Exception):  # noqa: N818 - a condition, not an error
 
 
 class Chunk:
-    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk."""
+    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk, whose
+    arguments come by columns: one tuple for each of fn's parameters."""
 
     __slots__ = ("fn",)
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Any) -> None:
+        # On its way to a worker: the name of a function of ``__main__``, perhaps.
         self.fn = fn
 
-    def __call__(self, items: Iterable[tuple[Any, ...]]) -> list[Any]:
-        return [self.fn(*args) for args in items]
+    def __call__(self, *columns: Iterable[Any]) -> list[Any]:
+        fn = self.fn
+        # Not by map(): a StopIteration of fn's would look like the end of the columns.
+        if len(columns) == 1:
+            return [fn(item) for item in columns[0]]
+        return [fn(*args) for args in zip(*columns, strict=True)]
 
 
 def user_function(fn: Any) -> Any:
@@ -133,13 +146,21 @@ def dump_call(
             says what.
     """
     target: Any = fn
-    if type(fn) is types.FunctionType and fn.__module__ == "__main__":
+    inner = fn.fn if type(fn) is Chunk else fn
+    if type(inner) is types.FunctionType and inner.__module__ == "__main__":
         if held is None:
             raise NeedsMain(fn, args, kwargs)
-        if held.holds(fn):
-            target = fn.__qualname__
+        if held.holds(inner):
+            name = inner.__qualname__
+            target = Chunk(name) if inner is not fn else name
+    for value in args:
+        if type(value) is bytes and len(value) >= OUT_OF_BAND:
+            args = tuple(map(_apart, args))
+            break
     call = (target, args, kwargs)
-    parts = _dump_plainly(call)
+    # Plain pickle would fail for a lambda, or a function from within a function.
+    is_local = type(inner) is types.FunctionType and "<" in inner.__qualname__
+    parts = None if is_local else _dump_plainly(call)
     # Written out, because this is what every submit costs; and find() because `in`
     # asks first whether the bytes are a number, which takes ten times as long.
     if (
@@ -158,17 +179,29 @@ def dump_call(
         raise _explain_call(fn, args, kwargs, by_reference, error) from error
 
 
+def _apart(value: Any) -> Any:
+    """Big bytes as a buffer that travels out of band, and arrives as bytes."""
+    is_big = type(value) is bytes and len(value) >= OUT_OF_BAND
+    return pickle.PickleBuffer(value) if is_big else value
+
+
 def load_call(
-    parts: Sequence[memoryview],
+    parts: Sequence[memoryview | bytes],
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """The function and its arguments. Raises whatever unpickling raises."""
     target, args, kwargs = loads(parts)
     if type(target) is str:
-        fn: Any = resolve(vars(main_module()), target)
-        if fn is None:
-            raise AttributeError(f"the worker's __main__ has no {target!r}")
-        return fn, args, kwargs
+        target = _of_main(target)
+    elif type(target) is Chunk and type(target.fn) is str:
+        target = Chunk(_of_main(target.fn))
     return target, args, kwargs
+
+
+def _of_main(name: str) -> Any:
+    fn = resolve(vars(main_module()), name)
+    if fn is None:
+        raise AttributeError(f"the worker's __main__ has no {name!r}")
+    return fn
 
 
 def _is_held(held: HeldMain, thing: Any) -> bool:
@@ -186,7 +219,8 @@ def _snapshot(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     try:
         data = pickle.dumps((args, kwargs), 5, buffer_callback=buffers.append)
         if _OF_CONNECTIONS not in data:
-            return cast(tuple[Any, ...], pickle.loads(data, buffers=buffers))
+            copies: tuple[Any, ...] = pickle.loads(data, buffers=buffers)
+            return copies
     except Exception:
         pass
     return args, kwargs
@@ -223,17 +257,39 @@ def _never(_thing: Any) -> bool:
     return False
 
 
+def explain_start(things: Mapping[str, Any], error: Exception) -> pickle.PicklingError | None:
+    """Which part of these things made the start of a supervisor fail with this error,
+    because it cannot be pickled. None: they had no part in it."""
+
+    def why_not(thing: Any) -> Exception | None:
+        try:
+            pickle.dumps(portable(thing), 5)
+        except Exception as found:
+            # A lock of multiprocessing, say, fails here, but did not fail there.
+            return found if describe(found) == describe(error) else None
+        return None
+
+    for place, thing in things.items():
+        if why_not(thing) is not None:
+            found = find_culprit(thing, place, why_not)
+            return pickle.PicklingError(f"the supervisor cannot be started: {found}")
+    return None
+
+
 # --- everything else --------------------------------------------------------------------
 
 
-def dump_result(result: Any, task: str) -> list[Part]:
-    """A task's result as a payload.
+def dump_result(result: Any, fn: Callable[..., Any]) -> list[Part]:
+    """A task's result as a payload; ``fn`` is what the task ran.
 
     Raises:
         pickle.PicklingError: something in it cannot be pickled; the message
             says what.
     """
-    return _dump_or_explain(result, "result", f"the result of task {task}")
+    try:
+        return _dump_from_worker(result)
+    except Exception as error:
+        raise _explain(result, "result", f"the result of task {task_name(fn)}") from error
 
 
 def dumps(thing: Any) -> list[Part]:
@@ -243,15 +299,15 @@ def dumps(thing: Any) -> list[Part]:
         pickle.PicklingError: something in it cannot be pickled; the message
             says what.
     """
-    return _dump_or_explain(thing, "data", "this")
-
-
-def _dump_or_explain(thing: Any, place: str, what: str) -> list[Part]:
     try:
         return _dump_from_worker(thing)
     except Exception as error:
-        found = find_culprit(thing, place, _why_not(is_here))
-        raise pickle.PicklingError(f"{what} cannot be pickled: {found}") from error
+        raise _explain(thing, "data", "this") from error
+
+
+def _explain(thing: Any, place: str, what: str) -> pickle.PicklingError:
+    found = find_culprit(thing, place, _why_not(is_here))
+    return pickle.PicklingError(f"{what} cannot be pickled: {found}")
 
 
 def dump_whole(thing: Any) -> bytes:
@@ -265,12 +321,13 @@ def dump_whole(thing: Any) -> bytes:
     return _pickle_by_rule(thing, is_here, None)
 
 
-def loads(parts: Sequence[memoryview]) -> Any:
+def loads(parts: Sequence[memoryview | bytes]) -> Any:
     """What a payload holds. Raises whatever unpickling raises."""
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
 def _dump_from_worker(thing: Any) -> list[Part]:
+    thing = _apart(thing)
     parts = _dump_plainly(thing)
     if parts is not None and parts[0].find(_OF_CONNECTIONS) < 0:
         return parts
@@ -322,20 +379,24 @@ def _keeping(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffe
 
 def _pickle_by_rule(thing: Any, by_reference: _ByReference, callback: Any) -> bytes:
     file = io.BytesIO()
-    cast(Any, _rule_pickler())(file, by_reference, callback).dump(thing)
+    _rule_pickler()(file, by_reference, callback).dump(thing)
     return file.getvalue()
 
 
 @functools.cache
-def _rule_pickler() -> type[pickle.Pickler]:
+def _rule_pickler() -> Any:
     # cloudpickle is imported when the first call needs it, and not before.
     import cloudpickle  # type: ignore[import-untyped]
+
+    own = cloudpickle.Pickler.__module__
+    maker = sys.modules[own]
 
     class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
         _reducers: ClassVar = {
             **cloudpickle.Pickler._dispatch_table,
             **_connection_reducers(),
             io.TextIOWrapper: _reduce_text_file,
+            types.CodeType: _with_its_file(cloudpickle.Pickler._dispatch_table[types.CodeType]),
         }
 
         def __init__(self, file: Any, by_reference: _ByReference, callback: Any) -> None:
@@ -346,7 +407,11 @@ def _rule_pickler() -> type[pickle.Pickler]:
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
-            if kind is not types.FunctionType and not issubclass(kind, type):
+            if kind is types.FunctionType:
+                # What its reductions are made of: several to each function, and all there.
+                if obj.__module__ == own and vars(maker).get(obj.__name__) is obj:
+                    return NotImplemented
+            elif not issubclass(kind, type):
                 return self._reduce_cached(obj) if kind is _Cached else NotImplemented
             if self._by_reference(obj):
                 return NotImplemented
@@ -360,7 +425,27 @@ def _rule_pickler() -> type[pickle.Pickler]:
             parameters = obj.cache_parameters()
             return _make_cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
 
-    return cast(type[pickle.Pickler], RulePickler)
+    return RulePickler
+
+
+def _with_its_file(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """cloudpickle's reduction of code, with the name of its file. From version 3.1.3 on
+    it puts another in its place, and a traceback would show no source. Remembered, because a
+    lambda in a loop is another function each time, of the same code."""
+    known: dict[int, tuple[types.CodeType, Any]] = {}
+
+    def reduce_code(code: types.CodeType) -> Any:
+        # By its id, because code from another file may be equal to it.
+        found = known.get(id(code))
+        if found is None:
+            make, parts = reduce(code)
+            named = (code.co_filename if part == "<dynamic-code>" else part for part in parts)
+            if len(known) >= _MOST_CODES:
+                known.clear()
+            found = known[id(code)] = code, (make, tuple(named))
+        return found[1]
+
+    return reduce_code
 
 
 def _with_its_name(kind: type, reduced: Any) -> Any:
@@ -436,7 +521,7 @@ class _Nowhere:
 def _why_not(by_reference: _ByReference) -> Callable[[Any], Exception | None]:
     def why_not(thing: Any) -> Exception | None:
         try:
-            cast(Any, _rule_pickler())(_Nowhere(), by_reference, _is_small).dump(thing)
+            _rule_pickler()(_Nowhere(), by_reference, _is_small).dump(thing)
         except Exception as error:
             return error
         return None

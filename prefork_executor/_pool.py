@@ -29,20 +29,20 @@ tells which task died with it); more live workers than the maximum.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from . import _posix
 from . import _scoreboard as sb
+from ._chronicle import Chronicle
 from ._posix import Doorbell, Handler, Waiter
 from ._regulator import Counts, Decision, Limits, Memory, regulate
 from ._scoreboard import Scoreboard
-from ._wire import Death
+from ._tuples import NamedTuple
+from ._wire import NEW, TOLD, Death
 
 logger = logging.getLogger("prefork_executor")
 
@@ -51,6 +51,12 @@ SETTLED_AFTER = 1.0
 LEAVE_WITHIN = 10.0
 """Seconds a worker that holds no task may take to end after it was told to, or
 said that it would: enough to flush its queues and join its threads. Then SIGKILL."""
+TASK_GRACE = 3.0
+"""Seconds that a task which is to be ended may take to clean up after SIGTERM."""
+MEMORY_INTERVAL = 0.5
+"""Seconds between two looks at the memory of workers that work."""
+ROLLOVER_INTERVAL = 0.1
+"""Seconds between two looks whether new workers serve, so that old ones may go."""
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at the workers of a pool that closes."""
 LOOK_LATE = 0.01
@@ -68,15 +74,17 @@ class Seat(NamedTuple):
     leash: int
 
 
-@dataclasses.dataclass(slots=True)
 class _Worker:
-    pid: int
-    slot: int
-    leash: int
-    is_old: bool = False
-    retired_at: int | None = None
-    ended_at: int | None = None
-    is_killed: bool = False
+    def __init__(self, pid: int, slot: int, leash: int) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.leash = leash
+        self.is_old = False
+        self.retired_at: int | None = None
+        self.ended_at: int | None = None
+        self.patience: float | None = None
+        self.taking: tuple[int, int] | None = None
+        self.is_killed = False
 
 
 class WorkerPool:
@@ -92,6 +100,7 @@ class WorkerPool:
         retire_signal: sent to a worker that is retired, for workers that run code
             of the user's which does not watch the leash.
         leave_within: seconds that such a worker may take to end; None: LEAVE_WITHIN.
+        most_memory: bytes of resident memory above which a worker retires; None: any.
     """
 
     def __init__(
@@ -104,15 +113,22 @@ class WorkerPool:
         disown: Callable[[], None],
         retire_signal: int | None = None,
         leave_within: float | None = None,
+        most_memory: int | None = None,
     ) -> None:
         self.limits = limits
         self.board = board
         self.waiter = Waiter()
+        _posix.libc()
         self._doorbell = doorbell
         self._child_handlers = child_handlers
         self._disown = disown
         self._retire_signal = retire_signal
         self._leave_within = LEAVE_WITHIN if leave_within is None else leave_within
+        self._most_memory = most_memory
+        self._memory_at = 0.0
+        self._chronicle = Chronicle(board, limits.max_workers)
+        self.stopped: list[int] = []
+        """Workers found stopped by a signal; whoever tells of them clears it."""
         self.failed_forks = 0
         """Forks that have failed so far."""
         self.generation = 0
@@ -123,6 +139,7 @@ class WorkerPool:
         self._crashes = 0
         self._forks = 0
         self._failed_forks = 0
+        self._is_all_done = False
         self._last_crash = 0
         self._may_settle = False
         self._check_at: float | None = 0.0
@@ -157,14 +174,17 @@ class WorkerPool:
             timeout = at_most if timeout is None else min(timeout, at_most)
         ready = self.waiter.wait(timeout)
         if self._doorbell.read_end in ready:
-            self._hear(self._doorbell.hush())
+            self._hush()
             ready.remove(self._doorbell.read_end)
         return ready
 
-    def _hear(self, rung: bytes) -> None:
+    def _hush(self) -> None:
+        # Until we know what rang, it may have been a child's end. A signal handler that
+        # runs in here may raise, or end the pool, and nothing would tell of it again.
+        knew, self._child_ended = self._child_ended, True
+        rung = self._doorbell.hush()
         # A pipe that was full may have lost the byte that said so.
-        if signal.SIGCHLD in rung or len(rung) >= FULL_PIPE:
-            self._child_ended = True
+        self._child_ended = knew or signal.SIGCHLD in rung or len(rung) >= FULL_PIPE
 
     def reap(self) -> list[Death]:
         """The workers that have ended since the last call, as they were then."""
@@ -176,6 +196,8 @@ class WorkerPool:
             status = _posix.try_reap(worker.pid)
             if status is not None:
                 deaths.append(self._reaped(worker, status))
+            elif _posix.has_stopped(worker.pid):
+                self.stopped.append(worker.pid)
         return deaths
 
     def _reaped(self, worker: _Worker, status: int) -> Death:
@@ -183,14 +205,24 @@ class WorkerPool:
         self._let_go(worker)
         slot = self.board.read(worker.slot)
         self._unburied += 1
-        if worker.retired_at is None and _is_crash(slot):
+        is_crash = worker.retired_at is None and _is_crash(slot)
+        was_told = worker.retired_at is not None
+        self._chronicle.ended(slot, was_told=was_told, is_crash=is_crash)
+        if is_crash:
             self._crashes += 1
             self._last_crash = time.monotonic_ns()
-        return Death(worker.pid, status, worker.slot, slot.state, slot.task, slot.done)
+        flags = 0 if worker.retired_at is None else TOLD
+        if self.is_replacing and not worker.is_old:
+            flags |= NEW
+        return Death(
+            *(worker.pid, status, worker.slot, slot.state, slot.task, slot.done, flags, slot.tail),
+            *(slot.born, slot.since, time.monotonic_ns()),
+        )
 
     def bury(self, death: Death) -> None:
         """Free the slot of a worker whose death has been told."""
         self.board.clear(death.slot)
+        self.board.words[sb.DONE_BEFORE] += death.done
         self._unburied -= 1
 
     # --- regulating -------------------------------------------------------------------
@@ -207,17 +239,30 @@ class WorkerPool:
                 nobody counts them.
         """
         self._kill_the_stuck()
+        if self._most_memory is not None:
+            self._retire_big(self._most_memory)
         counts = self._count()
-        counts = dataclasses.replace(counts, backlog=backlog(counts), outstanding=outstanding)
+        counts = counts._replace(backlog=backlog(counts), outstanding=outstanding)
         self._crashes = self._forks = self._failed_forks = 0
-        decision, self._memory = regulate(counts, self.limits, self._memory)
+        decision, self._memory = regulate(counts, self._limits_now(), self._memory)
         self._plan_next_look(decision, counts)
         self._say_when_held(decision)
+        if decision.start or decision.retire:
+            self._note(decision.reason, decision.start, decision.retire)
         if decision.retire:
             self._retire_idle(decision.retire)
         if self._old_are_left():
             self._retire_old(counts)
         return decision
+
+    def _limits_now(self) -> Limits:
+        if not self._old_are_left():
+            return self.limits
+        # One new worker at least has to show that it serves before the old ones go.
+        return self.limits._replace(
+            min_spare=max(1, self.limits.min_spare),
+            max_spare=max(1, self.limits.max_spare),
+        )
 
     def is_quiet(self) -> bool:
         """Whether :meth:`regulate`, where nobody counts a backlog, would find nothing
@@ -278,11 +323,18 @@ class WorkerPool:
         if counts.leaving or decision.retire:
             waits.append(self._next_kill())
         if self._old_are_left():
-            waits.append(SETTLED_AFTER)
+            waits.append(ROLLOVER_INTERVAL)
+        if self._most_memory is not None and self._anybody_works():
+            waits.append(MEMORY_INTERVAL)
         if self._memory.crashes.length and (self._may_settle or decision.start):
             waits.append(SETTLED_AFTER)
         if waits:
             self._check_at = time.monotonic() + min(waits)
+
+    def _anybody_works(self) -> bool:
+        # One that starts or takes may work in the next moment, and would not say so.
+        states = self.board.states()
+        return any(state in states for state in (sb.STARTING, sb.TAKING, sb.BUSY))
 
     def look_again(self) -> None:
         """Let the next :meth:`wait` return at once."""
@@ -292,7 +344,11 @@ class WorkerPool:
         held = decision.reason if decision.reason and not decision.start else ""
         if held and not decision.retire and held != self._last_reason:
             logger.warning("%s; trying again in %.1f s", held, decision.check_in or 0.0)
+            self._note(held)
         self._last_reason = held
+
+    def _note(self, reason: str, start: int = 0, retire: int = 0) -> None:
+        self._chronicle.decided(len(self._workers), start, retire, reason)
 
     # --- starting and retiring ----------------------------------------------------------
 
@@ -323,12 +379,14 @@ class WorkerPool:
             return Seat(slot, leash_read)
         self._forks += 1
         self._workers[pid] = _Worker(pid, slot, leash_write)
+        self._chronicle.forked(len(self._workers))
         self.board.words[self.board.base(slot) + sb.PID] = pid
         _posix.restore_mask(mask)
         os.close(leash_read)
         return None
 
     def _take_slot(self, slot: int) -> None:
+        self._chronicle.takes_slot(slot)
         base = self.board.base(slot)
         now = time.monotonic_ns()
         self.board.words[base + sb.BORN] = now
@@ -371,37 +429,91 @@ class WorkerPool:
             self._retire(worker)
 
     def replace_all(self) -> None:
-        """Let new workers take the places of all there are: each of these retires
-        once it is idle and a new one serves in its stead."""
+        """Let new workers take the places of all there are: each of these retires,
+        after what it holds, once a new one serves in its stead."""
         for worker in self._workers.values():
             worker.is_old = True
+        self._note("reload: new workers for all there are")
         self.generation += 1
         self.board.words[sb.GENERATION] = self.generation
         self.look_again()
+
+    def keep_old(self) -> None:
+        """Give up what :meth:`replace_all` began: those that have not been told to
+        leave stay."""
+        for worker in self._workers.values():
+            worker.is_old = False
+        self.look_again()
+
+    @property
+    def is_replacing(self) -> bool:
+        """Whether a worker from before the last :meth:`replace_all` still lives."""
+        return any(worker.is_old for worker in self._workers.values())
 
     def _old_are_left(self) -> bool:
         return any(w.is_old and w.retired_at is None for w in self._workers.values())
 
     def _retire_old(self, counts: Counts) -> None:
-        """Retire idle workers that are to be replaced: all of them when enough new
-        ones have shown that they serve, else as many as the lacking ones need room.
-        So new ones that die at once do not cost us the old."""
+        """Retire workers that are to be replaced: all of them when enough new ones
+        have shown that they serve, else as many as the lacking ones need room. So new
+        ones that die at once do not cost us the old."""
         live = [worker for worker in self._workers.values() if worker.retired_at is None]
-        old = [w for w in live if w.is_old and self.board.read(w.slot).state == sb.IDLE]
-        lacking = self.limits.min_spare - counts.spares
+        old = [worker for worker in live if worker.is_old and self._may_retire(worker)]
+        # First those that do not serve yet: they may be no better than the new ones.
+        old.sort(key=lambda worker: self.board.read(worker.slot).state)
+        lacking = self._limits_now().min_spare - counts.spares
         room = self.limits.max_workers - counts.live
-        going = len(self._workers) - len(live)
+        going = self._unburied + sum(map(self._is_going, self._workers.values()))
         most = max(0, lacking - room - going)
         for worker in old if old and self._enough_serve(live) else old[:most]:
             self._retire(worker)
 
+    def _is_going(self, worker: _Worker) -> bool:
+        return worker.retired_at is not None or self.board.read(worker.slot).state == sb.LEAVING
+
+    def _may_retire(self, worker: _Worker) -> bool:
+        """Whether it would lose nothing if it were told to leave now. A signal may
+        meet a worker that works; one without finishes what it holds."""
+        return self._retire_signal is None or self.board.read(worker.slot).state == sb.IDLE
+
     def _enough_serve(self, live: list[_Worker]) -> bool:
         new = [self.board.read(worker.slot) for worker in live if not worker.is_old]
         now = time.monotonic_ns()
-        return sum(_serves(slot, now) for slot in new) >= self.limits.min_spare
+        return sum(self._serves(slot, now) for slot in new) >= self._limits_now().min_spare
 
-    def retire_all(self) -> None:
-        """Tell every worker to leave as soon as it holds nothing."""
+    def _serves(self, slot: sb.Slot, now: int) -> bool:
+        """Whether a worker has shown that it works: it has got past its start, and where
+        every child is idle from the start, it has taken something or lived for a while."""
+        if slot.state not in (sb.IDLE, sb.TAKING, sb.BUSY):
+            return False
+        if self._retire_signal is None or slot.takes:
+            return True
+        return now - slot.born > SETTLED_AFTER * _NANO
+
+    def _retire_big(self, most_memory: int) -> None:
+        """Retire workers whose memory is above the limit, after the task they hold.
+        Others have looked for themselves: a new one that is too big from the start
+        would be replaced by its like, and so on."""
+        now = time.monotonic()
+        if now < self._memory_at:
+            return
+        self._memory_at = now + MEMORY_INTERVAL
+        for worker in self._workers.values():
+            if worker.retired_at is None and self.board.read(worker.slot).state == sb.BUSY:
+                size = _posix.resident_memory(worker.pid) or 0
+                if size > most_memory:
+                    logger.info(
+                        "worker %d leaves after its task: its memory, %d bytes, is above "
+                        "max_memory_per_child",
+                        *(worker.pid, size),
+                    )
+                    self._note(f"worker {worker.pid} is above max_memory_per_child", retire=1)
+                    self._retire(worker)
+
+    def retire_all(self, *, is_all_done: bool = False) -> None:
+        """Tell every worker to leave as soon as it holds nothing. ``is_all_done``: nobody
+        waits for what one may seem to hold, as when it was stopped just after its outcome."""
+        self._is_all_done = is_all_done
         for worker in self._workers.values():
             self._retire(worker)
         self._check_at = time.monotonic() + self._leave_within
@@ -428,12 +540,33 @@ class WorkerPool:
             self._retire(worker)
             if not is_told:
                 _posix.send_signal(worker.pid, number)
+        self._child_ended = True  # Whatever has been missed so far.
         self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._leave_within)
+
+    def end_task(self, place: int, task: int) -> None:
+        """End the worker in this slot if it holds this very task: by SIGTERM, and by
+        SIGKILL if that has not ended it in TASK_GRACE seconds. Otherwise do nothing.
+
+        The signal can hit no other task: the worker is told to leave first, and if it
+        still holds the task after that, it will take no other (see _worker.py)."""
+        worker = next((w for w in self._workers.values() if w.slot == place), None)
+        if worker is None or worker.ended_at is not None or not self._holds(worker, task):
+            return
+        self._retire(worker)
+        if self._holds(worker, task):
+            worker.ended_at, worker.patience = time.monotonic_ns(), TASK_GRACE
+            _posix.send_signal(worker.pid, signal.SIGTERM)
+            self.look_again()
+
+    def _holds(self, worker: _Worker, task: int) -> bool:
+        slot = self.board.read(worker.slot)
+        return slot.state == sb.BUSY and slot.task == task
 
     def see_off(self) -> None:
         """Instead of :meth:`regulate` when the pool closes: start nobody, kill
-        those who do not leave, plan the next look."""
+        those who do not leave, plan the next look, which is one at every worker."""
         self._kill_the_stuck()
+        self._child_ended = True
         self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._leave_within)
 
     def _kill_the_stuck(self) -> None:
@@ -441,21 +574,25 @@ class WorkerPool:
         hang in a handler."""
         now = time.monotonic_ns()
         for worker in self._workers.values():
-            since = self._leaves_since(worker)
-            if since is not None and now - since > self._leave_within * _NANO:
-                logger.warning(
-                    "worker %d did not leave in %g s; killing it", worker.pid, self._leave_within
-                )
+            since, patience = self._leaves_since(worker), self._patience(worker)
+            if since is not None and now - since > patience * _NANO:
+                logger.warning("worker %d did not leave in %g s; killing it", worker.pid, patience)
                 _posix.send_signal(worker.pid, signal.SIGKILL)
                 worker.is_killed = True
 
     def _next_kill(self) -> float:
         """Seconds until the next worker's time to leave is up, as far as we know."""
-        known = [self._leaves_since(worker) for worker in self._workers.values()]
-        first = min((since for since in known if since is not None), default=None)
-        if first is None:
+        ends = [
+            since / _NANO + self._patience(worker)
+            for worker in self._workers.values()
+            if (since := self._leaves_since(worker)) is not None
+        ]
+        if not ends:
             return self._leave_within
-        return max(LOOK_LATE, first / _NANO + self._leave_within - time.monotonic())
+        return max(LOOK_LATE, min(ends) - time.monotonic())
+
+    def _patience(self, worker: _Worker) -> float:
+        return self._leave_within if worker.patience is None else worker.patience
 
     def _leaves_since(self, worker: _Worker) -> int | None:
         """When a worker was told to end, or began to leave holding no task (ns)."""
@@ -466,7 +603,13 @@ class WorkerPool:
         slot = self.board.read(worker.slot)
         if slot.state == sb.LEAVING:
             return slot.since
-        return worker.retired_at if slot.state in (sb.IDLE, sb.STARTING) else None
+        if worker.retired_at is not None and slot.state == sb.TAKING:
+            # A matter of microseconds, unless it was stopped by a signal just then.
+            if worker.taking is None or worker.taking[0] != slot.takes:
+                worker.taking = (slot.takes, time.monotonic_ns())
+            return worker.taking[1]
+        holds_nothing = slot.state in (sb.IDLE, sb.STARTING) or self._is_all_done
+        return worker.retired_at if holds_nothing else None
 
     def kill_all(self) -> None:
         """SIGKILL every worker, whatever it does."""
@@ -482,18 +625,12 @@ def _ignore(_signum: int, _frame: object) -> None:
     forked by another thread than the main one, as a supervisor may be."""
 
 
-def _serves(slot: sb.Slot, now: int) -> bool:
-    """Whether a worker has shown that it works: it has waited for work, or has not
-    died for a while."""
-    if slot.state not in (sb.IDLE, sb.TAKING, sb.BUSY):
-        return False
-    return slot.takes > 0 or now - slot.born > SETTLED_AFTER * _NANO
-
-
 def _is_crash(slot: sb.Slot) -> bool:
     """Whether a worker that was not told to leave ended before it did anything."""
     if slot.state == sb.STARTING:
         return True
+    if slot.state == sb.LEAVING and not slot.takes and not slot.done:
+        return True  # Its initializer has failed.
     if slot.state in (sb.BUSY, sb.LEAVING) or slot.done:
         return False
     return time.monotonic_ns() - slot.born < SETTLED_AFTER * _NANO

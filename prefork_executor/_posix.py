@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import contextlib
-import ctypes
+import functools
+import logging
 import math
 import mmap
 import os
@@ -34,15 +35,22 @@ import socket
 import sys
 import tempfile
 import time
+import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+    from typing import NoReturn
 
 if not hasattr(os, "fork"):
     raise ImportError(
         f"prefork_executor needs a POSIX system with fork(); {sys.platform} has none. "
         "Use concurrent.futures.ProcessPoolExecutor here."
     )
+
+logger = logging.getLogger("prefork_executor")
 
 FALLBACK = os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1" or not sys.platform.startswith(
     "linux"
@@ -57,18 +65,15 @@ SOCKET_BUFFER = 1024 * 1024
 """Bytes asked for in each direction; the kernel may grant less. Some thousand
 small messages: nobody who sends one has to wait for a reader that is busy."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc_mmap = _libc.mmap
-_libc_mmap.restype = ctypes.c_void_p
-_libc_mmap.argtypes = [
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-]
+LONGEST_WAIT = 1e6
+"""Seconds, some eleven days. No system call takes more than twenty-four; whoever has
+waited for so long looks again."""
 
-Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
+
+Handler = Callable[[int, types.FrameType | None], object] | int | signal.Handlers | None
 # `_signal`, because the function in `signal` makes an enum of every number: 0.2 ms for a
 # full mask, at every turn of a raw main process's loop.
-ALL_SIGNALS = frozenset(int(number) for number in signal.valid_signals())
+ALL_SIGNALS = frozenset(int(number) for number in _signal.valid_signals())
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -81,10 +86,22 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def stream_pair() -> tuple[socket.socket, socket.socket]:
+def control_pair() -> tuple[socket.socket, socket.socket]:
     """Two connected sockets for which the end of one side is seen at the other,
-    on every system. They do not keep messages apart."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    on every system. Only on Linux do they keep messages apart as well."""
+    kind = socket.SOCK_STREAM if FALLBACK else socket.SOCK_SEQPACKET
+    return socket.socketpair(socket.AF_UNIX, kind)
+
+
+def is_at_end(end: socket.socket) -> bool:
+    """Whether nothing more will come, because the other end is gone. Reading nothing
+    does not say so where messages are kept whole: one may be empty."""
+    if FALLBACK:
+        is_stream = end.type == socket.SOCK_STREAM
+        return is_stream and not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    poll = select.poll()
+    poll.register(end.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def shared_file(name: str, size: int) -> int:
@@ -107,6 +124,22 @@ def shared_file(name: str, size: int) -> int:
     return descriptor
 
 
+@functools.cache
+def libc() -> ctypes.CDLL:
+    """The C library. Who forks calls this before, as its child may not import: the
+    import's lock may be another thread's, which the child has not.
+
+    (It takes a millisecond that programs which start no pool need not spend.)"""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    address, size, number, offset = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_long
+    libc.mmap.restype = address
+    libc.mmap.argtypes = [address, size, number, number, number, offset]
+    libc.munmap.argtypes = [address, size]
+    return libc
+
+
 def map_private(descriptor: int, size: int) -> memoryview:
     """The file's first ``size`` bytes, mapped copy-on-write. No descriptor stays
     open for it, so that a thousand payloads may be alive at once.
@@ -116,13 +149,15 @@ def map_private(descriptor: int, size: int) -> memoryview:
     """
     if sys.version_info >= (3, 13):
         return memoryview(mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, trackfd=False))
+    import ctypes
+
     access = mmap.PROT_READ | mmap.PROT_WRITE
-    address = _libc_mmap(None, size, access, mmap.MAP_PRIVATE, descriptor, 0)
+    address = libc().mmap(None, size, access, mmap.MAP_PRIVATE, descriptor, 0)
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     mapped = (ctypes.c_ubyte * size).from_address(address)
     # At the interpreter's end somebody may still look at it.
-    weakref.finalize(mapped, _libc.munmap, ctypes.c_void_p(address), size).atexit = False
+    weakref.finalize(mapped, libc().munmap, ctypes.c_void_p(address), size).atexit = False
     return memoryview(mapped).cast("B")
 
 
@@ -201,7 +236,9 @@ class Waiter:
 
     def wait(self, timeout: float | None = None) -> list[int]:
         """The descriptors that can be read, or are at their end; an empty list
-        after ``timeout`` seconds."""
+        after ``timeout`` seconds, or after LONGEST_WAIT if that is sooner."""
+        if timeout is not None:
+            timeout = min(timeout, LONGEST_WAIT)
         if self._epoll is not None:
             return [fd for fd, _ in self._epoll.poll(-1 if timeout is None else timeout)]
         # A new object for each call: a signal handler that runs within one may wait, too.
@@ -291,7 +328,7 @@ def die_with_parent(parent: int) -> None:
     """Ask the kernel to SIGKILL this process when ``parent``, which forked it,
     ends; if it has ended already, exit now. A no-op where there is no such means."""
     if not FALLBACK:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -306,6 +343,14 @@ def try_reap(pid: int) -> int | None:
     return status if ended else None
 
 
+def has_stopped(pid: int) -> bool:
+    """Whether a signal has stopped our own child since this was last asked."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return False
+
+
 def split_status(status: int) -> tuple[int | None, int | None]:
     """A wait status as (exit status, signal number), one of them None."""
     code = os.waitstatus_to_exitcode(status)
@@ -313,9 +358,15 @@ def split_status(status: int) -> tuple[int | None, int | None]:
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Signal a process that may have ended."""
-    with contextlib.suppress(ProcessLookupError):
+    """Signal a process that may have ended. One that we may not signal, because it
+    has become another user's, is left alone: the others are to get theirs."""
+    try:
         os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+    except PermissionError as error:
+        name = signal.Signals(number).name
+        logger.warning("process %d could not be sent %s: %s", pid, name, error.strerror)
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -353,7 +404,64 @@ def _exists(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:
+        return True  # It is another user's.
     return True
+
+
+# --- memory -----------------------------------------------------------------------------
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+OOM_COUNTERS = (
+    "/sys/fs/cgroup/memory.events",
+    "/sys/fs/cgroup/memory/memory.oom_control",
+    "/proc/vmstat",
+)
+"""Where Linux counts the processes it has killed for lack of memory, in a line
+``oom_kill N``: in the control group (version 2, 1), or on the whole machine."""
+
+
+def resident_memory(pid: int) -> int | None:
+    """Bytes of a process's resident memory, pages it shares included. None: there is
+    no such process, or no way to tell."""
+    return None if FALLBACK else memory_in_proc(pid)
+
+
+def memory_in_proc(pid: int) -> int | None:
+    """The same, wherever there is a /proc."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+            return int(file.read(256).split()[1]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def own_memory() -> int:
+    """Bytes of this process's resident memory; where that cannot be told, of the
+    most it has ever been."""
+    now = resident_memory(os.getpid())
+    if now is not None:
+        return now
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+
+
+def oom_kills() -> int:
+    """How many processes the system has killed for lack of memory, as far as it tells:
+    the sum of its counters, of which only the growth means something."""
+    return sum(map(_oom_kills_in, OOM_COUNTERS))
+
+
+def _oom_kills_in(path: str) -> int:
+    try:
+        # As bytes: the codec would be imported at the start of every pool.
+        with open(path, "rb") as file:
+            found = [line.split()[1] for line in file if line.startswith(b"oom_kill ")]
+        return int(found[0]) if found else 0
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 # --- the machine ----------------------------------------------------------------------

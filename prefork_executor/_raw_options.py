@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from ._arguments import check_function
 from ._posix import Handler
 from ._regulator import Limits
+from ._tuples import NamedTuple
 
 ChildSignals = Mapping[str, Callable[[int, Any], Any] | str]
 
@@ -107,8 +109,8 @@ def _handler(names: str, handler: object) -> Handler:
 
 def check_hook(hook: object) -> None:
     """Raises TypeError if it cannot be called."""
-    if hook is not None and not callable(hook):
-        raise TypeError(f"child_data_hook must be callable, not {type(hook).__name__}")
+    if hook is not None:
+        check_function("child_data_hook", hook)
 
 
 def check_on_fork_failure(value: object) -> None:

@@ -51,9 +51,13 @@ backlog), PHP-FPM (never more than the lack).
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+
+from ._tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RAMP_INTERVAL = 0.01
 """Seconds between two steps of growth by backlog: several forks' worth of time."""
@@ -74,8 +78,7 @@ BACKOFF_MOST = 30.0
 """Seconds that any held start waits at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What the user asked for. All counts are workers; idle_timeout is seconds."""
 
     max_workers: int
@@ -84,9 +87,17 @@ class Limits:
     start_workers: int
     idle_timeout: float | None
 
+    @property
+    def spares(self) -> dict[str, Any]:
+        """What is said of them where the pool is introduced, by the names there."""
+        return {
+            "min_spare": self.min_spare,
+            "max_spare": self.max_spare,
+            "idle_timeout": self.idle_timeout,
+        }
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+
+class Counts(NamedTuple):
     """What the pool sees at one moment.
 
     ``now`` is in seconds on a monotonic clock. ``idle_long`` is the number of
@@ -122,8 +133,7 @@ class Counts:
         return self.starting + self.idle
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Failures of one kind in a row: how many, how many waits they have cost,
     when the latest wait ends, and whether anything was started since it began."""
 
@@ -135,21 +145,21 @@ class Row:
     def longer_by(self, failures: int, free: int, now: float) -> Row:
         length = self.length + failures
         if length <= free or not self.tried:
-            return dataclasses.replace(self, length=length)
-        return Row(length, self.waits + 1, now + _backoff(self.waits + 1), tried=False)
+            return self._replace(length=length)
+        return Row(length, self.waits + 1, now + backoff(self.waits + 1), tried=False)
 
     def tried_at(self, now: float) -> Row:
         if not self.waits:
             return self
-        return dataclasses.replace(self, until=now + _backoff(self.waits), tried=True)
+        return self._replace(until=now + backoff(self.waits), tried=True)
 
 
-def _backoff(waits: int) -> float:
+def backoff(waits: int) -> float:
+    """How many seconds the wait of this number in a row is."""
     return min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(waits - 1, 30))
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(NamedTuple):
     """What the regulator carries from one call to the next."""
 
     begun: bool = False
@@ -169,8 +179,7 @@ class Memory:
         return bool(self.crashes.waits or self.failed_forks.waits)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do now: workers to start and idle workers to retire, with the reason.
 
     ``check_in`` says when to ask again if nothing happens (seconds; None: never),
@@ -211,7 +220,7 @@ def _note_failures(counts: Counts, memory: Memory) -> Memory:
         failed_forks = Row()
     if counts.failed_forks:
         failed_forks = failed_forks.longer_by(counts.failed_forks, 0, counts.now)
-    return dataclasses.replace(memory, crashes=crashes, failed_forks=failed_forks)
+    return memory._replace(crashes=crashes, failed_forks=failed_forks)
 
 
 def _promised_lack(counts: Counts, limits: Limits, memory: Memory) -> int:
@@ -230,15 +239,14 @@ def _grow(
     start = max(min(promised, most), ramped)
     if start <= 0:
         return Decision(check_in=RAMP_INTERVAL - since), memory
-    memory = dataclasses.replace(
-        memory,
+    memory = memory._replace(
         begun=True,
         step=min(2 * step, RAMP_MOST) if ramped else step,
         last_growth=counts.now if ramped else memory.last_growth,
         crashes=memory.crashes.tried_at(counts.now),
         failed_forks=memory.failed_forks.tried_at(counts.now),
     )
-    grown = dataclasses.replace(counts, starting=counts.starting + start)
+    grown = counts._replace(starting=counts.starting + start)
     check_in = RAMP_INTERVAL if start < wanted else _until_somebody_is_tired(grown, limits)
     return Decision(start, 0, _why_grow(counts, start), check_in), memory
 
@@ -253,22 +261,22 @@ def _listen(
     workers = counts.spares + counts.busy + decision.start - decision.retire
     suffice = max(0, workers - limits.min_spare)
     in_vain = not decision.start and counts.now - memory.last_look < RAMP_INTERVAL / 2
-    memory = dataclasses.replace(memory, last_look=counts.now)
+    memory = memory._replace(last_look=counts.now)
     if counts.live + decision.start >= limits.max_workers:
-        return decision, dataclasses.replace(memory, doubt_since=None)
+        return decision, memory._replace(doubt_since=None)
     doubt_since = None
     if counts.outstanding > suffice:
         doubt_since = memory.doubt_since
         if doubt_since is None or decision.start:
             doubt_since = counts.now
         wait = min(DOUBT_MOST, max(RAMP_INTERVAL, counts.now - doubt_since))
-        decision = dataclasses.replace(decision, check_in=_sooner(decision.check_in, wait))
+        decision = decision._replace(check_in=_sooner(decision.check_in, wait))
     elif in_vain:
         check_in = _sooner(decision.check_in, RAMP_INTERVAL)
-        decision = dataclasses.replace(decision, check_in=check_in)
+        decision = decision._replace(check_in=check_in)
     if decision.check_in is None or decision.check_in > RAMP_INTERVAL:
-        decision = dataclasses.replace(decision, enough=max(suffice, counts.outstanding))
-    return decision, dataclasses.replace(memory, doubt_since=doubt_since)
+        decision = decision._replace(enough=max(suffice, counts.outstanding))
+    return decision, memory._replace(doubt_since=doubt_since)
 
 
 def _sooner(check_in: float | None, wait: float) -> float:

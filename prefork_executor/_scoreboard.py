@@ -7,19 +7,61 @@ store, so a reader sees the old value or the new one and never a mixture.
 ==================  =========  ==================================================
 word                writer     meaning
 ==================  =========  ==================================================
+header MAGIC        creator    tells that this is a board; written last
+header LAYOUT       creator    the version of all that is said here
+header KIND         creator    EXECUTOR or RAW
+header SLOTS        creator    how many slots there are
+header CLIENT       creator    the process that has the pool: the caller's; raw: the main one
+header MAIN         client     the process that forks: the supervisor; raw: as CLIENT
+header STARTED      creator    when the board was made (ns since the epoch)
+header MIN_SPARE,   creator    as the user has asked for; IDLE_TIMEOUT in milliseconds, NEVER
+MAX_SPARE,                     if there is none
+IDLE_TIMEOUT
 header OUTSTANDING  client     tasks accepted and not yet resolved
 header BELL         pool       1: a worker that goes idle rings the doorbell
 header ENOUGH       pool       the client rings when OUTSTANDING is above this
 header GENERATION   pool       how often all workers were told to make way for new ones
+header RECORDING    client     1: a recording is on; workers tell when tasks began
+header MOST_BACKLOG client     the most tasks there have been that nobody had begun
+header FORKS to     pool       what has been so far; :mod:`._chronicle` has them one by one.
+DECISIONS                      While there is no pool, between two supervisors, the client
+                               counts what the first has left behind
 slot PID            pool       the worker's process id; 0: the slot is free
 slot BORN           pool       when it was forked (ns, monotonic clock)
 slot RETIRE         pool       1: leave as soon as you hold nothing
 slot STATE          worker     a :class:`State`
-slot TASK           worker     number of the task it holds; meaningful when BUSY
+slot TASK           worker     the task it holds, meaningful when BUSY: its number, and
+                               how many of the same message came before it, whose
+                               outcomes may not have been sent yet, and come after it,
+                               which have not begun (see :func:`held`)
 slot SINCE          worker     when STATE last became IDLE or BUSY (ns, monotonic)
 slot TAKES          worker     messages it has taken from the task pipe
 slot DONE           worker     tasks it has finished
+slot RECALL         client     the last task of a message: begin no other of that
+slot UNSENT         worker     bytes of outcomes in the slot's *area* that have not
+                               been sent yet
+slot NAME           worker     the index of the name of the task's function, written before
+                               STATE = BUSY
 ==================  =========  ==================================================
+
+Behind the slots, and the areas of which the next paragraph tells, there are sections of
+which only as much takes memory as has been written:
+
+* *waits*, a ring a slot, written by its worker: of one task in some, how long it waited from
+  its submission to its beginning, and when it began (ns, monotonic). A new worker in the
+  slot goes on with it from the beginning.
+* *decisions*, a ring written by the pool: see :mod:`._chronicle`.
+* *names* of functions, written by the client when the first task of a function is sent. A
+  name's index is told to the worker with the call.
+
+All this can be read from outside, by :mod:`prefork_executor.status`, which writes nothing.
+Whoever changes the meaning of anything here counts LAYOUT_VERSION up.
+
+Behind the slots each has an area of AREA bytes for outcomes of tasks that are too
+short to be worth a message each. They are written before UNSENT says so, and the
+area is written from its beginning again only when another task has been named. So
+whoever has read UNSENT, then the bytes, and finds the same TASK before and after,
+has read what was there.
 
 The pool clears a slot after it has reaped the worker, when the slot's writer no
 longer exists. A worker writes TASK before it writes STATE = BUSY; whoever reads
@@ -40,7 +82,11 @@ from __future__ import annotations
 import enum
 import mmap
 import os
-from typing import NamedTuple
+import threading
+import time
+from collections.abc import Sequence
+
+from ._tuples import NamedTuple
 
 
 class State(enum.IntEnum):
@@ -55,14 +101,44 @@ class State(enum.IntEnum):
 # Plain ints for the loops that run once a task, where an enum costs a look-up each.
 FREE, STARTING, IDLE, TAKING, BUSY, LEAVING = (int(state) for state in State)
 
-OUTSTANDING, BELL, ENOUGH, GENERATION = range(4)
+FILE_NAME = "prefork-scoreboard"
+"""How the board's file is called, for those who look for boards."""
+MAGIC_WORD = int.from_bytes(b"preforkX", "little")
+LAYOUT_VERSION = 1
+EXECUTOR, RAW = 1, 2
+MAGIC, LAYOUT, KIND, SLOTS, CLIENT, MAIN, STARTED = range(7)
+# The words that are written all the time have a cache line of their own.
+OUTSTANDING, BELL, ENOUGH, GENERATION, RECORDING = range(8, 13)
+MOST_BACKLOG, MIN_SPARE, MAX_SPARE, IDLE_TIMEOUT = range(16, 20)
+FORKS, RETIREMENTS, DEATHS, OTHER_DEATHS, DONE_BEFORE = range(24, 29)
+PEAK, USED, FULL_TIMES, FULL_FOR, FULL_SINCE, DECISIONS = range(29, 35)
 NEVER = 2**64 - 1
 """In ENOUGH: whatever OUTSTANDING is, do not ring."""
-HEADER_WORDS = 8
-PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE = range(8)
-SLOT_WORDS = 8
-"""One slot fills one 64-byte cache line: workers do not slow each other's marks."""
+HEADER_WORDS = 40
+PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE, RECALL, UNSENT, NAME = range(11)
+SLOT_WORDS = 16
+"""One slot fills two 64-byte cache lines: workers do not slow each other's marks."""
 WORD_BYTES = 8
+AREA = 4096
+"""Bytes of a slot's area: the outcomes of some hundred tasks that return little."""
+WAITS = 32
+"""Waits that each slot's ring keeps, of two words each."""
+DECISIONS_KEPT = 64
+DECISION_BYTES = 128
+MOST_NAMES = 8192
+"""Names there is room for; index 0 is none. The ones after these overwrite the first:
+a task that began so long ago may then be shown by another's name."""
+NAME_BYTES = 128
+MOST_NUMBER = 2**48 - 256
+"""Tasks' numbers leave two bytes of a word for the counts beside them. There are enough
+for a million tasks a second, for nine years."""
+
+
+def held(number: int, head: int = 0, tail: int = 0) -> int:
+    """The word that says which task a worker holds, with so many before and after it
+    in its message, 255 at most. One word, so that nobody can read a number with
+    another's rest."""
+    return number << 16 | head << 8 | tail
 
 
 class Slot(NamedTuple):
@@ -78,6 +154,36 @@ class Slot(NamedTuple):
     since: int
     takes: int
     done: int
+    head: int = 0
+    tail: int = 0
+    recall: int = 0
+    unsent: int = 0
+    name: int = 0
+
+
+def slot_of(place: int, words: Sequence[int]) -> Slot:
+    """A slot from its words."""
+    pid, born, retire, state, task, since, takes, done, *rest = words[: NAME + 1]
+    head, tail = task >> 8 & 255, task & 255
+    return Slot(place, pid, born, retire, state, task >> 16, since, takes, done, head, tail, *rest)
+
+
+class Sections(NamedTuple):
+    """Where in the file of a board with so many slots what begins, in bytes."""
+
+    areas: int
+    waits: int
+    decisions: int
+    names: int
+    end: int
+
+    @classmethod
+    def of(cls, slots: int) -> Sections:
+        areas = (HEADER_WORDS + slots * SLOT_WORDS) * WORD_BYTES
+        waits = areas + slots * AREA
+        decisions = waits + slots * WAITS * 2 * WORD_BYTES
+        names = decisions + DECISIONS_KEPT * DECISION_BYTES
+        return cls(areas, waits, decisions, names, names + MOST_NAMES * NAME_BYTES)
 
 
 class Scoreboard:
@@ -92,14 +198,30 @@ class Scoreboard:
     def __init__(self, descriptor: int, slots: int) -> None:
         self.descriptor = descriptor
         self.slots = slots
-        self._mapping = mmap.mmap(descriptor, self.size_for(slots))
+        self.sections = Sections.of(slots)
+        self._areas = self.sections.areas
+        self._mapping = mmap.mmap(descriptor, self.sections.end)
         self._bytes = memoryview(self._mapping)
-        self.words = self._bytes.cast("Q")
+        self.words = self._bytes[: self._areas].cast("Q")
+        self._lock = threading.Lock()
+        self._last_name = 0
 
     @staticmethod
     def size_for(slots: int) -> int:
         """Bytes that a board for this many slots takes."""
-        return (HEADER_WORDS + slots * SLOT_WORDS) * WORD_BYTES
+        return Sections.of(slots).end
+
+    def introduce(
+        self, kind: int, client: int, *, min_spare: int, max_spare: int, idle_timeout: float | None
+    ) -> None:
+        """Say on a new board whose it is, for those who look from outside."""
+        words = self.words
+        words[LAYOUT], words[KIND], words[SLOTS] = LAYOUT_VERSION, kind, self.slots
+        words[CLIENT], words[MAIN] = client, client if kind == RAW else 0
+        words[STARTED] = time.time_ns()
+        words[MIN_SPARE], words[MAX_SPARE] = min_spare, max_spare
+        words[IDLE_TIMEOUT] = NEVER if idle_timeout is None else int(min(idle_timeout, 1e9) * 1000)
+        words[MAGIC] = MAGIC_WORD
 
     @staticmethod
     def base(index: int) -> int:
@@ -108,7 +230,53 @@ class Scoreboard:
 
     def read(self, index: int) -> Slot:
         base = self.base(index)
-        return Slot(index, *self.words[base : base + SLOT_WORDS])
+        return slot_of(index, tuple(self.words[base : base + NAME + 1]))
+
+    def fence(self) -> None:
+        """Between a write and a read of which the read must not overtake the write, as the
+        processor may have it. The lock is this process's own, and there for what the
+        processor does as it is taken."""
+        with self._lock:
+            pass
+
+    def area(self, index: int) -> memoryview:
+        """Where a slot's outcomes lie that have not been sent."""
+        start = self._areas + index * AREA
+        return self._bytes[start : start + AREA]
+
+    def unsent(self, index: int) -> bytes:
+        """Outcomes that a worker has left there, which lives no more."""
+        return bytes(self.area(index)[: self.words[self.base(index) + UNSENT]])
+
+    def waits(self, index: int) -> memoryview:
+        """The words of a slot's ring of waits."""
+        size = WAITS * 2 * WORD_BYTES
+        start = self.sections.waits + index * size
+        return self._bytes[start : start + size].cast("Q")
+
+    def span_of_waits(self) -> tuple[int, int]:
+        """Where the rings of waits begin, and how many bytes they take, those of slots that
+        have never had a worker left out."""
+        return self.sections.waits, self.words[USED] * WAITS * 2 * WORD_BYTES
+
+    def copy(self, start: int, size: int) -> bytes:
+        """So many bytes of the file."""
+        return bytes(self._bytes[start : start + size])
+
+    def write_decision(self, entry: bytes) -> None:
+        """Put the next entry into the ring of decisions."""
+        count = self.words[DECISIONS]
+        start = self.sections.decisions + count % DECISIONS_KEPT * DECISION_BYTES
+        self._bytes[start : start + DECISION_BYTES] = entry.ljust(DECISION_BYTES, b"\0")
+        self.words[DECISIONS] = count + 1
+
+    def enter_name(self, name: str) -> int:
+        """Put the next name into the table, cut if need be. Returns its index."""
+        index = self._last_name = self._last_name % (MOST_NAMES - 1) + 1
+        start = self.sections.names + index * NAME_BYTES
+        text = name.encode(errors="replace")[: NAME_BYTES - 1]
+        self._bytes[start : start + NAME_BYTES] = text.ljust(NAME_BYTES, b"\0")
+        return index
 
     def read_all(self) -> list[Slot]:
         """Every slot that has a worker."""

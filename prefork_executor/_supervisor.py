@@ -1,10 +1,10 @@
 """The supervisor: a process that runs a `WorkerPool` for one executor.
 
-Single-threaded from its first line to its last, so that it may fork for the
-life of the pool whatever threads the caller's process has. It runs no task and
-unpickles nothing but its own start. It must outlive no caller: it watches the
-caller's process (a pidfd where there is one) and its control socket, and when
-either ends it kills every worker and goes.
+Single-threaded whenever it forks, for the life of the pool, whatever threads the
+caller's process has. It runs no task and unpickles nothing but its own start; of the
+user's code it runs ``preload`` alone, before there is any worker. It must outlive no
+caller: it watches the caller's process (a pidfd where there is one) and its control
+socket, and when either ends it kills every worker and goes.
 
 What it tells upstream goes through the same yell channel as the workers'
 outcomes. A worker's death notice is sent after the worker has ended, so it lies
@@ -15,22 +15,35 @@ ever said. The slot is cleared after the notice is sent, never before.
 from __future__ import annotations
 
 import collections
+import contextlib
 import gc
+import importlib
+import logging
 import os
 import pickle
 import signal
 import socket
+import threading
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
-from . import _pickling, _posix, _wire
+from . import _channel, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
+from ._pickling import Part
 from ._pool import WorkerPool
+from ._posix import Waiter
 from ._regulator import Counts, Decision
+from ._settings import Settings
+from ._tuples import NamedTuple
 from ._wire import Death, Kind
-from ._worker import Settings, live_as_worker
+from ._worker import live_as_worker
+from .errors import ProtocolError
 
+logger = logging.getLogger("prefork_executor")
+
+MOST_COMMANDS = 128
+"""Commands read at once, where they are not kept apart. Each was written whole."""
 RETRY_SEND = 0.005
 """Seconds until a notice is tried again that the full yell channel did not take."""
 
@@ -55,12 +68,15 @@ class Supervisor:
         self._client = _posix.open_pidfd(client)
         self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
         self._closing = False
+        self._reload = 0
+        self._oom_kills = _posix.oom_kills()
         self._pool = WorkerPool(
             settings.limits,
             self._channels.board,
             self._channels.doorbell,
             child_handlers={signal.SIGINT: signal.SIG_IGN},
             disown=self._disown,
+            most_memory=settings.max_memory_per_child,
         )
         self._pool.waiter.register(control.fileno())
         if self._client is not None:
@@ -81,7 +97,10 @@ class Supervisor:
         while not (self._closing and not self._pool.pids and not self._outbox):
             self._obey(self._pool.wait(RETRY_SEND if self._outbox else None))
             for death in self._pool.reap():
-                self._tell(_wire.pack_death(death), death)
+                self._tell_unsent(death)
+                self._tell(_wire.pack_death(self._with_cause(death)), death)
+            self._tell_of_stopped()
+            self._tell_of_reload()
             self._flush()
             if self._closing:
                 self._pool.see_off()
@@ -91,19 +110,108 @@ class Supervisor:
                 self._act(decision)
                 self._listen(decision.enough)
 
+    def preload(self) -> bool:
+        """Run what is to be run once before workers are forked. False: it failed."""
+        preload = self._settings.preload
+        if not preload:
+            return True
+        try:
+            with self._ending_with_caller():
+                run_preload(preload)
+        except BaseException as error:
+            logger.critical("preload failed", exc_info=True)
+            self._send_waiting(Kind.PRELOAD_FAILED, _failures.dump_failure(error, skip_frames=1))
+            return False
+        _warn_of_threads()
+        return True
+
+    def _send_waiting(self, kind: int, parts: Sequence[Part]) -> None:
+        with contextlib.suppress(ConnectionError):
+            _channel.send(self._channels.yells, kind, 0, 0, parts)
+
+    @contextlib.contextmanager
+    def _ending_with_caller(self) -> Iterator[None]:
+        """While the user's code runs here, a thread looks after the caller's end."""
+        stop_read, stop_write = os.pipe()
+        thread = threading.Thread(target=self._end_with_caller, args=(stop_read,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            os.close(stop_write)
+            thread.join()
+            os.close(stop_read)
+
+    def _end_with_caller(self, stop: int) -> None:
+        waiter = Waiter()
+        for descriptor in (stop, self._control.fileno(), self._client):
+            if descriptor is not None:
+                waiter.register(descriptor)
+        while True:
+            ready = waiter.wait()
+            if stop in ready:
+                waiter.close()
+                return
+            if self._client in ready or _posix.is_at_end(self._control):
+                os._exit(0)
+            waiter.unregister(self._control.fileno())  # A command, which can wait.
+
     def _obey(self, ready: list[int]) -> None:
         if self._client in ready:
             self._abandon()
         if self._control.fileno() in ready:
-            command = self._control.recv(_wire.HEADER.size)
-            if not command:
+            received = self._control.recv(MOST_COMMANDS * _wire.HEADER.size, DONTWAIT)
+            if not received and _posix.is_at_end(self._control):
                 self._abandon()
-            if command[0] == Kind.SHUTDOWN:
-                self._closing = True
-                self._pool.retire_all()
-            elif command[0] == Kind.END_NOW:
-                self._closing = True
-                self._pool.end_all(_wire.HEADER.unpack(command)[3])
+            for start in range(0, len(received), _wire.HEADER.size):
+                self._do(received[start : start + _wire.HEADER.size])
+
+    def _do(self, command: bytes) -> None:
+        try:
+            kind, number, extra = _wire.unpack_command(command)
+        except ProtocolError as error:
+            logger.error("a malformed command was dropped: %s", error)  # noqa: TRY400
+            return
+        if kind == Kind.SHUTDOWN:
+            self._closing = True
+            # Told when every outcome has been read, and not before.
+            self._pool.retire_all(is_all_done=True)
+        elif kind == Kind.END_WORKERS:
+            self._pool.end_all(number)
+            self._tell(_wire.pack(Kind.WORKERS_TOLD, extra))
+        elif kind == Kind.END_TASK:
+            self._pool.end_task(extra, number)
+        elif kind == Kind.RELOAD:
+            self._reload = number
+            self._pool.replace_all()
+        elif kind == Kind.KEEP_OLD:
+            self._reload = 0
+            self._pool.keep_old()
+
+    def _tell_unsent(self, death: Death) -> None:
+        """What it had ready to be sent lies before its death, as if it had sent it."""
+        unsent = self._channels.board.unsent(death.slot)
+        if unsent:
+            self._tell(_wire.pack(Kind.OUTCOMES, death.pid, 0, unsent))
+
+    def _tell_of_stopped(self) -> None:
+        for pid in self._pool.stopped:
+            self._tell(_wire.pack(Kind.STOPPED, pid))
+        self._pool.stopped.clear()
+
+    def _tell_of_reload(self) -> None:
+        if self._reload and not self._pool.is_replacing:
+            self._tell(_wire.pack(Kind.RELOADED, self._reload))
+            self._reload = 0
+
+    def _with_cause(self, death: Death) -> Death:
+        """Add whether the system was killing for lack of memory, to a SIGKILL."""
+        if _posix.split_status(death.status)[1] != signal.SIGKILL:
+            return death
+        before, self._oom_kills = self._oom_kills, _posix.oom_kills()
+        if self._oom_kills <= before:
+            return death
+        return death._replace(flags=death.flags | _wire.OUT_OF_MEMORY)
 
     def _abandon(self) -> None:
         """The caller has ended: nothing of the pool may stay."""
@@ -152,7 +260,7 @@ class Supervisor:
                 self._channels.yells.send(packet, DONTWAIT)
             except BlockingIOError:
                 return
-            except (BrokenPipeError, ConnectionResetError):
+            except ConnectionError:
                 self._abandon()
             self._outbox.popleft()
             if death is not None:
@@ -169,8 +277,30 @@ def supervise(control: socket.socket, settings: Settings, client: int) -> None:
         supervisor = Supervisor(control, settings, client)
     except EOFError:
         return
+    if not supervisor.preload():
+        return
     # What has been inherited is never garbage here, and not looking at it keeps
     # its pages shared with the caller and among the workers.
     gc.freeze()
     _posix.flush_streams()
     supervisor.run()
+
+
+def run_preload(preload: Callable[[], object] | tuple[str, ...]) -> None:
+    """Import these modules, or call this."""
+    if callable(preload):
+        preload()
+    else:
+        for name in preload:
+            importlib.import_module(name)
+
+
+def _warn_of_threads() -> None:
+    """A lock that a thread holds at a fork is held for ever in the child."""
+    threads = threading.active_count()
+    if threads > 1:
+        logger.warning(
+            "preload has left %d threads running in the supervisor; workers are forked "
+            "without them, and locks that they hold stay locked there",
+            threads - 1,
+        )

@@ -6,19 +6,24 @@ other side is gone, and is what makes a supervisor kill its workers and go.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import popen_fork
 from multiprocessing.context import BaseContext
-from typing import Any
 
 from . import _pickling, _posix, _wire
+from ._settings import Settings
 from ._supervisor import supervise
-from ._worker import Settings
 from .errors import describe_end
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @contextlib.contextmanager
@@ -38,6 +43,17 @@ def _no_false_file() -> Iterator[None]:
         main.__file__ = file
 
 
+def _close_what_a_failed_fork_leaves(error: Exception) -> None:
+    """multiprocessing makes two pipes, then forks; if it cannot, they stay open, for ever."""
+    step, launch = error.__traceback__, popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]
+    while step is not None and step.tb_frame.f_code is not launch:
+        step = step.tb_next
+    left = step.tb_frame.f_locals if step is not None else {}
+    if left and not hasattr(left["self"], "pid"):
+        names = ("parent_r", "child_w", "child_r", "parent_w")
+        _posix.close_quietly(left[name] for name in names if name in left)
+
+
 class SupervisorHandle:
     """One supervisor process, not yet started.
 
@@ -46,9 +62,11 @@ class SupervisorHandle:
     """
 
     def __init__(self) -> None:
-        self.control, self._theirs = _posix.stream_pair()
+        self.control, self._theirs = _posix.control_pair()
+        self._unsent: collections.deque[bytes] = collections.deque()
         self._process: Any = None
         self._starter: int | None = None
+        self._is_started = False
 
     def start(
         self,
@@ -57,7 +75,8 @@ class SupervisorHandle:
         give_channels: Callable[[socket.socket], None],
     ) -> None:
         """Start the process and give it its ends of the channels. Raises what
-        starting a multiprocessing.Process raises."""
+        starting a multiprocessing.Process raises, or pickle.PicklingError, which says
+        what of the settings cannot travel."""
         self._starter = threading.get_ident()
         try:
             process: Any = context.Process(  # type: ignore[attr-defined]
@@ -68,26 +87,54 @@ class SupervisorHandle:
             )
             with _no_false_file():
                 process.start()
+        except Exception as error:
+            _close_what_a_failed_fork_leaves(error)
+            explained = _pickling.explain_start(settings.users_things, error)
+            if explained is None:
+                raise
+            raise explained from error
         finally:
             self._theirs.close()
             self._starter = None
         self._process = process
-        give_channels(self.control)
+        # One that has ended already is found out in the same way as any other.
+        with contextlib.suppress(ConnectionError):
+            give_channels(self.control)
+        self._is_started = True
 
     @property
     def pid(self) -> int | None:
         """Its process id; None before it is started and after it was closed."""
         return None if self._process is None else self._process.pid
 
-    def ask_to_end(self) -> None:
-        """Retire every worker, then end. If it ends already, that is as good."""
-        with contextlib.suppress(OSError):
-            self.control.send(_wire.pack(_wire.Kind.SHUTDOWN))
+    def tell(self, kind: int, number: int = 0, extra: int = 0) -> None:
+        """Send a command, or keep it to be sent by :meth:`flush`, in order, if the
+        supervisor has not started, which gets its channels first, or has not read hundreds
+        of others. If it ends already, that is as good."""
+        self._unsent.append(_wire.pack(kind, number, extra))
+        self.flush()
 
-    def ask_to_end_now(self, signal: int) -> None:
-        """End every worker now, by this signal, then end."""
-        with contextlib.suppress(OSError):
-            self.control.send(_wire.pack(_wire.Kind.END_NOW, signal))
+    def tell_if_free(self, kind: int, number: int, extra: int) -> None:
+        """The same for a command that will be repeated: it is dropped if it cannot be sent."""
+        if self._is_started and not self._unsent:
+            with contextlib.suppress(OSError):
+                self.control.send(_wire.pack(kind, number, extra), socket.MSG_DONTWAIT)
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def flush(self) -> None:
+        """Send what can be sent without waiting."""
+        while self._is_started and self._unsent:
+            try:
+                self.control.send(self._unsent[0], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._unsent.clear()
+                return
+            self._unsent.popleft()
 
     def make_it_kill(self) -> None:
         """Kill every worker, whatever it does, and end."""

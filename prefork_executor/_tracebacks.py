@@ -24,14 +24,17 @@ from __future__ import annotations
 import itertools
 import types
 from collections.abc import Iterator
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Place = dict[str, Any]
+    """What is told of one frame of a traceback."""
 
 MOST_FRAMES = 1000
 """Frames of one traceback that travel, as many as Python's own recursion limit
 allows; of a longer one the two ends, and between them a frame that says so."""
-
-Place = dict[str, Any]
-"""What is told of one frame of a traceback."""
 
 _NO_COLUMNS, _COLUMNS = 13, 14
 """Kinds of entries of a code object's line table."""

@@ -6,11 +6,15 @@
                                BUSY
     and from between two tasks, when told to or after its last one: LEAVING
 
-The order of the marks is what the promises rest on. A worker says TAKING before
-it asks the task pipe, and says which task it got, then BUSY, before it runs a
-line of the user's. So a death in any other state than TAKING is exact: the task
-in a BUSY slot had begun or was about to, and no other task had. What a death in
-TAKING means is worked out by the client (see _ledger.py).
+The order of the marks is what the promises rest on.
+
+* A worker says TAKING before it asks the task pipe, and says which task it got, then
+  BUSY, before it runs a line of the user's. So a death in any other state than TAKING
+  is exact: the task in a BUSY slot had begun or was about to, and no other task had.
+  What a death in TAKING means is worked out by the client (see _audit.py).
+* It says TAKING before it looks whether it is told to leave. So whoever has told it,
+  and then finds it BUSY, knows that it takes no other task, and may end this one by a
+  signal that can hit no other (see `WorkerPool.end_task`).
 
 A worker imports as little as it can, catches whatever a task raises, SystemExit
 and KeyboardInterrupt included, and never sends half a message.
@@ -20,49 +24,42 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import errno
 import logging
 import multiprocessing.process
 import multiprocessing.util
 import os
-import pickle
 import signal
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
-from . import _channel, _failures, _pickling
+from . import _channel, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, Receiver, WorkerChannels
+from ._payload_files import UNUSED, PayloadFiles
 from ._pool import Seat
 from ._posix import Waiter
-from ._regulator import Limits
+from ._settings import Settings
 from ._wire import Kind
+from .errors import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 logger = logging.getLogger("prefork_executor")
 
+KEEP_FOR = 500_000
+"""Nanoseconds that an outcome is kept at most for the next task's to travel with it,
+unless that task turns out to be long. Then the client takes it from the area."""
+
 _current: Worker | None = None
+_is_copy = False
 
 
-@dataclasses.dataclass
-class Settings:
-    """What the supervisor and its workers need to know, from the constructor.
-
-    ``tell_main``: whether the supervisor is to say what its ``__main__`` holds,
-    which the caller knows if it forked it.
-    """
-
-    tell_main: bool
-    limits: Limits
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    max_tasks_per_child: int | None
-
-    def __getstate__(self) -> dict[str, Any]:
-        initargs = tuple(map(_pickling.portable, self.initargs))
-        initializer = _pickling.portable(self.initializer)
-        return {**self.__dict__, "initializer": initializer, "initargs": initargs}
+def _note_copy() -> None:
+    global _is_copy
+    _is_copy = True
 
 
 def yell(data: Any) -> None:
@@ -98,6 +95,12 @@ class Worker:
         self._base = channels.board.base(seat.slot)
         self._receiver = Receiver(channels.tasks)
         self._runs_user_code = False
+        self._area = channels.board.area(seat.slot)
+        self._waits = channels.board.waits(seat.slot)
+        self._next_wait = 0
+        self._name = 0
+        self._kept = 0
+        self._files = PayloadFiles()
         self._waiter = Waiter()
         self._waiter.register(channels.tasks.fileno(), shared=True)
         self._waiter.register(seat.leash)
@@ -109,7 +112,7 @@ class Worker:
             if self._initialize():
                 self._send(Kind.READY, self.pid, self._seat.slot, [b""])
                 self._serve_all()
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             # The caller has gone; nobody is left who could want an outcome.
             pass
         self._leave()
@@ -117,7 +120,7 @@ class Worker:
     def _leave(self) -> None:
         self._mark(sb.LEAVING)
         # For the supervisor, if there still is one, to kill us if it takes too long.
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self._channels.doorbell.ring()
 
     def yell(self, data: Any) -> None:
@@ -130,12 +133,10 @@ class Worker:
             raise KeyboardInterrupt
 
     def _initialize(self) -> bool:
-        initializer = self._settings.initializer
-        if initializer is None:
-            return True
         try:
             self._runs_user_code = True
-            initializer(*self._settings.initargs)
+            for initializer, args in self._settings.initializers:
+                initializer(*args)
             self._runs_user_code = False
         except BaseException as error:
             self._runs_user_code = False
@@ -149,25 +150,54 @@ class Worker:
 
     def _serve_all(self) -> None:
         words, base = self._words, self._base
-        retire, state, takes = base + sb.RETIRE, base + sb.STATE, base + sb.TAKES
+        retire, state = base + sb.RETIRE, base + sb.STATE
         most = self._settings.max_tasks_per_child
+        most_memory = self._settings.max_memory_per_child
+        was_woken = False
         while True:
             words[state] = sb.TAKING
+            # The message that has woken us has woken nobody else: first take it.
+            if words[retire] and not was_woken:
+                return
             try:
                 packet = self._receiver.receive(DONTWAIT)
             except BlockingIOError:
-                if not self._wait_for_work():
+                was_woken = self._wait_for_work()
+                if not was_woken:
                     return
                 continue
             except EOFError:
                 return
-            if packet.kind == Kind.CALL:
+            except ProtocolError as error:
+                self._dropped_foreign_message(str(error))
+                continue
+            was_woken = False
+            is_task = packet.number < sb.MOST_NUMBER
+            if packet.kind == Kind.CALL and is_task:
                 self._serve(packet)
+            elif packet.kind == Kind.CALLS and is_task:
+                self._serve_batch(packet)
             else:
-                words[state] = sb.IDLE
-                words[takes] += 1
-            if words[retire] or words[base + sb.DONE] == most:
+                _channel.discard(packet)
+                what = f"kind {packet.kind}, number {packet.number}"
+                self._dropped_foreign_message(what)
+            self._files.drop_unused()
+            if words[base + sb.DONE] == most or (most_memory and self._is_too_big(most_memory)):
                 return
+
+    def _dropped_foreign_message(self, what: str) -> None:
+        self._words[self._base + sb.STATE] = sb.IDLE
+        self._words[self._base + sb.TAKES] += 1
+        logger.error("worker %d dropped a message that was no task: %s", self.pid, what)
+
+    def _is_too_big(self, most_memory: int) -> bool:
+        size = _posix.own_memory()
+        if size <= most_memory:
+            return False
+        logger.info(
+            "worker %d leaves: its memory, %d bytes, is above max_memory_per_child", self.pid, size
+        )
+        return True
 
     def _wait_for_work(self) -> bool:
         """Wait until there may be a task. False: told to leave instead."""
@@ -175,13 +205,16 @@ class Worker:
         if self._words[sb.BELL]:
             self._channels.doorbell.ring()
         while self._words[self._base + sb.RETIRE] == 0:
-            ready = self._waiter.wait()
+            ready = self._waiter.wait(UNUSED if self._files.drop_at is not None else None)
             if self._channels.tasks.fileno() in ready:
                 # Even if told to leave: the message has woken nobody else.
+                if self._settings.max_memory_per_child:
+                    self._channels.doorbell.ring()  # Its owner looks while anybody works.
                 return True
             if ready:
                 # Let go: either RETIRE is set, or the main process is no more.
                 self._words[self._base + sb.RETIRE] = 1
+            self._files.drop_unused()
         return False
 
     def _mark(self, state: int) -> None:
@@ -192,38 +225,171 @@ class Worker:
         words, base = self._words, self._base
         since = time.monotonic_ns()
         number = packet.number
-        words[base + sb.TASK] = number
+        words[base + sb.TASK] = sb.held(number)
         words[base + sb.SINCE] = since
+        if packet.extra != self._name:
+            self._note_extra(packet.extra, since)
         words[base + sb.STATE] = sb.BUSY
         words[base + sb.TAKES] += 1
         kind, parts = self._outcome(packet)
-        if self.pid != os.getpid():
-            # The task forked and let its copy of this process return: not a worker.
-            os._exit(0)
         words[base + sb.DONE] += 1
-        self._send_outcome(kind, number, time.monotonic_ns() - since, parts)
+        duration = time.monotonic_ns() - since
+        if words[sb.RECORDING]:
+            self._keep_outcome(kind, number, duration, parts)
+            self._send_kept()
+        elif not (packet.flags & _wire.BIG and self._sent_back(kind, number, duration, parts)):
+            self._send_outcome(kind, number, duration, parts)
 
-    def _outcome(self, packet: Packet) -> tuple[Kind, list[_pickling.Part]]:
+    def _sent_back(
+        self, kind: int, number: int, duration: int, parts: Sequence[_pickling.Part]
+    ) -> bool:
+        """Send a small outcome with a spare file, most likely the one that the task's big
+        arguments came in: the caller has use for it. False: neither was sent."""
+        body, end = parts[0], self._channels.yells
+        if not isinstance(body, bytes) or len(body) > _wire.INLINE_LIMIT or len(parts) > 1:
+            return False
+        return _channel.send_with_spare(end, kind, number, duration, body, self._files)
+
+    # --- several tasks of one message -----------------------------------------------------
+
+    def _serve_batch(self, packet: Packet) -> None:
+        words, base = self._words, self._base
+        task, since_word, done = base + sb.TASK, base + sb.SINCE, base + sb.DONE
+        _channel.discard(packet)
+        try:
+            bodies = _wire.unpack_calls(packet.parts, packet.body, packet.flags)
+        except ProtocolError as error:
+            self._dropped_foreign_message(str(error))
+            return
+        first, last = packet.number, packet.number + packet.parts - 1
+        has_names = packet.flags & _wire.NAMES
+        names = _wire.unpack_names(packet.parts, packet.body) if has_names else ()
+        sent = since = time.monotonic_ns()
+        if packet.extra != self._name:
+            self._note_extra(packet.extra, since)
+        for number, body in enumerate(bodies, first):
+            words[task] = sb.held(number, number - first, last - number)
+            words[since_word] = since
+            if names:
+                words[base + sb.NAME] = self._name = names[number - first]
+            if number == first:
+                words[base + sb.STATE] = sb.BUSY
+                words[base + sb.TAKES] += 1
+            elif self._is_to_stop(last):
+                # Its signal may come now: it is to find what has ended, not what never began.
+                words[task] = sb.held(number - 1, number - 1 - first, last - number + 1)
+                self._give_back(number, last - number + 1)
+                return
+            kind, parts = self._outcome(body)
+            words[done] += 1
+            now = time.monotonic_ns()
+            self._keep_outcome(kind, number, now - since, parts)
+            if now - sent > KEEP_FOR:
+                self._send_kept()
+                sent = now
+            since = now
+        self._send_kept()
+
+    def _note_extra(self, extra: int, since: int) -> None:
+        """Note the name of what begins now; and, if that is asked for, how long this task, or
+        one of this message, has waited. Called only if there is anything to note."""
+        self._name, submitted = _wire.read_about(extra)
+        self._words[self._base + sb.NAME] = self._name
+        if submitted:
+            waits, at = self._waits, self._next_wait
+            waits[at] = max(0, since - submitted)
+            waits[at + 1] = since
+            self._next_wait = (at + 2) % (2 * sb.WAITS)
+
+    def _is_to_stop(self, last: int) -> bool:
+        """Whether the task that has just been named is not to begin, of those up to
+        ``last``. Whoever wants that says so and then reads what is named, we name it
+        and then look whether somebody has said so: one of us notices."""
+        self._channels.board.fence()
+        words, base = self._words, self._base
+        most = self._settings.max_tasks_per_child
+        return bool(
+            words[base + sb.RETIRE]
+            or words[base + sb.RECALL] == last
+            or words[base + sb.DONE] == most
+        )
+
+    def _give_back(self, number: int, count: int) -> None:
+        self._send_kept()
+        self._send(Kind.UNBEGUN, number, count, [b""])
+
+    def _keep_outcome(
+        self, kind: int, number: int, duration: int, parts: Sequence[_pickling.Part]
+    ) -> None:
+        """Put an outcome into the slot's area, to be sent with others; or send it, if
+        it is too big for that."""
+        body, start = parts[0], self._kept
+        span = self._span(number, duration) if self._words[sb.RECORDING] else b""
+        before = len(span)
+        if not isinstance(body, bytes) or len(parts) > 1 or not self._has_space(before + len(body)):
+            self._send_kept()
+            if span:
+                self._send(Kind.OUTCOMES, self.pid, 0, [span])
+            self._send_outcome(kind, number, duration, parts)
+            return
+        if span:
+            self._area[start : start + before] = span
+            start += before
+        end = start + _wire.HEADER.size + len(body)
+        _wire.HEADER.pack_into(self._area, start, kind, 0, len(body), number, duration)
+        self._area[start + _wire.HEADER.size : end] = body
+        self._words[self._base + sb.UNSENT] = self._kept = end
+
+    def _span(self, number: int, duration: int) -> bytes:
+        """What a recording is told of the task that has just ended, before its outcome."""
+        begin = self._words[self._base + sb.SINCE]
+        body = _wire.SPAN_BODY.pack(begin, self.pid, self._seat.slot)
+        return _wire.HEADER.pack(Kind.SPAN, 0, len(body), number, duration) + body
+
+    def _has_space(self, size: int) -> bool:
+        return self._kept + _wire.HEADER.size + size <= sb.AREA
+
+    def _send_kept(self) -> None:
+        if self._kept:
+            kept = bytes(self._area[: self._kept])
+            self._send(Kind.OUTCOMES, self.pid, 0, [kept])
+            self._words[self._base + sb.UNSENT] = self._kept = 0
+
+    # --- one task ---------------------------------------------------------------------------
+
+    def _outcome(self, call: Packet | memoryview) -> tuple[int, list[_pickling.Part]]:
+        """What comes of a call, by itself in its packet or as one of several."""
         fn = None
         try:
             self._runs_user_code = True
-            fn, args, kwargs = _pickling.load_call(_channel.open_parts(packet))
+            parts = [call] if isinstance(call, memoryview) else self._open(call)
+            fn, args, kwargs = _pickling.load_call(parts)
             result = fn(*args, **kwargs)
-            parts = _pickling.dump_result(result, _pickling.task_name(fn))
+            dumped = _pickling.dump_result(result, fn)
             self._runs_user_code = False
         except BaseException as error:
             self._runs_user_code = False
+            self._leave_if_copy()
             if fn is None:
                 _failures.add_note(error, "This was raised while the worker unpickled the task.")
             return Kind.FAILURE, _failures.dump_failure(error, skip_frames=1)
-        return Kind.RESULT, parts
+        self._leave_if_copy()
+        return Kind.RESULT, dumped
+
+    def _open(self, call: Packet) -> list[memoryview | bytes]:
+        return _channel.open_parts(call, self._files)
+
+    def _leave_if_copy(self) -> None:
+        if _is_copy:
+            # The task forked and let its copy of this process return: not a worker.
+            os._exit(0)
 
     def _send_outcome(
-        self, kind: Kind, number: int, duration: int, parts: Sequence[_pickling.Part]
+        self, kind: int, number: int, duration: int, parts: Sequence[_pickling.Part]
     ) -> None:
         try:
             self._send(kind, number, duration, parts)
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             raise
         except (OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno == errno.EBADF:
@@ -232,8 +398,15 @@ class Worker:
             error.add_note("The task had finished; its result could not be sent.")
             self._send(Kind.FAILURE, number, duration, _failures.dump_failure(error))
 
-    def _send(self, kind: Kind, number: int, extra: int, parts: Sequence[_pickling.Part]) -> None:
-        _channel.send(self._channels.yells, kind, number, extra, parts)
+    def _send(self, kind: int, number: int, extra: int, parts: Sequence[_pickling.Part]) -> None:
+        try:
+            _channel.send(self._channels.yells, kind, number, extra, parts, files=self._files)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            # A datagram socket says only once that the caller has gone; this is what it
+            # says after that, when a task has come by the first, as it yelled.
+            raise ConnectionResetError(*error.args) from error
 
 
 class _WorkerProcess(multiprocessing.process.BaseProcess):
@@ -247,12 +420,14 @@ class _WorkerProcess(multiprocessing.process.BaseProcess):
 
 def live_as_worker(seat: Seat, channels: WorkerChannels, settings: Settings) -> NoReturn:
     """Be a worker in this freshly forked process, and end it."""
-    global _current
+    global _current, _is_copy
     code = 1
     try:
+        _is_copy = False  # This one is meant to be: the fork was ours.
         atexit._clear()
         atexit.register(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
         worker = _current = Worker(seat, channels, settings)
+        os.register_at_fork(after_in_child=_note_copy)
         process: Any = _WorkerProcess(target=worker.run, name=f"PreforkWorker-{seat.slot}")
         code = process._bootstrap(parent_sentinel=seat.leash)
     finally:
@@ -260,13 +435,3 @@ def live_as_worker(seat: Seat, channels: WorkerChannels, settings: Settings) -> 
             atexit._run_exitfuncs()
         finally:
             os._exit(code)
-
-
-def unpickling_error(task: str, error: BaseException) -> pickle.UnpicklingError:
-    """What a future gets whose result arrived and could not be unpickled."""
-    wrapped = pickle.UnpicklingError(
-        f"the result of task {task} could not be unpickled in the caller's process: "
-        f"{type(error).__name__}: {error}"
-    )
-    wrapped.__cause__ = error
-    return wrapped

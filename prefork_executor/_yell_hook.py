@@ -2,7 +2,8 @@
 
 A hook that raises is logged, and the next yell goes to it all the same. A hook
 process that dies is logged and forked again: it loses the yell that it had taken,
-and no other, because those lie in the channel until somebody takes them.
+and no other, because those lie in the channel until somebody takes them. One that
+dies before it has taken any would do so in a loop; so the next comes later and later.
 
 The hook process has a leash, as a worker has: a pipe of which only the main process
 holds the writing end. When that is let go, the process reads what is left and ends.
@@ -11,10 +12,12 @@ holds the writing end. When that is let go, the process reads what is left and e
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import pickle
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +25,15 @@ from . import _channel, _posix
 from ._channel import DONTWAIT, Packet, Receiver
 from ._kid import YellFlags
 from ._posix import Waiter
+from ._regulator import BACKOFF_FIRST, BACKOFF_MOST
 from ._wire import Kind
 from .errors import ProtocolError, describe_end
 
 logger = logging.getLogger("prefork_executor")
+
+MOST_FAILURES = 5
+"""Hook processes in a row that get nowhere, after which the end of the pool waits for
+no more: a second and a half, with the waits between them."""
 
 DataHook = Callable[[int, Any, int | None], object]
 
@@ -36,6 +44,8 @@ class YellReader:
     def __init__(self, yells: socket.socket, hook: DataHook | None) -> None:
         self._receiver = Receiver(yells)
         self._hook = hook
+        # Shared with the process that is forked to read. Only one reads at a time.
+        self._taken = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         self.unthawed: bytes = b""
         """The bytes of the yell that the hook is called for, if they could not be
         thawed."""
@@ -43,6 +53,17 @@ class YellReader:
     @property
     def descriptor(self) -> int:
         return self._receiver.end.fileno()
+
+    @property
+    def taken(self) -> int:
+        """Yells taken so far, in whichever process."""
+        return self._taken[0]
+
+    def drop(self) -> int:
+        """Take what is there and forget it. Returns how many yells it was."""
+        before, self._hook = self.taken, None
+        self.read()
+        return self.taken - before
 
     def read(self, most: int | None = None) -> None:
         """Read what is there now, ``most`` yells at most."""
@@ -54,6 +75,7 @@ class YellReader:
             except ProtocolError:
                 logger.exception("a malformed yell was dropped")
                 continue
+            self._taken[0] += 1  # Before it is heard: that may be the end of us.
             self._hear(packet)
             most = None if most is None else most - 1
 
@@ -96,26 +118,51 @@ class HookProcess:
         self._settle = settle
         self._pid = 0
         self._leash = -1
+        self._taken_before = 0
+        self._forget_failures()
 
     def ensure_running(self) -> None:
-        """Fork it, or fork it again if it has ended. A fork that fails is logged
-        and tried again with the next call."""
+        """Fork it, or fork it again if it has ended, unless it is too early for that:
+        to be called again after :meth:`due_in` seconds."""
         if self._pid:
             status = _posix.try_reap(self._pid)
             if status is None:
                 return
             self._ended(status)
+        if time.monotonic() < self._due:
+            return
         try:
             self._fork()
         except OSError as error:
             logger.warning("the data hook's process could not be forked: %s", error)
+            self._failed()
+
+    def due_in(self) -> float | None:
+        """Seconds until it is to be forked again; None while it runs."""
+        return None if self._pid else max(0.0, self._due - time.monotonic())
 
     def _ended(self, status: int) -> None:
         self._pid = 0
         self.let_go()
+        has_taken = self._reader.taken != self._taken_before
         if status:
             how = describe_end(*_posix.split_status(status))
-            logger.error("the data hook's process %s; what it had in hand is lost", how)
+            lost = "; what it had in hand is lost" if has_taken else " before it took a yell"
+            logger.error("the data hook's process %s%s", how, lost)
+        if has_taken:
+            self._forget_failures()
+        else:
+            self._failed()
+
+    def _forget_failures(self) -> None:
+        self._failures = 0
+        self._delay = 0.0
+        self._due = 0.0
+
+    def _failed(self) -> None:
+        self._failures += 1
+        self._delay = min(BACKOFF_MOST, 2 * self._delay or BACKOFF_FIRST)
+        self._due = time.monotonic() + self._delay
 
     def let_go(self) -> None:
         """In the main process: tell it that no more will come. In a child: close
@@ -126,6 +173,8 @@ class HookProcess:
 
     def _fork(self) -> None:
         main = os.getpid()
+        self._taken_before = self._reader.taken
+        _posix.flush_streams()
         leash, self._leash = os.pipe()
         try:
             pid, mask = _posix.fork_masked()
@@ -173,13 +222,25 @@ class HookProcess:
 
     def finish(self) -> None:
         """Let it read what is left, and wait for its end. If it dies of that, what
-        is left goes to another, as long as there is something left."""
+        is left goes to another, and is given up if MOST_FAILURES get nowhere."""
+        self._forget_failures()
         while self._pid or _posix.readable(self._reader.descriptor):
-            self.ensure_running()
-            if not self._pid:
+            if self._failures == MOST_FAILURES:
+                self._give_up()
                 return
-            self.let_go()
-            self._ended(os.waitpid(self._pid, 0)[1])
+            time.sleep(self.due_in() or 0.0)  # No child waits for us any more.
+            self.ensure_running()
+            if self._pid:
+                self.let_go()
+                self._ended(os.waitpid(self._pid, 0)[1])
+
+    def _give_up(self) -> None:
+        given_up = self._reader.drop()
+        logger.error(
+            "the data hook's process did not live to take a yell, %d times in a row; "
+            "yells given up: %d",
+            *(MOST_FAILURES, given_up),
+        )
 
 
 def _do_nothing(_signum: int, _frame: object) -> None:

@@ -5,8 +5,14 @@ the caller's         ``TypeError`` and ``ValueError`` at the call that gave the
                      bad argument; ``pickle.PicklingError`` in the future whose
                      task or result cannot travel
 a worker's death     :class:`WorkerDied`, in the future of the task it held
+the caller's wish    :class:`TaskTimeout` and :class:`TaskAborted`, in the future of a
+                     task that was ended because its caller had asked for it
+a new generation's   :class:`ReloadFailed`, in the future that ``reload()`` returned
 the pool's           ``BrokenProcessPool`` itself: the pool cannot go on at all
                      (its initializer fails, its supervisor cannot be started)
+the watcher's        :class:`NoSuchPool`, :class:`SeveralPools`, :class:`PoolEnded` and
+                     :class:`UnreadablePool`, at the calls of
+                     :mod:`prefork_executor.status`
 ours                 :class:`ProtocolError`: a message that none of the pool's
                      own processes would have written
 ===================  ==========================================================
@@ -20,7 +26,19 @@ from __future__ import annotations
 import signal as _signal
 from concurrent.futures.process import BrokenProcessPool
 
-__all__ = ["ProtocolError", "RemoteExceptionStandIn", "WorkerDied"]
+__all__ = [
+    "NoSuchPool",
+    "PoolEnded",
+    "ProtocolError",
+    "ReloadFailed",
+    "RemoteExceptionStandIn",
+    "SeveralPools",
+    "StatusError",
+    "TaskAborted",
+    "TaskTimeout",
+    "UnreadablePool",
+    "WorkerDied",
+]
 
 
 class WorkerDied(BrokenProcessPool):
@@ -33,23 +51,76 @@ class WorkerDied(BrokenProcessPool):
         exitcode: its exit status, 0 to 255, or None if a signal killed it.
         signal: the number of the signal that killed it, or None if it exited.
         task: the name of the task it held.
+        reason: why it died, where more is known than how; else empty.
     """
 
     def __init__(
-        self, pid: int, exitcode: int | None = None, signal: int | None = None, task: str = ""
+        self,
+        pid: int,
+        exitcode: int | None = None,
+        signal: int | None = None,
+        task: str = "",
+        reason: str = "",
     ) -> None:
-        super().__init__(pid, exitcode, signal, task)
+        super().__init__(pid, exitcode, signal, task, reason)
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal
         self.task = task
+        self.reason = reason
 
     def __str__(self) -> str:
         held = f" while it held task {self.task}" if self.task else ""
+        why = f" ({self.reason})" if self.reason else ""
         return (
-            f"worker {self.pid} {describe_end(self.exitcode, self.signal)}{held}; "
+            f"worker {self.pid} {describe_end(self.exitcode, self.signal)}{why}{held}; "
             "only this task is affected, the pool goes on"
         )
+
+
+class TaskTimeout(TimeoutError):  # noqa: N818 - the name is part of the interface
+    """The task ran longer than it was allowed to and was ended, with its worker.
+
+    Its ``__cause__`` says how the task ended: the worker's death, or what a SIGTERM
+    handler of the task's own raised.
+
+    Attributes:
+        task: the task's name.
+        timeout: seconds that it was allowed to run.
+        pid: the process id of the worker that ran it.
+    """
+
+    def __init__(self, task: str, timeout: float, pid: int) -> None:
+        super().__init__(task, timeout, pid)
+        self.task = task
+        self.timeout = timeout
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task} ran for more than {self.timeout:g} s in worker {self.pid} "
+            "and was ended; only this task is affected, the pool goes on"
+        )
+
+
+class TaskAborted(Exception):  # noqa: N818 - the name is part of the interface
+    """The task was ended, or taken back before it began, by ``abort()``.
+
+    Attributes:
+        task: the task's name.
+    """
+
+    def __init__(self, task: str) -> None:
+        super().__init__(task)
+        self.task = task
+
+    def __str__(self) -> str:
+        return f"task {self.task} was aborted at the caller's request"
+
+
+class ReloadFailed(Exception):  # noqa: N818 - it says what has failed
+    """A new worker could not start, so the old ones stay. Its ``__cause__`` is what
+    the initializer raised, if it raised."""
 
 
 class RemoteExceptionStandIn(Exception):  # noqa: N818 - it stands for any exception
@@ -81,6 +152,37 @@ class RemoteExceptionStandIn(Exception):  # noqa: N818 - it stands for any excep
 
     def __repr__(self) -> str:
         return self.original_repr if self.original_type else super().__repr__()
+
+
+class StatusError(Exception):
+    """A pool cannot be seen from outside. The message says why, and what to do."""
+
+
+class NoSuchPool(StatusError):  # noqa: N818 - says what happened
+    """The process has no pool and is no process of one, or there is no such process."""
+
+
+class SeveralPools(StatusError):  # noqa: N818 - says what happened
+    """There is more than one that could be meant.
+
+    Attributes:
+        choices: process ids of which each stands for one of them.
+    """
+
+    def __init__(self, message: str, choices: tuple[int, ...] = ()) -> None:
+        super().__init__(message, choices)
+        self.choices = choices
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PoolEnded(StatusError):  # noqa: N818 - says what happened
+    """The pool that was watched is no more."""
+
+
+class UnreadablePool(StatusError):  # noqa: N818 - says what happened
+    """It may not be read, or cannot be: another version of this package has made it, say."""
 
 
 class ProtocolError(Exception):

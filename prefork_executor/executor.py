@@ -3,35 +3,256 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import enum
 import itertools
-import math
 import multiprocessing
-import numbers
+import operator
+import os
 import signal
+import sys
 import time
+import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from multiprocessing.context import BaseContext
-from typing import Any, TypeVar
 
 from . import _posix
-from ._client import Client
-from ._pickling import Chunk
-from ._regulator import Limits
-from ._worker import Settings
-from .stats import ExecutorStats
+from ._arguments import (
+    brief,
+    check_callable,
+    check_count,
+    check_function,
+    check_int,
+    check_iterable,
+    check_order,
+    check_seconds,
+    time_limit,
+)
+from ._settings import Settings, Terms
 
-__all__ = ["PreforkExecutor"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
 
-T = TypeVar("T")
+    from ._client import Client
+    from ._regulator import Limits
+    from .recording import Recording
+    from .stats import ExecutorStats
+
+    T = TypeVar("T")
+    M = TypeVar("M")
+
+__all__ = ["ExecutorView", "PreforkExecutor"]
 
 MOST_WORKERS = 4096
 """Beyond this the default limits of every system are in the way."""
+_INTERRUPTED = "the program was interrupted"
 _ENDED_BY = "the workers were ended at the caller's request: {}_workers() was called"
 
 
-class PreforkExecutor(Executor):
+class _Keep(enum.Enum):
+    """Stands for an option that was not given."""
+
+    KEEP = enum.auto()
+
+
+class _Submitter(Executor):
+    """What an executor and its views share: ``submit`` and ``map``, on some terms."""
+
+    _client: Client
+    _terms: Terms
+
+    def _owner(self) -> PreforkExecutor:
+        """The executor itself."""
+        raise NotImplementedError
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Schedule ``fn(*args, **kwargs)``. Never blocks.
+
+        The call is pickled before this returns, except for large buffers that
+        pickle takes out of band, NumPy arrays of over 32 KiB above all: those are
+        copied when the task is sent.
+
+        Returns:
+            The call's future. Its exception is what the call raised, with its
+            remote traceback; or ``pickle.PicklingError``, if the call or its
+            result cannot be pickled; or :class:`~prefork_executor.WorkerDied`,
+            if its worker died while it held this task;
+            :class:`~prefork_executor.TaskTimeout`, if it ran for too long.
+
+        Raises:
+            TypeError: ``fn`` is not callable.
+            RuntimeError: the executor was shut down, or the interpreter ends.
+            BrokenProcessPool: the pool cannot go on; the message says why.
+            pickle.PicklingError: the first task starts the pool, and ``initializer``,
+                ``initargs`` or ``preload`` cannot travel to it.
+        """
+        check_function("fn", fn)
+        return self._client.submit(fn, args, kwargs, self._terms)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Like ``map(fn, *iterables)``, in the pool, results in order.
+
+        Args:
+            fn: called with an item of each iterable.
+            iterables: read at once, or as results are taken if ``buffersize``. If they
+                can tell how many items they have, so can the iterator returned
+                (``operator.length_hint``): progress bars ask for it.
+            timeout: seconds from this call on for the results to come.
+            chunksize: items that travel as one task. Time limits and retries are
+                for a task, so for a whole chunk.
+            buffersize: tasks submitted ahead of the results taken, at most.
+                None: all.
+
+        Raises:
+            TypeError, ValueError: at this call, for a bad argument.
+            TimeoutError: from the iterator; what has not begun is cancelled.
+        """
+        check_function("fn", fn)
+        seconds = check_seconds("timeout", timeout)
+        check_count("chunksize", chunksize, least=1)
+        if buffersize is not None:
+            check_count("buffersize", buffersize, least=1)
+            buffersize = min(buffersize, sys.maxsize)
+        end = None if seconds is None else time.monotonic() + seconds
+        sources = [check_iterable(f"iterables[{i}]", items) for i, items in enumerate(iterables)]
+        length = _shortest(iterables)
+        calls = zip(*sources, strict=False)
+        if chunksize == 1:
+            results = self._map(fn, calls, end, buffersize)
+            return _Results(results, results, length)
+        from ._pickling import Chunk
+
+        chunks = _columns(sources, calls, min(chunksize, sys.maxsize))
+        results = self._map(Chunk(fn), chunks, end, buffersize)
+        return _Results(itertools.chain.from_iterable(_emptied(results)), results, length)
+
+    def _map(
+        self,
+        fn: Callable[..., Any],
+        calls: Iterator[tuple[Any, ...]],
+        end: float | None,
+        buffersize: int | None,
+    ) -> Generator[Any, None, None]:
+        first = itertools.islice(calls, buffersize)
+        futures: collections.deque[Future[Any]] = collections.deque()
+        try:
+            futures.extend(self.submit(fn, *args) for args in first)
+        except BaseException:
+            # An iterable has raised, or a signal handler, as at Ctrl-C.
+            for future in futures:
+                future.cancel()
+            raise
+        # The iterator alone must not keep an executor from being collected.
+        submit = _Submit(weakref.ref(self._owner()), self._terms, fn)
+        return _results(submit, calls if buffersize else None, futures, end)
+
+    def abort(self, future: Future[Any]) -> bool:
+        """End a task, whether it runs or waits. Does not wait for its end.
+
+        A task that has not begun never will. One that runs is ended with its worker:
+        by SIGTERM, and if that has not ended it within three seconds, by SIGKILL.
+        Its future gets :class:`~prefork_executor.TaskAborted` when it has ended, unless
+        its result is quicker. It is not retried. No other task is affected.
+
+        Args:
+            future: what :meth:`submit` has returned, of the executor or a view of it.
+
+        Returns:
+            Whether there was something to abort; False if the task had ended before.
+
+        Raises:
+            TypeError: ``future`` is no future.
+            ValueError: it is not of this executor.
+        """
+        return self._client.abort(future)
+
+    def add_yell_hook(self, kind: type[M], hook: Callable[[int, M], object]) -> None:
+        """Have what tasks yell that is of this very type go to a hook of its own, and
+        not to ``on_yell``. For what sends messages of its own beside the user's.
+
+        Args:
+            kind: the type, subclasses not included. A later hook for it replaces this.
+            hook: called as ``hook(pid, data)``, as ``on_yell`` is.
+
+        Raises:
+            TypeError: ``kind`` is no class, or ``hook`` cannot be called.
+        """
+        if not isinstance(kind, type):
+            raise TypeError(f"kind must be a class, not {type(kind).__name__}")
+        check_function("hook", hook)
+        self._client.add_yell_hook(kind, hook)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> bool | None:
+        """Shut down, and wait until all is done; after Ctrl-C, until all is ended:
+        whoever interrupts a program does not want to wait for its tasks."""
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._client.end(_INTERRUPTED)
+        return super().__exit__(kind, error, traceback)
+
+    def with_options(
+        self,
+        *,
+        timeout: float | _Keep | None = _Keep.KEEP,
+        retries: int | _Keep = _Keep.KEEP,
+    ) -> ExecutorView:
+        """The same pool, for tasks on other terms.
+
+        Args:
+            timeout: seconds that a task may run, from its beginning in a worker on.
+                Then it is ended, as by :meth:`PreforkExecutor.abort`, and its future
+                gets :class:`~prefork_executor.TaskTimeout`. None: as long as it likes.
+            retries: how often a task is run again after its worker has died or its
+                time was up. It may then have run in part, and more than once.
+
+        Returns:
+            A view with the same ``submit`` and ``map``. What is not given is as here.
+
+        Raises:
+            TypeError, ValueError: at this call, for a bad argument.
+        """
+        kept = self._terms
+        terms = _terms(
+            "timeout",
+            kept.timeout if timeout is _Keep.KEEP else timeout,
+            kept.retries if retries is _Keep.KEEP else retries,
+        )
+        return ExecutorView(self._owner(), terms)
+
+
+class ExecutorView(_Submitter):
+    """A :class:`PreforkExecutor`, for tasks on terms of their own. Made by
+    :meth:`PreforkExecutor.with_options`; any number may be in use at a time."""
+
+    def __init__(self, executor: PreforkExecutor, terms: Terms) -> None:
+        self._executor = executor
+        self._client = executor._client
+        self._max_workers = executor._max_workers
+        self._terms = terms
+
+    def _owner(self) -> PreforkExecutor:
+        return self._executor
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Shut down the executor itself: see :meth:`PreforkExecutor.shutdown`."""
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+class PreforkExecutor(_Submitter):
     """Runs calls in a pool of processes that grows and shrinks with the work.
 
     A drop-in for ProcessPoolExecutor. The pool starts small, grows when tasks
@@ -58,6 +279,15 @@ class PreforkExecutor(Executor):
         start_workers: workers started with the pool. None: ``min_spare_workers``.
         idle_timeout: seconds of idleness after which a spare above
             ``min_spare_workers`` retires. None: never.
+        max_memory_per_child: bytes of resident memory, shared pages included, above
+            which a worker is replaced, after the task it holds. None: any.
+        task_timeout: seconds that a task may run before it is ended; see
+            :meth:`with_options`. None: as long as it likes.
+        retries: how often a task is run again after its worker has died or its time
+            was up; see :meth:`with_options`.
+        preload: module names, or a callable, imported or called once in the supervisor
+            before it forks, so that all workers share its memory. It must leave no
+            thread running.
         on_yell: called as ``on_yell(pid, data)`` in a thread of the caller's
             process for what tasks send by :func:`prefork_executor.yell`, in
             order, before the task's own result. What it raises is logged.
@@ -79,100 +309,44 @@ class PreforkExecutor(Executor):
         max_spare_workers: int | None = None,
         start_workers: int | None = None,
         idle_timeout: float | None = 10.0,
+        max_memory_per_child: int | None = None,
+        task_timeout: float | None = None,
+        retries: int = 0,
+        preload: str | Iterable[str] | Callable[[], object] | None = None,
         on_yell: Callable[[int, Any], object] | None = None,
     ) -> None:
+        # Not with this module: many who import it start no pool.
+        from ._client import Client
+
         limits = _limits(
             max_workers, min_spare_workers, max_spare_workers, start_workers, idle_timeout
         )
         context = _context(mp_context)
-        _check_callable("initializer", initializer)
-        _check_callable("on_yell", on_yell)
-        if not isinstance(initargs, Iterable):
-            raise TypeError(f"initargs must be iterable, not {type(initargs).__name__}")
+        check_callable("initializer", initializer)
+        check_callable("on_yell", on_yell)
         if max_tasks_per_child is not None:
-            _check_count("max_tasks_per_child", max_tasks_per_child, least=1)
+            check_count("max_tasks_per_child", max_tasks_per_child, least=1)
+        if max_memory_per_child is not None:
+            check_count("max_memory_per_child", max_memory_per_child, least=1)
+        self._terms = _terms("task_timeout", task_timeout, retries)
         settings = Settings(
             tell_main=context.get_start_method() != "fork",
             limits=limits,
             initializer=initializer,
-            initargs=tuple(initargs),
+            initargs=tuple(check_iterable("initargs", initargs)),
             max_tasks_per_child=max_tasks_per_child,
+            max_memory_per_child=max_memory_per_child,
+            preload=_preload(preload),
         )
         self._client = Client(context, settings, on_yell)
+        # By this name dask and others read it off any executor of processes.
+        self._max_workers = limits.max_workers
         finalizer = weakref.finalize(self, self._client.abandon)
         # At the interpreter's end the client has a better hook of its own.
         finalizer.atexit = False
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Schedule ``fn(*args, **kwargs)``. Never blocks.
-
-        The call is pickled before this returns, except for large buffers that
-        pickle takes out of band, NumPy arrays of over 32 KiB above all: those are
-        copied when the task is sent.
-
-        Returns:
-            The call's future. Its exception is what the call raised, with its
-            remote traceback; or ``pickle.PicklingError``, if the call or its
-            result cannot be pickled; or :class:`~prefork_executor.WorkerDied`,
-            if its worker died while it held this task.
-
-        Raises:
-            TypeError: ``fn`` is not callable.
-            RuntimeError: the executor was shut down, or the interpreter ends.
-            BrokenProcessPool: the pool cannot go on; the message says why.
-        """
-        if not callable(fn):
-            raise TypeError(f"submit() needs a callable, not {type(fn).__name__}")
-        return self._client.submit(fn, args, kwargs)
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]:
-        """Like ``map(fn, *iterables)``, in the pool, results in order.
-
-        Args:
-            fn: called with an item of each iterable.
-            iterables: read at once, or as results are taken if ``buffersize``.
-            timeout: seconds from this call on for the results to come.
-            chunksize: items that travel as one task.
-            buffersize: tasks submitted ahead of the results taken, at most.
-                None: all.
-
-        Raises:
-            TypeError, ValueError: at this call, for a bad argument.
-            TimeoutError: from the iterator; what has not begun is cancelled.
-        """
-        if not callable(fn):
-            raise TypeError(f"map() needs a callable, not {type(fn).__name__}")
-        if timeout is not None and not isinstance(timeout, numbers.Real):
-            raise TypeError(f"timeout must be a number or None, not {type(timeout).__name__}")
-        _check_count("chunksize", chunksize, least=1)
-        if buffersize is not None:
-            _check_count("buffersize", buffersize, least=1)
-        end = None if timeout is None else time.monotonic() + timeout
-        calls: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
-        if chunksize == 1:
-            return self._map(fn, calls, end, buffersize)
-        chunks = ((chunk,) for chunk in _batched(calls, chunksize))
-        results = self._map(Chunk(fn), chunks, end, buffersize)
-        return itertools.chain.from_iterable(_emptied(results))
-
-    def _map(
-        self,
-        fn: Callable[..., Any],
-        calls: Iterator[tuple[Any, ...]],
-        end: float | None,
-        buffersize: int | None,
-    ) -> Iterator[Any]:
-        first = itertools.islice(calls, buffersize)
-        futures = collections.deque(self.submit(fn, *args) for args in first)
-        # The iterator alone must not keep an executor from being collected.
-        return _results(weakref.ref(self), fn, calls if buffersize else None, futures, end)
+    def _owner(self) -> PreforkExecutor:
+        return self
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, finish those there are, end every process.
@@ -194,58 +368,166 @@ class PreforkExecutor(Executor):
             executor's own thread.
 
         Raises:
+            TypeError, ValueError: ``timeout`` is no time.
             RuntimeError: the executor was not shut down.
         """
-        return self._client.join(timeout)
+        return self._client.join(check_seconds("timeout", timeout))
 
     def terminate_workers(self) -> None:
-        """End every worker by SIGTERM, and with them the executor. Does not wait.
+        """End every worker there is by SIGTERM. Does not wait.
 
         Tasks not yet sent to a worker are cancelled. The futures of all others get
-        BrokenProcessPool at once, whatever their workers make of the signal. A
-        worker that does not end of it gets SIGKILL ten seconds later.
-        :meth:`join` waits for that.
+        BrokenProcessPool at once, whatever their workers make of the signal; they are
+        not retried. A worker that does not end of it gets SIGKILL ten seconds later.
+
+        As in Python 3.14, but the executor may be used further: new workers take what
+        is submitted after this.
         """
         self._client.end_workers(signal.SIGTERM, _ENDED_BY.format("terminate"))
 
     def kill_workers(self) -> None:
-        """End every worker by SIGKILL, and with them the executor. Does not wait.
+        """End every worker there is by SIGKILL. Does not wait.
 
         As :meth:`terminate_workers`, but no worker can clean up or go on.
         """
         self._client.end_workers(signal.SIGKILL, _ENDED_BY.format("kill"))
 
+    def reload(self) -> Future[None]:
+        """Replace every worker, new ones first, and lose no task. Does not wait.
+
+        New workers start as far as ``max_workers`` leaves room, one at least; when they
+        serve, the old ones leave, each after the task it holds. If a new one cannot
+        start, old ones that have not left stay: with ``max_workers=1``, where the old
+        one must make room first, there is none. What ``preload`` has loaded is not
+        loaded again.
+
+        Returns:
+            A future that is done when the last old worker has ended, or has
+            :class:`~prefork_executor.ReloadFailed`.
+
+        Raises:
+            RuntimeError: the executor was shut down.
+            BrokenProcessPool: the pool cannot go on.
+        """
+        return self._client.reload()
+
+    def add_initializer(self, fn: Callable[..., object], /, *args: Any) -> None:
+        """Have every new worker call ``fn(*args)``, before the ``initializer`` that the
+        constructor was given. For what must be set up beside the user's own things.
+
+        Args:
+            fn: if it raises, the pool is broken, as by ``initializer``.
+            args: as ``initargs``, but pickle must know how to send them.
+
+        Raises:
+            TypeError: ``fn`` cannot be called.
+            RuntimeError: the executor has had its first task, or was shut down.
+        """
+        check_function("fn", fn)
+        self._client.add_initializer(fn, args)
+
+    def record(self, *paths: str | os.PathLike[str], max_tasks: int = 100_000) -> Recording:
+        """Record what happens from now on: workers, tasks, decisions.
+
+        Use it in a ``with`` statement, or close what it returns; else it is closed when
+        the executor has shut down. That writes the files.
+
+        Args:
+            paths: files to write. ``.json`` gives a trace in the Chrome trace format,
+                which Perfetto opens; ``.html`` a page with the pool's size against its
+                backlog. Those that are there are replaced.
+            max_tasks: tasks that are kept, some hundred bytes each. Of more than that
+                the first are in the files, which say how many are not; all are counted.
+
+        Raises:
+            TypeError, ValueError: no path, one whose suffix is neither, or a bad number.
+            OSError: a path at which no file can be written.
+            RuntimeError: the executor is being recorded, or was shut down.
+            BrokenProcessPool: the pool cannot go on.
+        """
+        # Here, because hardly anybody records, and it imports what makes pages.
+        from . import recording
+
+        return recording.start(self._client, paths, max_tasks, self._max_workers)
+
     def stats(self) -> ExecutorStats:
-        """A frozen snapshot of the pool. Costs the pool nothing."""
+        """A frozen snapshot of the pool: workers by state and one by one, backlog, waits, what
+        has ended how, the latest decisions. It may be called ten times a second at full
+        load. After :meth:`shutdown` it tells of the past. docs/status.md has the fields."""
         return self._client.stats()
 
 
+class _Submit:
+    """Submits one call of a map after the other, as long as the executor is referred to."""
+
+    def __init__(
+        self, executor: weakref.ref[PreforkExecutor], terms: Terms, fn: Callable[..., Any]
+    ) -> None:
+        self._executor = executor
+        self._terms = terms
+        self._fn = fn
+
+    def next_of(self, calls: Iterator[tuple[Any, ...]]) -> list[Future[Any]]:
+        """The next call's future; an empty list if there is none."""
+        executor = self._executor()
+        if executor is None:
+            return []
+        return [
+            executor._client.submit(self._fn, args, {}, self._terms)
+            for args in itertools.islice(calls, 1)
+        ]
+
+
+class _Results(Iterator["T"]):
+    """What a map returns: its results, and how many are to come, where that is known."""
+
+    def __init__(
+        self, items: Iterator[T], tasks: Generator[Any, None, None], length: int | None
+    ) -> None:
+        self._items = items
+        self._tasks = tasks
+        self._left = length
+
+    def __iter__(self) -> Iterator[T]:
+        # Without a step of our own for each. The hint is asked for before.
+        return self._items
+
+    def __next__(self) -> T:
+        item = next(self._items)
+        if self._left:
+            self._left -= 1
+        return item
+
+    def __length_hint__(self) -> int:
+        return NotImplemented if self._left is None else self._left
+
+    def close(self) -> None:
+        """Take no more results; cancel what has not begun."""
+        self._tasks.close()
+
+
+def _shortest(iterables: tuple[Iterable[Any], ...]) -> int | None:
+    """How many items they have, all together, as far as they can tell; None if not."""
+    with contextlib.suppress(Exception):  # Theirs: it is but a hint.
+        hints = [operator.length_hint(items, -1) for items in iterables]
+        return None if -1 in hints else min(hints, default=0)
+    return None
+
+
 def _results(
-    executor: weakref.ref[PreforkExecutor],
-    fn: Callable[..., Any],
+    submit: _Submit,
     calls: Iterator[tuple[Any, ...]] | None,
     futures: collections.deque[Future[Any]],
     end: float | None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     try:
         while futures:
             if calls is not None:
-                _submit_next(executor(), fn, calls, futures)
+                futures.extend(submit.next_of(calls))
             yield _result_of(futures.popleft(), end)
     finally:
         for future in futures:
             future.cancel()
-
-
-def _submit_next(
-    executor: PreforkExecutor | None,
-    fn: Callable[..., Any],
-    calls: Iterator[tuple[Any, ...]],
-    futures: collections.deque[Future[Any]],
-) -> None:
-    if executor is not None:
-        for args in itertools.islice(calls, 1):
-            futures.append(executor.submit(fn, *args))
 
 
 def _result_of(future: Future[T], end: float | None) -> T:
@@ -262,11 +544,21 @@ def _batched(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
         yield chunk
 
 
+def _columns(
+    sources: list[Iterator[Any]], calls: Iterator[tuple[Any, ...]], size: int
+) -> Iterator[tuple[tuple[Any, ...], ...]]:
+    """So many calls after the other, as the tuple of their first arguments, that of
+    their second, and so on: a tenth of what there would be to pickle."""
+    if len(sources) == 1:
+        return ((column,) for column in _batched(sources[0], size))
+    return (tuple(zip(*chunk, strict=True)) for chunk in _batched(calls, size))
+
+
 def _emptied(chunks: Iterator[list[T]]) -> Iterator[Iterator[T]]:
     """Each chunk's items, none of them kept once it was taken."""
     for chunk in chunks:
         chunk.reverse()
-        yield (chunk.pop() for _ in range(len(chunk)))
+        yield map(list.pop, itertools.repeat(chunk, len(chunk)))
 
 
 # --- arguments -----------------------------------------------------------------------------
@@ -279,20 +571,22 @@ def _limits(
     start: int | None,
     idle_timeout: float | None,
 ) -> Limits:
+    from ._regulator import Limits
+
     if max_workers is None:
         max_workers = _posix.available_cpus()
     _check_max_workers(max_workers)
-    _check_count("min_spare_workers", min_spare, least=0)
+    check_count("min_spare_workers", min_spare, least=0)
     if max_spare is None:
         max_spare = max_workers
-    _check_count("max_spare_workers", max_spare, least=0)
+    check_count("max_spare_workers", max_spare, least=0)
     if start is None:
         start = min(min_spare, max_workers)
-    _check_count("start_workers", start, least=0)
-    _check_order("min_spare_workers", min_spare, "max_workers", max_workers)
-    _check_order("min_spare_workers", min_spare, "max_spare_workers", max_spare)
-    _check_order("start_workers", start, "max_workers", max_workers)
-    _check_order("max_spare_workers", max_spare, "max_workers", max_workers)
+    check_count("start_workers", start, least=0)
+    check_order("min_spare_workers", min_spare, "max_workers", max_workers)
+    check_order("min_spare_workers", min_spare, "max_spare_workers", max_spare)
+    check_order("start_workers", start, "max_workers", max_workers)
+    check_order("max_spare_workers", max_spare, "max_workers", max_workers)
     return Limits(
         max_workers=int(max_workers),
         min_spare=int(min_spare),
@@ -303,44 +597,42 @@ def _limits(
 
 
 def _check_max_workers(max_workers: int) -> None:
-    _check_int("max_workers", max_workers)
+    check_int("max_workers", max_workers)
     if max_workers <= 0:
         # The standard library's words, which programs may look for.
         raise ValueError("max_workers must be greater than 0")
     if max_workers > MOST_WORKERS:
-        raise ValueError(f"max_workers must be at most {MOST_WORKERS}, not {max_workers}")
-
-
-def _check_int(name: str, value: object) -> None:
-    # NumPy's integers count as well.
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    _check_int(name, value)
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def _check_order(name: str, value: int, bound_name: str, bound: int) -> None:
-    if value > bound:
-        raise ValueError(f"{name} ({value}) must not be above {bound_name} ({bound})")
-
-
-def _check_callable(name: str, value: object) -> None:
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable or None, not {type(value).__name__}")
+        raise ValueError(f"max_workers must be at most {MOST_WORKERS}, not {brief(max_workers)}")
 
 
 def _idle_timeout(value: float | None) -> float | None:
+    seconds = check_seconds("idle_timeout", value)
+    if seconds is not None and seconds < 0:
+        raise ValueError(f"idle_timeout must be at least 0 seconds, not {seconds:g}")
+    return seconds
+
+
+def _terms(timeout_name: str, timeout: float | None, retries: int) -> Terms:
+    timeout = time_limit(timeout_name, timeout)
+    check_count("retries", retries, least=0)
+    return Terms(timeout, int(retries))
+
+
+def _preload(value: object) -> Callable[[], object] | tuple[str, ...]:
     if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"idle_timeout must be seconds or None, not {type(value).__name__}")
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"idle_timeout must be at least 0 seconds, not {value}")
-    return None if math.isinf(value) else float(value)
+        return ()
+    if callable(value):
+        return value
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Iterable):
+        raise TypeError(f"preload must be module names or a callable, not {type(value).__name__}")
+    names = tuple(names)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"preload must hold module names, not {type(name).__name__}")
+        if not name or name.startswith("."):
+            raise ValueError(f"preload must hold absolute module names, not {name!r}")
+    return names
 
 
 def _context(mp_context: BaseContext | str | None) -> BaseContext:
@@ -351,7 +643,8 @@ def _context(mp_context: BaseContext | str | None) -> BaseContext:
             return multiprocessing.get_context(mp_context)
         except ValueError as error:
             raise ValueError(f"mp_context: {error}") from None
-    if not isinstance(mp_context, BaseContext):
+    # BaseContext itself, which starts nothing, is no use.
+    if not isinstance(mp_context, BaseContext) or not hasattr(mp_context, "Process"):
         raise TypeError(
             "mp_context must be a start method's name or a multiprocessing context, "
             f"not {type(mp_context).__name__}"

@@ -1,4 +1,4 @@
-"""pytest fixtures for tests that use a `PreforkExecutor`.
+"""pytest fixtures for tests that use a `PreforkExecutor`, or a raw pool.
 
 pytest finds this module by itself where the package is installed. It uses the
 package's public interface only, and nothing of the package imports it.
@@ -7,30 +7,39 @@ The rule at a test's end: its executors are shut down, waiting tasks are
 cancelled, and running ones have ``prefork_teardown_timeout`` seconds to finish.
 Processes that are still alive then are named in an error at that test's
 teardown, and killed, so that the next test starts clean. Nothing here waits
-without a bound.
+without a bound. The same holds for the processes of a raw pool.
+
+What workers log reaches the test's loggers, and so ``caplog``; what they print goes where
+the test's own output goes, so it reaches ``capfd``.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pytest
 
 from . import ExecutorStats, PreforkExecutor, WorkerStats
+from .integrations._output import follow_output
+from .integrations.logging import forward_logging
+from .integrations.running_pool import Left, RunningPool
 
 __all__ = [
     "KILL_TIMEOUT",
     "MAX_WORKERS",
     "TEARDOWN_TIMEOUT",
     "PreforkExecutorFactory",
+    "PreforkPoolFactory",
     "prefork_executor",
     "prefork_executor_factory",
+    "prefork_pool",
     "prefork_session_executor",
 ]
 
@@ -47,6 +56,7 @@ KILL_TIMEOUT = 10.0
 """Seconds to wait for killed workers to be gone. The kernel needs milliseconds,
 unless a worker hangs in a system call that cannot be interrupted."""
 
+_KILLED = "They were killed now, so that they disturb no other test."
 _OPTIONS = frozenset(inspect.signature(PreforkExecutor).parameters)
 
 
@@ -62,6 +72,24 @@ class PreforkExecutorFactory(Protocol):
 
         Raises:
             TypeError, ValueError: as PreforkExecutor does.
+        """
+
+
+class PreforkPoolFactory(Protocol):
+    """What the fixture ``prefork_pool`` is; for annotations."""
+
+    def __call__(
+        self, serve: Callable[..., object], args: Iterable[Any] = (), **options: Any
+    ) -> RunningPool:
+        """Run one more raw pool, which ends with the test.
+
+        Args:
+            serve: what each of its children runs, as ``serve(*args)``.
+            args: its arguments.
+            options: those of :func:`~prefork_executor.raw.pf_init`.
+
+        Raises:
+            TypeError, ValueError, OSError: as ``pf_init`` does.
         """
 
 
@@ -166,7 +194,7 @@ def prefork_executor(request: pytest.FixtureRequest) -> Iterator[PreforkExecutor
     """
     options = _defaults(request.config) | _marker_options(request)
     try:
-        executor = PreforkExecutor(**options)
+        executor = _made(options)
     except (TypeError, ValueError) as error:
         # None: the constructor's own frames help nobody with a marker.
         raise _bad_marker(request, f"{error} (in force: {_listed(options)})") from None
@@ -187,7 +215,7 @@ def prefork_executor_factory(request: pytest.FixtureRequest) -> Iterator[Prefork
     def make(**options: Any) -> PreforkExecutor:
         options = defaults | options
         try:
-            executor = PreforkExecutor(**options)
+            executor = _made(options)
         except (TypeError, ValueError) as error:
             error.add_note(f"Options in force: {_listed(options)}")
             raise
@@ -207,9 +235,36 @@ def prefork_session_executor(request: pytest.FixtureRequest) -> Iterator[Prefork
     it. A task still running in it at the session's end is an error there, which
     says after which test the executor was no longer without work.
     """
-    executor = PreforkExecutor(**_defaults(request.config))
+    executor = _made(_defaults(request.config))
     yield executor
     _end_all([executor], "prefork_session_executor", request)
+
+
+@pytest.fixture
+def prefork_pool(request: pytest.FixtureRequest) -> Iterator[PreforkPoolFactory]:
+    """Runs raw pf_* pools in child processes of the test, which end with it, the latest
+    first. Call it as ``prefork_pool(serve, args, **options)``, with options of pf_init;
+    what the children yell is in the ``yells`` of the
+    :class:`~prefork_executor.integrations.running_pool.RunningPool` that it returns.
+    """
+    pools: list[RunningPool] = []
+
+    def start(
+        serve: Callable[..., object], args: Iterable[Any] = (), **options: Any
+    ) -> RunningPool:
+        pools.append(RunningPool(serve, args, **options))
+        return pools[-1]
+
+    yield start
+    _end_pools(pools[::-1], request)
+
+
+def _made(options: dict[str, Any]) -> PreforkExecutor:
+    executor = PreforkExecutor(**options)
+    # All of it: the test's own loggers, and caplog's level, decide.
+    forward_logging(executor, logging.NOTSET)
+    follow_output(executor)
+    return executor
 
 
 # --- options ------------------------------------------------------------------------------
@@ -276,6 +331,35 @@ def _end_all(
             pytest.fail("\n".join([what, *lines]), pytrace=False)
 
 
+def _end_pools(pools: list[RunningPool], request: pytest.FixtureRequest) -> None:
+    """End the pools, in this order and within one bound for them all. What is left of
+    them fails the test."""
+    timeout = request.config.stash[_settings].teardown_timeout
+    deadline = time.monotonic() + timeout
+    complaints: list[str] = []
+    for pool in pools:
+        pool.terminate()
+    try:
+        for pool in pools:
+            left = pool.end(max(0.0, deadline - time.monotonic()))
+            complaints += _complaints(f"prefork_pool (main process {pool.pid})", left, timeout)
+    except BaseException:
+        for pool in pools:  # Ctrl-C: those that are left.
+            pool.end(0)
+        raise
+    if complaints and not _was_interrupted(request.session):
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+def _complaints(what: str, left: Left, timeout: float) -> Iterator[str]:
+    if left.processes:
+        yield f"{what} did not end within {timeout:g} s; still alive:"
+        yield from (f"  {process}" for process in left.processes)
+        yield _KILLED
+    for path in left.shared_memory:
+        yield f"{what} left shared memory behind that nobody uses: {path}"
+
+
 def _was_interrupted(session: pytest.Session) -> bool:
     """Whether Ctrl-C or pytest.exit() cut a test short: then it is no fault of the
     test that its tasks run on, and pytest has nowhere to report an error."""
@@ -306,7 +390,7 @@ def _kill(executors: list[PreforkExecutor]) -> Iterator[str]:
         executor.kill_workers()
     stuck = _not_ended(executors, KILL_TIMEOUT)
     if not stuck:
-        yield "They were killed now, so that they disturb no other test."
+        yield _KILLED
         return
     yield f"They were killed now, but after {KILL_TIMEOUT:g} s there are still:"
     for executor in stuck:

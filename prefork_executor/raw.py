@@ -21,6 +21,8 @@ while it forks. They are open while it waits and while a data hook runs. So a ha
 of yours runs between two steps, never within one, and may call :func:`pf_done`, which
 does everything then and there, except that what the interrupted step still uses is
 closed only when that step ends (``_depth`` counts the steps within one another).
+It may also raise, at any line at which they are open: so what must be undone is done
+within the ``try`` that undoes it, and is set back, not counted back.
 
 A child and the TERM that comes too late
 ----------------------------------------
@@ -39,7 +41,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from . import _posix, _raw_options
 from ._kid import Kid, YellFlags
@@ -47,7 +49,7 @@ from ._pool import WorkerPool
 from ._posix import Doorbell, Handler
 from ._raw_options import ChildSignals, Spares
 from ._regulator import Limits
-from ._scoreboard import Scoreboard
+from ._scoreboard import FILE_NAME, RAW, Scoreboard
 from ._yell_hook import DataHook, HookProcess, YellReader
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "pf_whip_kids",
 ]
 
+T = TypeVar("T")
 YELLS_A_TURN = 100
 """Yells that a hook in the main process hears before the pool looks after its
 children again."""
@@ -126,6 +129,7 @@ class PreforkPool:
         self._owed = 0
         self._failures = 0
         self._is_done = False
+        self._raised: BaseException | None = None
         self._depth = 0
         self._mask: set[int] = set()
         with contextlib.ExitStack() as opened:
@@ -145,8 +149,9 @@ class PreforkPool:
         self._doorbell = Doorbell.new()
         opened.callback(self._doorbell.close)
         size = Scoreboard.size_for(limits.max_workers)
-        self._board = Scoreboard(_posix.shared_file("prefork-scoreboard", size), limits.max_workers)
+        self._board = Scoreboard(_posix.shared_file(FILE_NAME, size), limits.max_workers)
         opened.callback(self._board.close)
+        self._board.introduce(RAW, self._main, **limits.spares)
         self._pool = WorkerPool(
             limits,
             self._board,
@@ -238,6 +243,7 @@ class PreforkPool:
                 self._regulate()
                 before = set(self._pool.pids)
                 if self._owed and self._fork_one():
+                    _posix.restore_mask(self._mask)
                     return 0
                 if self._failed_fork():
                     return None
@@ -250,8 +256,10 @@ class PreforkPool:
         """Let new children take the places of all there are now. An old one gets
         SIGTERM when it is idle and new ones serve; what it does is not cut short.
         Without effect in a child."""
-        if self._is_main() and not self._is_done:
-            with self._signals_held("pf_reload"):
+        if not self._is_main():
+            return
+        with self._signals_held("pf_reload"):
+            if not self._is_done:
                 self._pool.replace_all()
                 self._doorbell.ring()
 
@@ -265,14 +273,15 @@ class PreforkPool:
 
         Raises:
             SystemExit: ``exitcode`` was given.
+            BaseException: the first that a hook in this process raised meanwhile and
+                that was not just an Exception, such as its own call's SystemExit.
         """
         if not self._is_main():
             return
-        if not self._is_done:
-            self._is_done = True
-            with self._signals_held("pf_done"):
+        with self._signals_held("pf_done"):
+            if not self._is_done:  # Else a handler did it all, just before they were held.
+                self._is_done = True
                 self._see_all_off()
-                self._doorbell.ring()  # We may be within a wait, which is to end.
         if exitcode is not None:
             sys.exit(exitcode)
 
@@ -285,28 +294,29 @@ class PreforkPool:
     def _signals_held(self, name: str) -> Iterator[None]:
         if not self._is_main():
             raise RuntimeError(f"{name} was called outside the process that set up the pool")
-        outer, self._mask = self._mask, _posix.current_mask()
-        mask = self._mask
-        self._depth += 1
+        outer, depth, mask = self._mask, self._depth, _posix.current_mask()
         try:
+            self._mask, self._depth = mask, depth + 1
             _posix.block_signals(_ALL_BUT_CHILD)
             yield
         finally:
             if self._is_main():
-                self._depth -= 1
-                self._mask = outer
-                if self._is_done and not self._depth:
+                self._mask, self._depth = outer, depth
+                if self._is_done and not depth:
                     self._opened.close()
                 _posix.restore_mask(mask)
 
-    @contextlib.contextmanager
-    def _signals_open(self) -> Iterator[None]:
-        """As they were when we were called, except that nothing may interrupt the end."""
+    def _with_signals_open(self, call: Callable[..., T], *args: Any) -> T:
+        """Call with the signals as they were when we were called, except that nothing
+        may interrupt the end.
+
+        No context manager: a handler that raises just before its end is entered would
+        leave that for the garbage collector, and so the signals blocked for good."""
         held = _posix.current_mask()
         try:
             if not self._is_done:
                 _posix.restore_mask(self._mask)
-            yield
+            return call(*args)
         finally:
             if self._is_main():
                 _posix.restore_mask(held)
@@ -314,6 +324,7 @@ class PreforkPool:
     def _regulate(self) -> None:
         if self._is_done:
             return
+        self._bury_the_dead()  # A handler may have raised before we came to that.
         if self._hook_process is not None:
             self._hook_process.ensure_running()
         if not self._owed and not self._pool.is_quiet():
@@ -321,7 +332,7 @@ class PreforkPool:
             self._owed = self._pool.regulate(lambda _counts: 0).start
 
     def _fork_one(self) -> bool:
-        """True in the new child, with its signals as they are to be."""
+        """True in the new child, whose signals are still held: a handler may raise."""
         self._owed -= 1
         _posix.flush_streams()
         seat = self._pool.fork_worker()
@@ -336,7 +347,6 @@ class PreforkPool:
             hooked=hooked,
             generation=self._pool.generation,
         )
-        _posix.restore_mask(self._mask)
         return True
 
     def _failed_fork(self) -> bool:
@@ -349,6 +359,7 @@ class PreforkPool:
     def _run_and_exit(self, code: Callable[..., object], args: tuple[Any, ...]) -> NoReturn:
         status = 1
         try:
+            _posix.restore_mask(self._mask)
             code(*args)
             status = 0
         except SystemExit as leave:
@@ -356,41 +367,60 @@ class PreforkPool:
         except BaseException:  # noqa: BLE001 - whatever it was, the child ends here
             traceback.print_exc()
         finally:
-            assert self._kid is not None
-            self._kid.exit(status)
+            try:
+                assert self._kid is not None
+                self._kid.exit(status)
+            finally:  # A handler that raises ends it all the same.
+                _posix.leave(status)
 
     def _wait(self) -> None:
-        with self._signals_open():
-            # A handler may have called done() as they opened.
-            ready = [] if self._is_done else self._pool.wait()
+        ready = self._with_signals_open(self._wait_for_events)
         if not self._is_done:
-            self._look_after_events(ready, YELLS_A_TURN)
+            self._look_after_events(ready)
 
-    def _look_after_events(self, ready: list[int], yells: int | None) -> None:
+    def _wait_for_events(self) -> list[int]:
+        # A handler may have called done() as the signals opened.
+        return [] if self._is_done else self._pool.wait(self._hook_due_in())
+
+    def _hook_due_in(self) -> float | None:
+        return None if self._hook_process is None else self._hook_process.due_in()
+
+    def _look_after_events(self, ready: list[int]) -> None:
+        self._bury_the_dead()
+        if self._yells.fileno() in ready:
+            self._reader.read(YELLS_A_TURN)
+
+    def _bury_the_dead(self) -> None:
         for death in self._pool.reap():
             self._pool.bury(death)
-        if self._yells.fileno() in ready:
-            self._reader.read(yells)
 
     def _call_hook(self, pid: int, data: Any, exitcode: int | None) -> None:
         assert self._hook is not None
-        if self._hook_in_main:
-            with self._signals_open():
-                self._hook(pid, data, exitcode)
-        else:
+        if not self._hook_in_main:
             self._hook(pid, data, exitcode)
+            return
+        is_the_end = self._is_done
+        try:
+            self._with_signals_open(self._hook, pid, data, exitcode)
+        except BaseException as raised:
+            if not is_the_end or isinstance(raised, Exception):
+                raise
+            self._raised = self._raised or raised  # Nothing cuts the end short.
 
     def _see_all_off(self) -> None:
         self._pool.end_all(signal.SIGTERM)
         while self._pool.pids:
             if self._hook_process is not None:
                 self._hook_process.ensure_running()  # A full channel would hold children up.
-            self._look_after_events(self._pool.wait(), None)
+            self._look_after_events(self._pool.wait(self._hook_due_in()))
             self._pool.see_off()
         if self._hook_process is not None:
             self._hook_process.finish()
         else:
             self._reader.read()
+        self._doorbell.ring()  # We may be within a wait, which is to end.
+        if self._raised is not None:
+            raise self._raised
 
     # --- in a child ---------------------------------------------------------------------------
 

@@ -4,10 +4,12 @@ memory behind. Checked after every test, whatever it tested, and at the end."""
 from __future__ import annotations
 
 import gc
+import importlib.util
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,36 @@ import psutil
 import pytest
 
 pytest_plugins = ["pytester"]
+
+_NEEDS = {
+    "test_integration_dask.py": "distributed",
+    "test_integration_examples.py": "distributed",
+    "test_integration_joblib.py": "sklearn",
+    "test_integration_opentelemetry.py": "opentelemetry.sdk",
+    "test_integration_progress.py": "tqdm",
+    "test_integration_prometheus.py": "prometheus_client",
+}
+"""Tests that need what only the extra "integrations" brings. That is large: they are
+left out where it is not installed."""
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+_SAME_ON_EVERY_PYTHON = (
+    *("test_cli_map.py", "test_cli_status.py", "test_cli_top.py", "test_comparison.py"),
+    *("test_documents.py", "test_recording.py", "test_recording_page.py", "test_regulator.py"),
+    *("test_regulator_simulation.py", "test_status.py"),
+)
+"""Tests of pages, commands, views and arithmetic: the newest supported Python is enough."""
+
+collect_ignore = [file for file, module in _NEEDS.items() if not _is_installed(module)]
+if sys.version_info < (3, 13):
+    collect_ignore += _SAME_ON_EVERY_PYTHON
 
 BOUND = 60.0
 """Seconds that anything awaited may take before the test fails: far beyond what
@@ -86,7 +118,9 @@ def _descriptors() -> Iterator[tuple[str, str]]:
 
 
 def _named_shared_memory() -> list[str]:
-    return os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    # The directory is the whole machine's: what others have there is no fault of a test.
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return [name for name in names if name.startswith(("prefork", "psm_", "sem.mp-"))]
 
 
 def _mapped_shared_memory() -> list[str]:

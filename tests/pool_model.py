@@ -5,7 +5,7 @@ One step of the model is what others can observe of a process: one mark on the
 scoreboard, one message sent or taken, one word read. What happens between two
 of them happens inside one process and belongs to the step before. The worker
 follows `_worker.py`, the supervisor `_supervisor.py`, the client `_client.py`;
-the audits are the real ones (`_ledger.Audit`), fed with readings that are taken
+the audits are the real ones (`_audit.Audit`), fed with readings that are taken
 word by word. That the real worker and the real client take these very steps is
 tested beside it.
 
@@ -26,14 +26,20 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from prefork_executor import _scoreboard as sb
-from prefork_executor._ledger import Audit
+from prefork_executor._audit import Audit
 from prefork_executor._scoreboard import Slot
 
 WORK = ("taking", "ask", "name", "busy", "count and begin", "send")
-"""A worker's steps with one message, as in `Worker._serve_all` and `_serve`."""
+"""A worker's steps with a message of one task, as in `Worker._serve_all` and `_serve`."""
+NEXT = ("keep", "name next", "look", "begin next")
+"""Its steps from one task of a message to the next, as in `Worker._serve_batch`."""
+LAST = ("keep", "flush", "forget")
+"""Its steps after the last task of a message of several."""
+STOP = ("give back kept", "forget and give back", "give back")
+"""Its steps if it finds, as it looks, that it is not to go on."""
 FUNERAL = ("tell", "clear pid", "clear rest")
 """The supervisor's steps with one death, as in `Supervisor._flush`."""
-ALIVE = {*WORK, "count", "begin", "idle", "told?", "wait", "asleep"}
+ALIVE = {*WORK, *NEXT, *LAST, *STOP, "count", "begin", "idle", "told?", "wait", "asleep"}
 
 RULES = frozenset(
     {
@@ -44,6 +50,10 @@ RULES = frozenset(
         "suspects are sent again when the marker has come round",
         "outcomes that lie before the marker are settled before it",
         "a task that is sent again has a new number",
+        "a worker holds what it has not sent the outcomes of",
+        "a worker looks whether to stop after it has named the next task",
+        "what was kept is told before the death",
+        "a recall reads what is named after it is said",
     }
 )
 
@@ -55,7 +65,11 @@ class Violation(AssertionError):
 class Worker(NamedTuple):
     """One slot of the scoreboard, and what we know of its process: where it is,
     the message that it has taken and not answered (``hand``), whether its epoll
-    has noted something in the pipe, whether it is told to leave."""
+    has noted something in the pipe, whether it is told to leave, whether a message
+    has woken it that it has not taken yet. Of a message of several tasks: which
+    come after the one in hand (``rest``), which have outcomes that were not sent
+    (``kept``), how many came before the one it has named (``head``) and come
+    after (``tail``), and the last task of a message that was recalled."""
 
     at: str
     pid: int
@@ -65,21 +79,30 @@ class Worker(NamedTuple):
     hand: int = 0
     noted: bool = False
     leave: bool = False
+    woken: bool = False
+    rest: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+    head: int = 0
+    tail: int = 0
+    recall: int = 0
 
 
 class Message(NamedTuple):
-    """On the yell channel: an outcome, a death or a marker."""
+    """On the yell channel: an outcome, several, a death, a marker, or tasks from a
+    number on that a worker has not begun."""
 
     kind: str
     number: int
     state: int = 0
+    tail: int = 0
+    numbers: tuple[int, ...] = ()
 
 
 class World(NamedTuple):
     """All but the client. ``owner[n]`` is the task that was sent as number n,
     ``begun`` how often each task began; numbers in ``died`` died in a hand."""
 
-    pipe: tuple[int, ...]
+    pipe: tuple[tuple[int, ...], ...]
     yells: tuple[Message, ...]
     workers: tuple[Worker, ...]
     last_pid: int
@@ -110,6 +133,13 @@ class Desk(NamedTuple):
     place: int = 0
     words: tuple[int, ...] = ()
     late: tuple[int, ...] = ()
+    looks: int = 0
+    slow: tuple[int, int, int] = (0, 0, 0)
+
+
+def in_messages(numbers: Sequence[int], batch: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(numbers), batch):
+        yield tuple(numbers[start : start + batch])
 
 
 def put_worker(world: World, place: int, worker: Worker) -> World:
@@ -121,8 +151,8 @@ def yell(world: World, message: Message) -> World:
     return world._replace(yells=(*world.yells, message))
 
 
-def put_message(world: World, number: int) -> World:
-    """Put a message into the pipe; it wakes one waiting worker at most."""
+def put_message(world: World, *numbers: int) -> World:
+    """Put a message of these tasks into the pipe; it wakes one waiting worker at most."""
     workers = list(world.workers)
     for place, worker in enumerate(workers):
         if worker.at == "asleep":
@@ -130,7 +160,7 @@ def put_message(world: World, number: int) -> World:
             break
         if worker.at in ALIVE:
             workers[place] = worker._replace(noted=True)
-    return world._replace(pipe=(*world.pipe, number), workers=tuple(workers))
+    return world._replace(pipe=(*world.pipe, numbers), workers=tuple(workers))
 
 
 class Pool:
@@ -140,6 +170,7 @@ class Pool:
         work: a worker's steps.
         funeral: the supervisor's steps with a dead worker.
         rules: those of RULES that hold.
+        batch: how many tasks a message may have.
         refills: whether a slot may get a new worker while others live; if not,
             it gets one only when nobody lives.
     """
@@ -150,13 +181,20 @@ class Pool:
         funeral: tuple[str, ...] = FUNERAL,
         rules: frozenset[str] = RULES,
         *,
+        batch: int = 1,
         refills: bool = True,
     ) -> None:
+        self._batch = batch
+        self._rules = rules
         self._refills = refills
         self._first = work[0]
         self._next = dict(zip(work, (*work[1:], work[0]), strict=True))
         self._next |= dict(zip(funeral, (*funeral[1:], "fork"), strict=True))
         self._funeral = funeral[0]
+        self._next |= {"begin next": "keep"}
+        self._names_first = (
+            "a worker looks whether to stop after it has named the next task" in rules
+        )
         self._asks_first = "a worker that a message woke asks before it leaves" in rules
 
     def new(
@@ -164,7 +202,7 @@ class Pool:
     ) -> World:
         """A pool that was just started, ``tasks`` in the pipe, ``late`` ones to come."""
         return World(
-            pipe=tuple(range(1, tasks + 1)),
+            pipe=tuple(in_messages(range(1, tasks + 1), self._batch)),
             yells=(),
             workers=tuple(Worker(self._first, place + 1) for place in range(workers)),
             last_pid=workers,
@@ -197,12 +235,16 @@ class Pool:
             yield f"worker {place} is to leave", self._retire(world, place, worker), False
 
     def _kill(self, world: World, place: int, worker: Worker) -> World:
-        died = world.died | {worker.hand} if worker.hand else world.died
+        # What it has finished with, its outcome told or kept, has not died with it.
+        is_done = worker.hand in worker.kept
+        died = world.died | {worker.hand} if worker.hand and not is_done else world.died
         world = world._replace(kills=world.kills - 1, died=died)
         return self._end(world, place, worker)
 
     def _end(self, world: World, place: int, worker: Worker) -> World:
-        dead = worker._replace(at=self._funeral, hand=0, noted=False, leave=False)
+        dead = worker._replace(
+            at=self._funeral, hand=0, rest=(), noted=False, leave=False, woken=False
+        )
         return put_worker(world, place, dead)
 
     def _retire(self, world: World, place: int, worker: Worker) -> World:
@@ -218,7 +260,13 @@ class Pool:
             return put_worker(world._replace(last_pid=pid), place, Worker(self._first, pid))
         if at == "tell":
             number = dead.task if dead.state == sb.BUSY else 0
-            world = yell(world, Message("death", number, dead.state))
+            notice = Message("death", number, dead.state, dead.tail)
+            kept = Message("outcomes", 0, numbers=dead.kept)
+            first = "what was kept is told before the death" in self._rules
+            for message in (kept, notice) if first else (notice, kept):
+                if message.numbers or message.kind == "death":
+                    world = yell(world, message)
+            dead = dead._replace(kept=())
         elif at == "clear pid":
             dead = dead._replace(pid=0)
         else:
@@ -233,19 +281,66 @@ class Pool:
             return self._rest(world, place, worker)
         if at == "ask":
             return self._ask(world, place, worker)
+        if at in STOP or at in LAST or at == "look":
+            return self._between(world, place, worker)
+        if at == "name next":
+            return put_worker(world, place, self._name_next(worker))
         if at == "send" and worker.hand:
             world = yell(world, Message("outcome", worker.hand))
             worker = worker._replace(hand=0)
-            if worker.leave:
-                return self._leave(world, place, worker)
         if "begin" in at:
             world = _begin(world, worker.hand)
-        return put_worker(world, place, _mark(worker, at)._replace(at=self._next[at]))
+        after = self._next[at]
+        if after == "send" and (worker.rest or worker.head):
+            after = "keep"
+        return put_worker(world, place, _mark(worker, at)._replace(at=after))
+
+    # --- a message of several tasks ---------------------------------------------------------
+
+    def _name_next(self, worker: Worker) -> Worker:
+        number, rest = worker.rest[0], worker.rest[1:]
+        at = "look" if self._names_first else "begin next"
+        # One word of the board says task, head and tail.
+        return worker._replace(
+            hand=number, rest=rest, task=number, head=worker.head + 1, tail=len(rest), at=at
+        )
+
+    def _between(self, world: World, place: int, worker: Worker) -> World:
+        at = worker.at
+        if at == "keep":
+            worker = worker._replace(kept=(*worker.kept, worker.hand))
+            after = "name next" if self._names_first else "look"
+            worker = worker._replace(at=after if worker.rest else "flush")
+        elif at in ("flush", "give back kept"):
+            world = yell(world, Message("outcomes", 0, numbers=worker.kept))
+            worker = worker._replace(at="forget" if at == "flush" else "forget and give back")
+        elif at == "forget":
+            worker = worker._replace(kept=(), hand=0, head=0, at=self._first)
+        elif at == "forget and give back":
+            worker = worker._replace(kept=(), at="give back")
+        elif at == "give back":
+            count = 1 + len(worker.rest)
+            world = yell(world, Message("unbegun", worker.hand, tail=count))
+            worker = worker._replace(hand=0, rest=(), head=0, at=self._first)
+        else:
+            worker = self._look(worker)
+        return put_worker(world, place, worker)
+
+    def _look(self, worker: Worker) -> Worker:
+        if not worker.leave and worker.recall != worker.hand + len(worker.rest):
+            return worker._replace(at="begin next" if self._names_first else "name next")
+        if not self._names_first:
+            worker = worker._replace(hand=worker.rest[0], rest=worker.rest[1:])
+        return worker._replace(at="give back kept")
 
     def _ask(self, world: World, place: int, worker: Worker) -> World:
+        if worker.leave and not worker.woken:
+            return self._leave(world, place, worker)
+        worker = worker._replace(woken=False)
         if not world.pipe:
             return put_worker(world, place, worker._replace(at="idle"))
-        worker = worker._replace(hand=world.pipe[0], at=self._next["ask"])
+        hand, *rest = world.pipe[0]
+        worker = worker._replace(hand=hand, rest=tuple(rest), head=0, at=self._next["ask"])
         return put_worker(world._replace(pipe=world.pipe[1:]), place, worker)
 
     def _rest(self, world: World, place: int, worker: Worker) -> World:
@@ -256,7 +351,8 @@ class Pool:
             return put_worker(world, place, worker._replace(state=sb.IDLE, at=then))
         woken = at == "wait" and worker.noted and world.pipe
         if woken and (self._asks_first or not worker.leave):
-            return put_worker(world, place, worker._replace(at=self._first))
+            woke = worker._replace(at=self._first, woken=True)
+            return put_worker(world, place, woke)
         if worker.leave:
             return self._leave(world, place, worker)
         if at == "told?":
@@ -271,7 +367,7 @@ def _mark(worker: Worker, at: str) -> Worker:
     if at == "taking":
         return worker._replace(state=sb.TAKING)
     if at == "name":
-        return worker._replace(task=worker.hand)
+        return worker._replace(task=worker.hand, tail=len(worker.rest))
     if at == "busy":
         return worker._replace(state=sb.BUSY)
     if "count" in at:
@@ -295,13 +391,16 @@ class _OneMoreReading(Exception):
 class Client:
     """What the I/O thread does, as in `Client._turn`, and a thread that submits."""
 
-    def __init__(self, rules: frozenset[str] = RULES) -> None:
+    def __init__(self, rules: frozenset[str] = RULES, *, batch: int = 1, looks: int = 0) -> None:
         self._rules = rules
+        self._batch = batch
+        self._looks = looks
 
     def new(self, world: World) -> Desk:
-        in_flight = tuple((number, world.owner[number]) for number in world.pipe)
+        numbers = [number for message in world.pipe for number in message]
+        in_flight = tuple((number, world.owner[number]) for number in numbers)
         late = tuple(range(len(in_flight), len(world.begun)))
-        return Desk("read", in_flight, ("",) * len(world.begun), late=late)
+        return Desk("read", in_flight, ("",) * len(world.begun), late=late, looks=self._looks)
 
     def moves(self, world: World, desk: Desk) -> Iterator[tuple[str, World, Desk]]:
         """Each step that can be next."""
@@ -311,6 +410,8 @@ class Client:
                 task, late = desk.late[0], desk.late[1:]
                 waiting = (*desk.waiting, (task, 0))
                 yield "submit", *self._send(world, desk._replace(waiting=waiting, late=late))
+            if desk.looks:
+                yield from self._slow_looks(world, desk)
             if world.yells:
                 message = world.yells[0]
                 rest = world._replace(yells=world.yells[1:])
@@ -326,20 +427,27 @@ class Client:
     def _read(self, desk: Desk, message: Message) -> Desk:
         if message.kind == "outcome":
             return desk._replace(outcomes=(*desk.outcomes, message))
+        if message.kind == "outcomes":
+            found = tuple(Message("outcome", number) for number in message.numbers)
+            return desk._replace(outcomes=(*desk.outcomes, *found))
+        if message.kind == "unbegun":
+            return _take_back(desk, set(range(message.number, message.number + message.tail)))
         if message.kind == "marker":
             return self._close_audit(desk, message.number)
         if message.state == sb.TAKING:
             return desk._replace(at="recall", opens=True)
         if message.state == sb.IDLE and "the pipe is emptied after a death in IDLE" in self._rules:
             return desk._replace(at="recall", opens=False)
+        if message.state != sb.BUSY:
+            return desk
         known = message.number in dict(desk.in_flight)
-        if message.state == sb.BUSY and known and message.number not in _numbers(desk.outcomes):
-            return desk._replace(outcomes=(*desk.outcomes, message))
-        return desk
+        if known and message.number not in _numbers(desk.outcomes):
+            desk = desk._replace(outcomes=(*desk.outcomes, message))
+        return _take_back(desk, set(range(message.number + 1, message.number + 1 + message.tail)))
 
     def _recall(self, world: World, desk: Desk) -> tuple[World, Desk]:
         if world.pipe:
-            recalled = (*desk.recalled, world.pipe[0])
+            recalled = (*desk.recalled, *world.pipe[0])
             return world._replace(pipe=world.pipe[1:]), desk._replace(recalled=recalled)
         desk = _take_back(desk, desk.recalled)._replace(recalled=())
         if desk.opens:
@@ -395,7 +503,10 @@ class Client:
         else:
             pid, state = desk.words
             task, takes = (worker.task, 0) if state == sb.BUSY else (0, worker.takes)
-            found = Slot(desk.place, pid, 0, 0, state, task, 0, takes, 0)
+            head, tail = (worker.head, worker.tail) if state == sb.BUSY else (0, 0)
+            if "a worker holds what it has not sent the outcomes of" not in self._rules:
+                head = 0
+            found = Slot(desk.place, pid, 0, 0, state, task, 0, takes, 0, head, tail)
             desk = desk._replace(slots=(*desk.slots, found))
         desk = desk._replace(words=(), place=desk.place + 1)
         return world, desk if desk.place < len(world.workers) else self._judge(desk)
@@ -449,14 +560,49 @@ class Client:
         return world, self._look_after(self._close_audit(desk, marker), index)
 
     def _send(self, world: World, desk: Desk) -> tuple[World, Desk]:
-        task, number = desk.waiting[0]
-        if not number or "a task that is sent again has a new number" in self._rules:
-            number = len(world.owner)
-            world = world._replace(owner=(*world.owner, task))
-        waiting = desk.waiting[1:]
-        in_flight = (*desk.in_flight, (number, task))
-        desk = desk._replace(in_flight=in_flight, waiting=waiting, at="send" if waiting else "read")
-        return put_message(world, number), desk
+        message, waiting = desk.waiting[: self._batch], desk.waiting[self._batch :]
+        numbers = []
+        for task, number in message:
+            if not number or "a task that is sent again has a new number" in self._rules:
+                number = len(world.owner)
+                world = world._replace(owner=(*world.owner, task))
+            numbers.append(number)
+            desk = desk._replace(in_flight=(*desk.in_flight, (number, task)))
+        desk = desk._replace(waiting=waiting, at="send" if waiting else "read")
+        return put_message(world, *numbers), desk
+
+    # --- a task that takes long ----------------------------------------------------------------
+
+    def _slow_looks(self, world: World, desk: Desk) -> Iterator[tuple[str, World, Desk]]:
+        """Look at a worker that seems to be slow: read what it has named, and what it
+        has kept."""
+        for place, worker in enumerate(world.workers):
+            if worker.state == sb.BUSY and (worker.tail or worker.kept):
+                slow = (place, worker.task, worker.tail)
+                found = tuple(Message("outcome", number) for number in worker.kept)
+                yield (
+                    "client: looks",
+                    world,
+                    desk._replace(
+                        at="say", slow=slow, looks=desk.looks - 1, outcomes=(*desk.outcomes, *found)
+                    ),
+                )
+
+    def _say(self, world: World, desk: Desk) -> tuple[World, Desk]:
+        place, task, tail = desk.slow
+        worker = world.workers[place]
+        if "a recall reads what is named after it is said" not in self._rules:
+            desk = _take_back(desk, set(range(task + 1, task + tail + 1)))
+        world = put_worker(world, place, worker._replace(recall=task + tail))
+        return world, desk._replace(at="reread")
+
+    def _reread(self, world: World, desk: Desk) -> tuple[World, Desk]:
+        place, task, tail = desk.slow
+        worker = world.workers[place]
+        desk = desk._replace(at="read", slow=(0, 0, 0))
+        if worker.task + worker.tail == task + tail:
+            desk = _take_back(desk, set(range(worker.task + 1, task + tail + 1)))
+        return world, desk
 
 
 class Readings:

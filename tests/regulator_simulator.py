@@ -92,6 +92,7 @@ class Simulation:
     ) -> None:
         self.limits = limits
         self.now = 0.0
+        self.worker_seconds = 0.0
         self.changes: list[Change] = []
         self.looks: list[float] = []
         self.forks: list[float] = []
@@ -134,11 +135,16 @@ class Simulation:
 
     def run(self, until: float) -> Simulation:
         while self._events and self._events[0][0] <= until:
-            self.now, _, event, args = heapq.heappop(self._events)
+            moment, _, event, args = heapq.heappop(self._events)
+            self._pass_until(moment)
             event(*args)
             assert self.live <= self.limits.max_workers, f"too many live workers at {self.now}"
-        self.now = until
+        self._pass_until(until)
         return self
+
+    def _pass_until(self, moment: float) -> None:
+        self.worker_seconds += self.live * (moment - self.now)
+        self.now = moment
 
     def live_at(self, moment: float) -> int:
         """How many lived, or were about to be forked, after the decisions until then."""

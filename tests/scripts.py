@@ -11,14 +11,14 @@ BOUND = 120.0
 """Seconds that a program may take before the test fails; it takes about one."""
 
 
-def run_script(directory: Path, source: str, *args: str) -> str:
+def run_script(directory: Path, source: str, *args: str, bound: float = BOUND) -> str:
     """What a program prints that is run as ``python script.py``."""
     path = directory / "script.py"
     path.write_text(textwrap.dedent(source))
-    return run_python(directory, str(path), *args)
+    return run_python(directory, str(path), *args, bound=bound)
 
 
-def run_python(directory: Path, *args: str, text: str | None = None) -> str:
+def run_python(directory: Path, *args: str, text: str | None = None, bound: float = BOUND) -> str:
     """What Python prints when it is run so, with this text as its standard input.
     It must end well and have nothing to complain of."""
     done = subprocess.run(
@@ -28,7 +28,7 @@ def run_python(directory: Path, *args: str, text: str | None = None) -> str:
         stdin=subprocess.DEVNULL if text is None else None,
         capture_output=True,
         text=True,
-        timeout=BOUND,
+        timeout=bound,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), f"{done.stdout}\n{done.stderr}"

@@ -19,24 +19,11 @@ from typing import Any
 import psutil
 import pytest
 from conftest import eventually
+from injection import lines
+from light_tasks import note, square
 
 from prefork_executor import PreforkExecutor, WorkerDied, _worker
 from prefork_executor import _scoreboard as sb
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def note(path: str, text: str) -> None:
-    """One line, whole, whoever else writes."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(descriptor, f"{text}\n".encode())
-    os.close(descriptor)
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def noted_task(path: str, number: int) -> int:
@@ -332,3 +319,12 @@ def fork_and_return() -> str:
         return "child"
     os.wait()
     return "parent"
+
+
+def test_a_task_that_was_lost_to_a_death_does_not_count_as_finished() -> None:
+    with PreforkExecutor(1) as executor:
+        assert executor.submit(square, 2).result() == 4
+        assert executor.submit(sys.exit, 3).exception() is not None
+        assert executor.submit(os._exit, 3).exception() is not None
+        # The dead one's record is in the books before its future is told.
+        assert (executor.stats().finished, executor.stats().deaths) == (2, 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import copyreg
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -205,7 +207,7 @@ def test_an_abandoned_map_cancels_what_has_not_begun(gate: Any) -> None:
         ({"chunksize": 1.5}, TypeError, "chunksize must be an int"),
         ({"buffersize": 0}, ValueError, "buffersize must be at least 1"),
         ({"buffersize": "x"}, TypeError, "buffersize must be an int"),
-        ({"timeout": "x"}, TypeError, "timeout must be a number"),
+        ({"timeout": "x"}, TypeError, "timeout must be seconds"),
     ],
 )
 def test_map_refuses_bad_arguments_at_the_call(
@@ -554,7 +556,7 @@ def test_min_spare_of_zero_still_runs_tasks() -> None:
         ({"start_workers": -1}, ValueError, "start_workers must be at least 0"),
         ({"idle_timeout": -0.1}, ValueError, "idle_timeout must be at least 0"),
         ({"idle_timeout": "x"}, TypeError, "idle_timeout must be seconds"),
-        ({"idle_timeout": float("nan")}, ValueError, "idle_timeout must be at least 0"),
+        ({"idle_timeout": float("nan")}, ValueError, "idle_timeout must be seconds, not nan"),
     ],
 )
 def test_the_constructor_refuses_bad_arguments_and_names_them(
@@ -604,3 +606,44 @@ def test_the_copy_of_an_executor_in_a_forked_child_is_disabled() -> None:
         os.close(read_end)
         assert "belongs to the process that created it" in message
         assert executor.submit(square, 2).result() == 4
+
+
+def stop_at_two(x: int) -> int:
+    if x == 2:
+        raise StopIteration
+    return x
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, 10])
+def test_a_stop_iteration_of_the_function_ends_no_map_in_silence(chunksize: int) -> None:
+    with PreforkExecutor(2) as executor, pytest.raises(RuntimeError):
+        list(executor.map(stop_at_two, range(6), chunksize=chunksize))
+
+
+def test_a_future_cannot_travel_to_a_worker_where_nobody_would_resolve_it() -> None:
+    with PreforkExecutor(2) as executor:
+        other = executor.submit(square, 2)
+        error = executor.submit(repr, other).exception()
+        assert isinstance(error, pickle.PicklingError)
+        assert other.result() == 4
+
+
+def test_an_interrupt_as_waiting_tasks_are_cancelled_leaves_none_unresolved(gate: Any) -> None:
+    def strike(_signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, strike)
+    executor = PreforkExecutor(2)
+    try:
+        futures = [executor.submit(wait_for, gate.path) for _ in range(2)]
+        futures += [executor.submit(square, i) for i in range(20_000)]
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            executor.shutdown(wait=False, cancel_futures=True)
+            time.sleep(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+        gate()
+        executor.shutdown()
+    assert all(future.done() for future in futures)

@@ -79,6 +79,8 @@ def test_an_interrupt_as_a_task_is_sent_neither_loses_it_nor_runs_it_twice(
     assert ran.read_text() == "interrupted\n"
 
 
+# Python itself swallows, and says so, what a handler raises within a weak reference's callback.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_timeouts_handler_may_raise_anywhere_in_submit() -> None:
     class Late(Exception):
         pass

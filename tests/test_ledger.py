@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from prefork_executor import _scoreboard as sb
-from prefork_executor._ledger import AHEAD, ONE, SHORT, Audit, Ledger, Task, Timing
+from prefork_executor._audit import Audit
+from prefork_executor._ledger import AHEAD, ONE, SHORT, Ledger, Task, Timing
 from prefork_executor._scoreboard import Slot
 
 MILLISECOND = 1_000_000

@@ -168,6 +168,30 @@ def test_a_stopped_child_is_killed_at_the_deadline(run: Run) -> None:
     assert program.wait() == 0
 
 
+def test_pf_done_ends_the_others_when_the_system_forbids_to_signal_one(run: Run) -> None:
+    program = run_to_end(
+        run,
+        """
+        def kill(pid, number, real=os.kill):
+            if pid == forbidden:
+                raise PermissionError(1, "Operation not permitted")
+            real(pid, number)
+        pf_init(max_servers=2)
+        listener = listen()
+        while states() != ["IDLE", "IDLE"]:
+            pf_whip_kids(serve, (listener,))
+        forbidden = raw._pool.pids[0]
+        os.kill = kill
+        say("forbidden", forbidden)
+        pf_done()
+        say("left", raw._pool.pids)
+        """,
+    )
+    program.expects_complaints = True
+    assert program.said("left") == ["[]"]
+    assert f"process {program.said('forbidden')[0]} could not be sent SIGTERM" in program.complaints
+
+
 # --- crash loops ----------
 
 

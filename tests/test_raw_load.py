@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,3 +210,26 @@ def assert_shrinks_and_stops(server: Server) -> None:
     eventually(lambda: 2 <= server.count() <= 6, "shrinks to the spares")
     server.program.signal(TERM)
     assert server.program.wait() == 0
+
+
+def test_a_client_that_breaks_off_leaves_no_time_limit_to_the_next(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "big").write_bytes(bytes(16 * 1024 * 1024))
+    program = run(
+        f"""
+        sys.path.insert(0, {str(EXAMPLES)!r})
+        import http_server
+        def accept(listener, real=http_server.pf_kid_accept):
+            say("time left", *signal.getitimer(signal.ITIMER_REAL))
+            return real(listener)
+        http_server.pf_kid_accept = accept
+        sys.argv = "http_server.py --port 0 --max-servers 1 --min-spare-servers 1".split()
+        http_server.main()
+        """
+    )
+    port = int(program.hear("serving")[0].rstrip("/").rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=BOUND) as client:
+        client.sendall(b"GET /big HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    assert program.hear("time", 2) == ["left 0.0 0.0"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import signal
 
@@ -173,6 +174,94 @@ def test_a_hook_process_that_dies_is_logged_and_restarted_and_shuts_nothing_down
     assert how in program.complaints
 
 
+BROKEN_HOOK_PROCESS = """
+def live(self, leash, real=raw.HookProcess._read_until_end_of):
+    say("hook", time.monotonic())
+    if not os.path.exists("healed"):
+        {death}
+    real(self, leash)
+raw.HookProcess._read_until_end_of = live
+"""
+
+
+def test_a_hook_process_that_dies_at_once_is_forked_again_later_and_later(run: Run) -> None:
+    program = run(
+        BROKEN_HOOK_PROCESS.format(death="os._exit(3)")
+        + """
+time.sleep = lambda *_: say("main process sleeps")
+pf_init(max_servers=1, child_data_hook=print)
+whip(serve, (listen(),))
+"""
+    )
+    program.expects_complaints = True
+    births = [float(time) for time in program.hear("hook", 4)]
+    waited = [after - before for before, after in itertools.pairwise(births)]
+    assert waited[0] >= 0.1
+    assert waited[1] >= 0.2
+    assert waited[2] >= 0.4
+    with program.connect() as connection:
+        assert program.echo(connection) == b"hello\n"
+    assert program.said("main") == []
+    assert "exited with status 3 before it took a yell" in program.complaints
+
+
+def test_a_hook_process_is_forked_again_though_nothing_else_happens(run: Run) -> None:
+    program = run(
+        BROKEN_HOOK_PROCESS.format(death="os.kill(os.getpid(), 9)")
+        + """
+pf_init(max_servers=1, child_data_hook=lambda _pid, data, _code: say("heard", data))
+whip(lambda: (pf_kid_yell("early", True), open("healed", "w").close(), time.sleep(100)))
+"""
+    )
+    program.expects_complaints = True
+    assert program.hear("heard") == ["early"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        BROKEN_HOOK_PROCESS.format(death="os._exit(3)"),
+        BROKEN_HOOK_PROCESS.format(death="os._exit(0)"),
+        BROKEN_HOOK_PROCESS.format(death="os.kill(os.getpid(), 9)"),
+        """
+def refuse(_self):
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+raw.HookProcess._fork = refuse
+""",
+    ],
+    ids=["exits", "exits with 0", "is killed", "cannot be forked"],
+)
+def test_pf_done_gives_up_what_no_hook_process_lives_to_hear_and_says_how_much(
+    run: Run, fault: str
+) -> None:
+    program = run(
+        fault
+        + """
+signal.signal(signal.SIGTERM, lambda *_: pf_done(5))
+pf_init(max_servers=2, min_spare_servers=2, child_data_hook=print)
+whip(lambda: (pf_kid_yell(1), say("yelled"), time.sleep(100)))
+"""
+    )
+    program.expects_complaints = True
+    program.hear("yelled", 2)
+    program.signal(TERM)
+    assert program.wait() == 5
+    assert "yells given up: 2" in program.complaints
+
+
+def test_a_hook_process_prints_nothing_twice(run: Run) -> None:
+    program = run_to_end(
+        run,
+        """
+        print("once")  # Still in the buffer when the hook's process is forked.
+        pf_init(max_servers=1, child_data_hook=print)
+        pf_whip_kids(time.sleep, (100,))
+        pf_done(0)
+        """,
+    )
+    assert program.lines == ["once"]
+
+
 def test_a_hook_process_killed_while_it_waits_loses_no_yell(run: Run) -> None:
     program = run(
         """
@@ -314,6 +403,54 @@ def test_pf_done_works_within_the_hook_in_the_main_process(run: Run) -> None:
     )
     assert program.wait() == 6
     assert program.said("heard")[:2] == ["go", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("act", "raised"),
+    [("pf_done(6)", "SystemExit(6)"), ("raise KeyboardInterrupt", "KeyboardInterrupt()")],
+)
+def test_what_a_hook_raises_during_pf_done_is_raised_when_all_are_seen_off(
+    run: Run, act: str, raised: str
+) -> None:
+    program = run_to_end(
+        run,
+        f"""
+        def hook(pid, data, exitcode):
+            say("heard", data)
+            {act}
+        pf_init(max_servers=3, min_spare_servers=3, child_data_hook=hook, data_hook_in_main=True,
+                child_sigh={{"TERM": lambda *_: pf_kid_exit(0, "bye", True)}})
+        while states() != ["IDLE"] * 3:
+            pf_whip_kids(rest)
+        try:
+            pf_done(0)
+        except BaseException as error:
+            say("raised", repr(error))
+        say("children left", raw._pool.pids)
+        """,
+    )
+    assert program.lines == [*["heard bye"] * 3, f"raised {raised}", "children left []"]
+
+
+def test_pf_done_kills_children_that_yell_faster_than_the_hook_hears(run: Run) -> None:
+    program = run(
+        """
+        def code():
+            say("up")
+            while True:
+                pf_kid_yell("still here")
+        signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+        pf_init(max_servers=2, min_spare_servers=2, term_timeout=0.5,
+                child_sigh={"TERM": "IGNORE"},
+                child_data_hook=lambda *_: time.sleep(0.001), data_hook_in_main=True)
+        whip(code)
+        """
+    )
+    program.expects_complaints = True
+    program.hear("up", 2)
+    program.signal(TERM)
+    assert program.wait() == 0
+    assert program.complaints.count("did not leave in 0.5 s; killing it") == 2
 
 
 @IN_MAIN

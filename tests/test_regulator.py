@@ -7,7 +7,6 @@ rules over hours of load is in test_regulator_simulation.py.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -106,7 +105,7 @@ def look(
     if limits.idle_timeout is None:
         return counts
     idle_next = None if later is None else now + later
-    return dataclasses.replace(counts, idle_long=min(tired, counts.idle), idle_next=idle_next)
+    return counts._replace(idle_long=min(tired, counts.idle), idle_next=idle_next)
 
 
 def live_through(limits: Limits, history: list[Any]) -> Case:
@@ -319,8 +318,7 @@ def test_a_number_of_tasks_that_suffices_would_start_nobody(case: Case) -> None:
     if enough is None or case.decision.start or case.decision.retire:
         return
     assert case.counts.outstanding is not None
-    exact = dataclasses.replace(
-        case.counts,
+    exact = case.counts._replace(
         outstanding=enough,
         backlog=max(0, min(enough, case.counts.busy + case.counts.spares) - case.counts.busy),
         crashes=0,
@@ -335,9 +333,8 @@ def test_a_number_of_tasks_that_suffices_would_start_nobody(case: Case) -> None:
 def test_one_task_more_than_suffices_is_never_ignored(case: Case) -> None:
     if case.decision.enough is None or case.decision.start or case.decision.retire:
         return
-    more = dataclasses.replace(
-        case.counts, outstanding=case.decision.enough + 1, crashes=0, failed_forks=0
-    )
+    outstanding = case.decision.enough + 1
+    more = case.counts._replace(outstanding=outstanding, crashes=0, failed_forks=0)
     decision, memory = regulate(more, case.limits, case.after)
     held = more.now < memory.held_until
     soon = decision.check_in is not None and decision.check_in <= DOUBT_MOST

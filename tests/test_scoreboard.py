@@ -30,17 +30,20 @@ def new_board(slots: int) -> Scoreboard:
 
 def fill(board: Scoreboard, place: int, pid: int, state: int = sb.IDLE) -> Slot:
     """Put a different number into each word of a slot."""
-    slot = Slot(place, pid, 11, 0, state, 13, 14, 15, 16)
+    slot = Slot(place, pid, 11, 0, state, 13, 14, 15, 16, head=2, tail=3, recall=17, unsent=18)
     base = board.base(place)
-    for word, value in enumerate(slot[1:]):
+    for word, value in enumerate(slot[1:9]):
         board.words[base + word] = value
+    board.words[base + sb.TASK] = sb.held(slot.task, slot.head, slot.tail)
+    board.words[base + sb.RECALL] = slot.recall
+    board.words[base + sb.UNSENT] = slot.unsent
     return slot
 
 
 @pytest.mark.parametrize("place", range(5))
-def test_a_slot_is_one_cache_line(place: int) -> None:
+def test_a_slot_fills_whole_cache_lines(place: int) -> None:
     assert Scoreboard.base(place) * sb.WORD_BYTES % CACHE_LINE == 0
-    assert (Scoreboard.base(place + 1) - Scoreboard.base(place)) * sb.WORD_BYTES == CACHE_LINE
+    assert (Scoreboard.base(place + 1) - Scoreboard.base(place)) * sb.WORD_BYTES % CACHE_LINE == 0
 
 
 def test_the_header_has_cache_lines_of_its_own() -> None:
@@ -52,7 +55,10 @@ def test_the_header_has_cache_lines_of_its_own() -> None:
 
 @pytest.mark.parametrize("slots", [1, 7, 4096])
 def test_a_board_has_room_for_its_slots_and_no_more(slots: int) -> None:
-    assert Scoreboard.size_for(slots) == Scoreboard.base(slots) * sb.WORD_BYTES
+    words = Scoreboard.base(slots) * sb.WORD_BYTES
+    waits = slots * sb.WAITS * 2 * sb.WORD_BYTES
+    rings = sb.DECISIONS_KEPT * sb.DECISION_BYTES + sb.MOST_NAMES * sb.NAME_BYTES
+    assert Scoreboard.size_for(slots) == words + slots * sb.AREA + waits + rings
 
 
 def test_the_plain_numbers_are_the_states() -> None:
@@ -80,13 +86,23 @@ def test_the_words_of_a_slot_are_named_in_their_order(board: Scoreboard) -> None
         "born": sb.BORN,
         "retire": sb.RETIRE,
         "state": sb.STATE,
-        "task": sb.TASK,
         "since": sb.SINCE,
         "takes": sb.TAKES,
         "done": sb.DONE,
+        "recall": sb.RECALL,
+        "unsent": sb.UNSENT,
     }
     for name, word in named.items():
         assert getattr(slot, name) == board.words[board.base(1) + word]
+    assert sb.held(slot.task, slot.head, slot.tail) == board.words[board.base(1) + sb.TASK]
+
+
+def test_the_areas_of_slots_do_not_overlap(board: Scoreboard) -> None:
+    for place in range(4):
+        board.area(place)[:] = bytes([place]) * sb.AREA
+        board.words[board.base(place) + sb.UNSENT] = place
+    assert [board.unsent(place) for place in range(4)] == [b"", b"\1", b"\2\2", b"\3\3\3"]
+    assert board.area(1)[-1:] == b"\1"
 
 
 def test_a_word_holds_64_bits(board: Scoreboard) -> None:
@@ -138,9 +154,9 @@ OTHER_PROCESS = """
 import sys
 from prefork_executor import _scoreboard as sb
 board = sb.Scoreboard(int(sys.argv[1]), 4)
-print(board.read(2).task, flush=True)
+print(board.read(2).done, flush=True)
 for line in sys.stdin:
-    board.words[board.base(2) + sb.TASK] = int(line)
+    board.words[board.base(2) + sb.DONE] = int(line)
     print(board.words[sb.OUTSTANDING], flush=True)
 """
 
@@ -157,13 +173,13 @@ def test_two_processes_see_each_others_words(board: Scoreboard) -> None:
     with other:
         assert other.stdin is not None
         assert other.stdout is not None
-        assert other.stdout.readline() == "13\n"
+        assert other.stdout.readline() == "16\n"
         for number in (1, 2**63, sb.NEVER):
             board.words[sb.OUTSTANDING] = number - 1
             other.stdin.write(f"{number}\n")
             other.stdin.flush()
             assert other.stdout.readline() == f"{number - 1}\n"
-            assert board.read(2).task == number
+            assert board.read(2).done == number
         other.stdin.close()
     assert other.returncode == 0
 
@@ -172,4 +188,7 @@ def test_the_file_itself_can_be_read_by_anybody_who_has_it(board: Scoreboard) ->
     fill(board, 0, pid=77)
     raw = os.pread(board.descriptor, Scoreboard.size_for(4), 0)
     words = struct.unpack(f"={len(raw) // 8}Q", raw)
-    assert words[Scoreboard.base(0) : Scoreboard.base(1)] == board.read(0)[1:]
+    assert words[Scoreboard.base(0) + sb.PID] == 77
+    assert words[Scoreboard.base(0) : Scoreboard.base(1)] == tuple(
+        board.words[Scoreboard.base(0) : Scoreboard.base(1)]
+    )

@@ -1,0 +1,91 @@
+"""Checks of arguments, where they are given: each error names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+FOREVER = 1e9
+"""Seconds, some thirty years: from here on a time to wait is one without an end. Far
+longer ones overflow the clocks of the system."""
+
+
+def check_int(name: str, value: object) -> None:
+    """Raises TypeError if it is no int. NumPy's integers are as good."""
+    if type(value) is int:
+        return
+    import numbers  # Hardly anybody needs it.
+
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raises TypeError if it is no int, ValueError if it is below ``least``."""
+    check_int(name, value)
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {brief(value)}")
+
+
+def brief(value: int) -> str:
+    """The number, for a message. Python does not print one of thousands of digits."""
+    return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
+
+
+def check_order(name: str, value: int, bound_name: str, bound: int) -> None:
+    """Raises ValueError if one limit is above another that bounds it."""
+    if value > bound:
+        raise ValueError(f"{name} ({brief(value)}) must not be above {bound_name} ({bound})")
+
+
+def check_function(name: str, value: object) -> None:
+    """Raises TypeError unless it can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raises TypeError unless it can be called or is None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, not {type(value).__name__}")
+
+
+def check_iterable(name: str, value: Iterable[T]) -> Iterator[T]:
+    """An iterator over it. Raises TypeError if it cannot be iterated over."""
+    try:
+        return iter(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be iterable, not {type(value).__name__}") from error
+
+
+def check_seconds(name: str, value: Any) -> float | None:
+    """Seconds as a float, or None for ever: for None, and from FOREVER on.
+
+    Raises:
+        TypeError: no number.
+        ValueError: nan.
+    """
+    if value is None:
+        return None
+    if type(value) is not int and type(value) is not float:
+        import numbers  # Hardly anybody needs it.
+
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be seconds or None, not {type(value).__name__}")
+    if value != value:
+        raise ValueError(f"{name} must be seconds, not nan")
+    # Not every int fits into a float.
+    return None if value >= FOREVER else float(max(value, -FOREVER))
+
+
+def time_limit(name: str, value: object) -> float | None:
+    """The same, for a time that must be above 0."""
+    seconds = check_seconds(name, value)
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"{name} must be above 0 seconds, not {seconds:g}")
+    return seconds

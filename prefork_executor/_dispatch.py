@@ -1,0 +1,196 @@
+"""Sends tasks, as far ahead as the window and the pipe allow.
+
+A task is sent in the thread that submits it, if it is the next and there is room; else
+by the I/O thread, as outcomes come in. Nobody ever waits for room, and there is no need
+to watch for the pipe to become writable: what fills it are tasks in flight, so an
+outcome is bound to come. All of this happens with the client's lock held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import _batches, _channel, _wire
+from ._batches import Batches
+from ._channel import DONTWAIT, PoolChannels
+from ._endings import Endings
+from ._ledger import AHEAD, Ledger, Task
+from ._outcomes import begin, is_about_the_task
+from ._pickling import Part
+from ._wire import Kind
+
+Failed = list[tuple[Task, BaseException]]
+"""Tasks that cannot travel, with what their futures get once the lock is free."""
+
+
+class Dispatcher:
+    """Brings tasks from the books to the pipe.
+
+    Args:
+        ledger, channels, endings, batches: the client's.
+        wake: makes the I/O thread look around.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        channels: PoolChannels,
+        endings: Endings,
+        batches: Batches,
+        wake: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._channels = channels
+        self._endings = endings
+        self._batches = batches
+        self._wake = wake
+        self.ready: set[int] = set()
+        """The workers that have said they take tasks."""
+        self.is_held = False
+        """Whether nothing may be sent, because workers are about to be ended."""
+        self.was_interrupted = False
+        """Whether a signal handler has raised while a task was being sent. Whether it
+        has left is not known then, as after a death in TAKING."""
+        self._tries_again = False
+
+    def has_room(self) -> bool:
+        return not self.is_held and self._ledger.has_room(len(self.ready))
+
+    def is_to_send_now(self) -> bool:
+        """Whether a task that is submitted now had better be sent at once. If others
+        are in flight, enough for every worker, one of their outcomes is soon to come,
+        and then more can be sent at less cost."""
+        enough = AHEAD * max(1, len(self.ready)) + 1
+        ledger = self._ledger
+        return not ledger.waiting and len(ledger.in_flight) < enough and self.has_room()
+
+    @property
+    def is_to_try_again(self) -> bool:
+        """Whether the I/O thread has to try again though nobody will tell it to."""
+        return self._tries_again and bool(self._ledger.waiting)
+
+    def send_waiting(self, failed: Failed) -> None:
+        """Send what may be sent."""
+        ledger = self._ledger
+        while ledger.waiting and self.has_room():
+            task = ledger.waiting[0]
+            if task.verdict is not None:
+                # It came back, from a death that it has survived, after it was aborted.
+                ledger.waiting.popleft()
+                failed.append((task, task.verdict))
+                continue
+            if task.parts is None:
+                return  # Until it has been pickled, which waits for the supervisor.
+            if (most := self._fair_share()) > 1 and _batches.shared_body(task) is not None:
+                if not self._send_batch(most):
+                    return
+                continue
+            if not begin(task):
+                ledger.waiting.popleft()
+                continue
+            ledger.number(task)
+            if not self.send(task, task.parts, failed):
+                return
+
+    def _fair_share(self) -> int:
+        """How many of the tasks that wait one worker may get in one message."""
+        return min(_batches.MOST, len(self._ledger.waiting) // max(1, len(self.ready)))
+
+    def _send_batch(self, most: int) -> bool:
+        """Send the tasks that are the next to wait in one message, as far as they may
+        share it. False: the pipe is full."""
+        ledger = self._ledger
+        batch, bodies = self._gather(most)
+        if not batch:
+            return True
+        first, last = batch[0].number, batch[-1].number
+        extra, names = self._about_all(batch)
+        try:
+            self._channels.tasks.send(_wire.pack_calls(first, bodies, extra, names), DONTWAIT)
+        except OSError:
+            # Full; or the system has no memory for it, which comes to the same.
+            ledger.take_back(range(first, last + 1))
+            self._on_full_pipe()
+            return False
+        self._tries_again = False
+        self._batches.sent(last)
+        for task in batch:
+            if task.terms.timeout is not None:
+                self._endings.watch(task.terms.timeout)
+        return True
+
+    def _gather(self, most: int) -> tuple[list[Task], list[bytes]]:
+        """Tasks for one message, told to run and in the books, and their calls."""
+        ledger, span = self._ledger, 0
+        batch: list[Task] = []
+        bodies: list[bytes] = []
+        while ledger.waiting and len(batch) < most and span < _batches.SPAN:
+            task = ledger.waiting[0]
+            body = _batches.shared_body(task)
+            if task.verdict is not None or body is None:
+                break
+            ledger.waiting.popleft()
+            if begin(task):
+                ledger.number(task)
+                ledger.sent(task)
+                batch.append(task)
+                bodies.append(body)
+                span += task.timing.mean
+        return batch, bodies
+
+    def _about_all(self, batch: list[Task]) -> tuple[int, list[int]]:
+        """What is told beside these calls: see `_wire.about`; and their names, if they have
+        not all the same. The wait of one of them is measured at most."""
+        names = [task.timing.index or self._enter_name(task) for task in batch]
+        submitted = max([task.submitted for task in batch])
+        if names.count(names[0]) == len(names):
+            return _wire.about(names[0], submitted), []
+        return _wire.about(0, submitted), names
+
+    def _enter_name(self, task: Task) -> int:
+        timing = task.timing
+        timing.index = self._channels.board.enter_name(timing.name)
+        return timing.index
+
+    def send(self, task: Task, parts: list[Part], failed: Failed) -> bool:
+        """Send the task that is the next to wait, and numbered. False: the pipe is full."""
+        ledger = self._ledger
+        try:
+            # In the books before it is sent: its outcome may be there at once.
+            ledger.sent(task)
+            ledger.waiting.popleft()
+            extra = task.timing.index or self._enter_name(task)
+            if task.submitted:
+                extra = _wire.about(extra, task.submitted)
+            tasks, files = self._channels.tasks, self._channels.files
+            _channel.send(tasks, Kind.CALL, task.number, extra, parts, DONTWAIT, files)
+        except BlockingIOError:
+            ledger.take_back([task.number])
+            self._on_full_pipe()
+            return False
+        except BaseException as error:
+            if not is_about_the_task(error):
+                self._on_interrupted_send(task)
+                raise
+            ledger.settle(task.number)
+            error.add_note(f"Task {task.name} could not be sent to a worker.")
+            failed.append((task, error))
+        self._tries_again = False
+        if task.terms.timeout is not None and self._endings.watch(task.terms.timeout):
+            self._wake()
+        return True
+
+    def _on_interrupted_send(self, task: Task) -> None:
+        ledger = self._ledger
+        if ledger.waiting and ledger.waiting[0] is task and task.number in ledger.in_flight:
+            ledger.waiting.popleft()
+        # Left to the I/O thread, where no handler can raise again.
+        self.was_interrupted = True
+
+    def _on_full_pipe(self) -> None:
+        """What fills the pipe are tasks in flight, and their outcomes make us try
+        again. With none in flight it is the limit on the descriptors under way,
+        which all pools of one user share: then the I/O thread tries again by itself."""
+        if not self._ledger.in_flight and not self._tries_again:
+            self._tries_again = True
+            self._wake()

@@ -1,0 +1,157 @@
+"""Futures that make their condition only when somebody waits.
+
+Most futures are asked for their result when it is there, and until then nobody waits.
+For these the condition, and taking its lock at each step, is most of what a future costs.
+So the I/O thread takes its two steps, from PENDING to RUNNING and from there to FINISHED,
+without it, as long as nobody has asked for it.
+
+Who asks for the condition, to wait, to cancel, to add a callback, and the I/O thread must
+agree who was first. They do by ``dict.setdefault``, which is one step for all threads:
+either puts what it has into a cell of the future, and what is there afterwards tells.
+
+* The condition was first: whoever takes a step takes it as in any Future.
+* A step was first: whoever asks for the condition gets none until the step is done, which
+  is a matter of two assignments; then it gets one, and finds the future in its new state.
+
+Each step has a cell of its own, because after the first there may be need for a condition.
+
+Who waits for a result and is the only one needs no condition either: a plain lock, his
+*bell*, will do. He puts it there, and looks at the state again; whoever brings the future
+to its end changes the state, and looks for a bell. One of them notices.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures._base import FINISHED, PENDING, RUNNING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    _Future = Future[Any]
+else:
+    _Future = Future
+
+_FIRST, _SECOND = "_cell_1", "_cell_2"
+_BEGINNING, _FINISHING = "beginning", "finishing"
+_BELL = "_bell"
+_IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
+    *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
+}
+"""Whether Future is as we know it. If it has come to have more, ours are made as it says."""
+
+
+class TaskFuture(_Future):
+    """A future of a pool's task.
+
+    ``client`` is something that its client alone has, to know it by."""
+
+    client: object = None
+
+    def __init__(self) -> None:
+        if not _IS_KNOWN:
+            super().__init__()
+            self.__dict__[_FIRST] = self._condition
+            return
+        self._state = PENDING
+        self._result = None
+        self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there: the condition, the first time that it is asked for.
+        if name != "_condition":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.__dict__.setdefault(name, self._made_condition())
+
+    def _made_condition(self) -> threading.Condition:
+        cells = self.__dict__
+        for cell in (_FIRST, _SECOND):
+            made: Any = cells.get(cell) or cells.setdefault(cell, threading.Condition())
+            if made is _BEGINNING:
+                self._wait_while(PENDING)
+            elif made is _FINISHING:
+                self._wait_while(PENDING, RUNNING)
+                break
+            else:
+                return made  # type: ignore[no-any-return]
+        return threading.Condition()
+
+    def _wait_while(self, *states: str) -> None:
+        while self._state in states:
+            time.sleep(0)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Without a lock in it pickle would take it, and make one that nobody resolves.
+        raise TypeError("a future cannot be pickled; pass its result on")
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As any future's."""
+        if self._state in (PENDING, RUNNING) and _IS_KNOWN and self._waits_for_bell(timeout):
+            timeout = 0
+        if self._state == FINISHED and self._exception is None:
+            return self._result
+        return super().result(timeout)
+
+    def _waits_for_bell(self, timeout: float | None) -> bool:
+        """Wait for so many seconds, or until it rings. False: another thread does."""
+        bell, cells = _thread.allocate_lock(), self.__dict__
+        bell.acquire()
+        if cells.setdefault(_BELL, bell) is not bell:
+            return False
+        try:
+            if self._state in (PENDING, RUNNING):
+                seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
+                bell.acquire(timeout=seconds)
+        finally:
+            del cells[_BELL]
+        return True
+
+    def _ring(self) -> None:
+        bell = self.__dict__.get(_BELL)
+        if bell is not None:
+            with contextlib.suppress(RuntimeError):  # It has rung.
+                bell.release()
+
+    def cancel(self) -> bool:
+        """As any future's."""
+        if self._state in (RUNNING, FINISHED):
+            return False  # And that never changes.
+        return super().cancel()
+
+    def _invoke_callbacks(self) -> None:
+        # In every end, and the first thing after it.
+        self._ring()
+        super()._invoke_callbacks()  # type: ignore[misc]
+
+    # --- in the I/O thread, where no signal handler can come in between ---------------------
+
+    def begin(self) -> bool:
+        """Tell it that it runs. False: it was cancelled, or somebody else has resolved it."""
+        if self.__dict__.setdefault(_FIRST, _BEGINNING) is _BEGINNING:
+            self._state = RUNNING
+            return True
+        try:
+            return self.set_running_or_notify_cancel()
+        except RuntimeError:
+            return False
+
+    def finish(self, result: Any) -> None:
+        """Give it its result. Raises what :meth:`set_result` raises."""
+        cells = self.__dict__
+        cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
+        if cells.setdefault(cell, _FINISHING) is not _FINISHING:
+            self.set_result(result)
+            return
+        self._result = result
+        self._state = FINISHED
+        if self._done_callbacks:
+            self._invoke_callbacks()
+        else:
+            self._ring()

@@ -1,0 +1,51 @@
+"""The command ``prefork-executor``, also ``python -m prefork_executor``.
+
+Each subcommand is one file of this package, named in COMMANDS. It has one function
+``add_to(subcommands)``, which adds its parser and sets there, as ``run``, what takes the
+parsed arguments and returns the exit code. What only one of them needs is imported when
+that one runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from prefork_executor import __version__
+from prefork_executor.errors import StatusError
+
+COMMANDS: tuple[str, ...] = ("map", "pools", "status", "top", "trace")
+"""The files here that hold a subcommand, in the order of the help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: what stands behind the command's name; None: this process's own.
+
+    Returns:
+        The exit code: 0 if all went well, 1 if not, 2 for arguments that make no sense.
+    """
+    parser = argparse.ArgumentParser(
+        prog="prefork-executor", description="See and use pools of prefork_executor."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"{__name__}.{name}").add_to(subcommands)
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except StatusError as error:
+        print(f"prefork-executor: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain at its own flush.
+        sys.stderr.close()
+        return 1
+    return code

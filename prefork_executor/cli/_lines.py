@@ -1,0 +1,176 @@
+"""The files of ``prefork-executor map``: lines in, and outputs that an interruption leaves whole.
+
+What makes a run resumable is one rule: OUT has one line for each line of the input, in
+order, and nothing else says how far a run has come. So a run goes on at the line after
+the last whole one of OUT. A line that failed has FAILED there.
+
+The errors' file has more of these, each with its line's number. An error is written, and
+on the disk, before the line of OUT that it belongs to is written. So after any end, be it
+of the power, there may be errors of lines that OUT does not have yet, which are cut off,
+and never a failed line without its error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+FAILED = b"null\n"
+"""In OUT, in the place of a line that failed."""
+BLOCK = 1 << 20
+"""Bytes read at a time."""
+
+
+class UnusableError(Exception):
+    """A file is not what the command needs; the message says what to do."""
+
+
+def numbered(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+    """Each line's number, from 1, its text without its end, and its size in bytes."""
+    for number, line in enumerate(file, 1):
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r"), len(line)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether that is a plain file, which keeps what is written to it."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+class Output:
+    """A file, or whatever a descriptor stands for, that grows by whole lines.
+
+    In a regular file what is written twice is written once, by its place. So a
+    :meth:`write` that an interruption has cut short can be repeated.
+    """
+
+    def __init__(self, descriptor: int, size: int | None, owns: bool = True) -> None:
+        self._descriptor = descriptor
+        self._owns = owns
+        self._is_file = size is not None
+        # One attribute, so that no interruption comes between a change of both.
+        self._state: tuple[int, list[bytes]] = (size or 0, [])
+
+    @classmethod
+    def open(cls, path: Path, size: int = 0) -> Output:
+        """A file from a size in bytes on: what was behind that is cut off."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return cls(descriptor, None)
+        os.ftruncate(descriptor, size)
+        return cls(descriptor, size)
+
+    def add(self, line: bytes) -> None:
+        """To what is to be written next."""
+        self._state[1].append(line)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether there is something to be written."""
+        return bool(self._state[1])
+
+    def write(self) -> None:
+        """Write what was added."""
+        at, lines = self._state
+        left = memoryview(b"".join(lines))
+        while left:
+            written = self._write_at(left, at)
+            at, left = at + written, left[written:]
+        self._state = (at, [])
+
+    def _write_at(self, data: memoryview, at: int) -> int:
+        if self._is_file:
+            return os.pwrite(self._descriptor, data, at)
+        return os.write(self._descriptor, data)
+
+    def sync(self) -> None:
+        """Return when it is on the disk, if it is a file."""
+        if self._is_file:
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """The descriptor, if it is ours."""
+        if self._owns:
+            os.close(self._descriptor)
+
+
+# --- what an earlier run has left -------------------------------------------------------------
+
+
+def whole_lines(path: Path) -> tuple[int, int]:
+    """How many whole lines a file has, and their size in bytes.
+
+    Raises:
+        UnusableError: its last whole line is no JSON, so this is no output of ours.
+    """
+    if not path.exists():
+        return 0, 0
+    count = size = read = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            count += block.count(b"\n")
+            if (last := block.rfind(b"\n")) >= 0:
+                size = read + last + 1
+            read += len(block)
+    if count and not _is_json(_last_line(path, size)):
+        raise UnusableError(
+            f"line {count} of {path} is no JSON: it is not the output of this command"
+        )
+    return count, size
+
+
+def _last_line(path: Path, size: int) -> bytes:
+    """The line that ends at this size."""
+    with path.open("rb") as file:
+        taken, at = b"", size
+        while at:
+            step = min(BLOCK, at)
+            at -= step
+            file.seek(at)
+            taken = file.read(step) + taken
+            if (end := taken.rfind(b"\n", 0, len(taken) - 1)) >= 0:
+                return taken[end + 1 :]
+    return taken
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def recorded_errors(path: Path | None) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each error in the errors' file, and the file's size up to its end.
+
+    Raises:
+        UnusableError: a line of it is none of ours.
+    """
+    if path is None or not path.exists():
+        return
+    size = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            size += len(line)
+            error = None
+            with contextlib.suppress(ValueError):
+                error = json.loads(line)
+            if not isinstance(error, dict) or not isinstance(error.get("line"), int):
+                raise UnusableError(f"{path} is no file of errors that this command has written")
+            yield error, size
+
+
+def size_of_errors(path: Path | None, lines: int) -> int:
+    """The size up to which the errors are of the first so many lines."""
+    sizes = (size for error, size in recorded_errors(path) if error["line"] <= lines)
+    return max(sizes, default=0)

@@ -1,0 +1,122 @@
+"""What a worker does for ``prefork-executor map``: a line in, a line of JSON out.
+
+The workers do the parsing and the dumping, so that the caller only moves bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Error = dict[str, str]
+"""``type``, ``message`` and ``traceback`` of an exception."""
+
+
+class Job(NamedTuple):
+    """What is done with each line. ``target`` is module:function. ``reads`` says what the
+    function gets: the "line" as a str, the "json" in it, or its items ("star")."""
+
+    target: str
+    reads: str
+
+
+def find(target: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names, with dots in either.
+
+    Raises:
+        ValueError: it is not written so.
+        ImportError: there is no such module.
+        AttributeError: there is no such function in it.
+        TypeError: it cannot be called.
+    """
+    module_name, colon, path = target.partition(":")
+    if not colon or not module_name or not path:
+        raise ValueError(f"{target!r} does not name a function as package.module:function does")
+    found: Any = importlib.import_module(module_name)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise AttributeError(f"module {module_name} has no {path!r}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise TypeError(f"{target} is {type(found).__name__}, which cannot be called")
+    return found  # type: ignore[no-any-return]
+
+
+_found = functools.lru_cache(maxsize=8)(find)
+
+
+def start_worker() -> None:
+    """What functions print is no result: it goes where messages go."""
+    os.dup2(2, 1)
+
+
+class Call:
+    """What a task runs, which messages and recordings call by the function's name.
+
+    For each line it returns the result as JSON, or what the function raised."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.__module__, _, self.__qualname__ = job.target.partition(":")
+
+    def __call__(self, *lines: bytes) -> list[tuple[bytes, Error | None]]:
+        """For a worker."""
+        fn = _found(self.job.target)
+        return [_run_one(fn, self.job, line) for line in lines]
+
+
+def _run_one(fn: Callable[..., Any], job: Job, line: bytes) -> tuple[bytes, Error | None]:
+    try:
+        return _dumped(_called(fn, job.reads, line.decode()), job.target), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever the function raises
+        # Even SystemExit: one line must not end the work on the others.
+        return b"", describe(error, skip=2)
+
+
+def _called(fn: Callable[..., Any], reads: str, text: str) -> Any:
+    if reads == "line":
+        return fn(text)
+    value = json.loads(text)
+    if reads == "json":
+        return fn(value)
+    if isinstance(value, dict):
+        return fn(**value)
+    if isinstance(value, list):
+        return fn(*value)
+    raise ValueError(
+        f"--star needs a list or an object in each line, not {type(value).__name__}: "
+        "use --json for one argument"
+    )
+
+
+def _dumped(result: Any, target: str) -> bytes:
+    try:
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"what {target} returned is no JSON: {error}. Have it return None, bool, int, float, "
+            "str, and lists and dicts of them: str(x) of a date or a path, x.tolist() of an "
+            "array, None for nan"
+        ) from None
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, which JSON can only escape.
+        return json.dumps(result).encode()
+
+
+def describe(error: BaseException, skip: int = 0) -> Error:
+    """An exception, in words. ``skip``: the frames of ours that its traceback begins with."""
+    trace = error.__traceback__
+    for _ in range(skip):
+        if trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    return {"type": type(error).__name__, "message": str(error), "traceback": text}

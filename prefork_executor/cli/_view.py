@@ -1,0 +1,217 @@
+"""What ``prefork-executor top`` draws: the state of a pool, and how it came to be so.
+
+In the style of Apache's scoreboard and of uwsgitop: figures, a letter for each place that
+a worker may have, the course of the number of workers and of the backlog, and a table of
+the workers.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from prefork_executor.cli._common import at_maximum, cut, size, span
+from prefork_executor.cli.status import change, waits
+from prefork_executor.status import PoolStatus, WorkerStatus
+
+LETTERS = {"starting": "S", "idle": "_", "taking": "_", "busy": "W", "leaving": "G"}
+LEGEND = "_ waiting, W working, S starting, G leaving, . open"
+COLOURS = {"S": "cyan", "_": "green", "W": "yellow", "G": "magenta", ".": "bright_black"}
+BARS = "▁▂▃▄▅▆▇█"
+MOST_BOARD_LINES = 4
+COURSE_KEPT = 512
+"""Looks of which the course is kept: as many as the widest terminal shows."""
+LABEL = 9
+DECISIONS_SHOWN = 3
+LEAST_ROWS = 3
+"""Workers that are shown before any decision is."""
+
+SortKey = Callable[[WorkerStatus, float], float | str]
+SORTS: dict[str, SortKey] = {
+    "pid": lambda row, _: row.pid,
+    "state": lambda row, _: row.state,
+    "time": lambda row, _: -row.in_state,
+    "cpu": lambda row, cpu: -cpu,
+    "memory": lambda row, _: -(row.memory or 0),
+    "done": lambda row, _: -row.tasks_done,
+    "task": lambda row, _: row.task or "~",
+}
+
+
+class View:
+    """The picture of one pool, from one look to the next."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._now: PoolStatus | None = None
+        self._before: PoolStatus | None = None
+        self._workers: collections.deque[int] = collections.deque(maxlen=COURSE_KEPT)
+        self._backlog: collections.deque[int] = collections.deque(maxlen=COURSE_KEPT)
+        self._sort = "pid"
+        self._reverse = False
+
+    def add(self, pool: PoolStatus) -> None:
+        """Take the next look into account."""
+        self._before, self._now = self._now, pool
+        self._workers.append(len(pool.workers))
+        self._backlog.append(pool.backlog)
+
+    def press(self, keys: str) -> None:
+        """Do what the keys say."""
+        for key in keys:
+            if key == "s":
+                names = list(SORTS)
+                self._sort = names[(names.index(self._sort) + 1) % len(names)]
+            elif key == "r":
+                self._reverse = not self._reverse
+
+    @contextlib.contextmanager
+    def screen(self) -> Iterator[Callable[[], None]]:
+        """The whole terminal, until the end of the block: a function that draws it."""
+        with self._console.screen(hide_cursor=True) as screen:
+
+            def draw() -> None:
+                width, height = self._console.size
+                screen.update(self.picture(width, height))
+
+            yield draw
+
+    def print_plain(self) -> None:
+        """All of it, as high as it is."""
+        console = Console(highlight=False, color_system=None)
+        console.print(self.picture(console.width, None))
+
+    # --- the parts ------------------------------------------------------------------------
+
+    def picture(self, width: int, height: int | None) -> Group:
+        """All that is drawn, in so many columns and lines; None: as many as it takes."""
+        pool = self._now
+        assert pool is not None
+        head = [*self._figures(pool, width), *_board(pool, width), *self._courses(pool, width)]
+        decisions = _decisions(pool, width)
+        if height is None:
+            return Group(*head, self._table(pool, width, len(pool.workers)), *decisions)
+        # Where there is little room the workers come before the decisions; the keys stay.
+        room = height - len(head) - 2
+        shown = max(0, room - min(len(pool.workers), LEAST_ROWS))
+        decisions = decisions[-shown:] if shown else []
+        room -= len(decisions)
+        if room <= 0:
+            return Group(*head[: max(0, height - 1)], self._footer(width))
+        blank = [Text("")] * (room - min(room, len(pool.workers)))
+        table = self._table(pool, width, room)
+        return Group(*head, table, *blank, *decisions, self._footer(width))
+
+    def _figures(self, pool: PoolStatus, width: int) -> list[Text]:
+        title = f"{pool.kind} of process {pool.pid}, open for {span(pool.time - pool.started)}: "
+        states = ", ".join(f"{n} {state}" for state, n in pool.states.items() if n)
+        lines = [
+            f"workers {len(pool.workers)} of {pool.max_workers}"
+            + (f": {states}" if states else ""),
+            f"tasks done {pool.tasks_done}, {self._rate(pool)}/s; "
+            f"backlog {pool.backlog}, at most {pool.max_backlog}",
+            f"waits {waits(pool)}",
+            f"at maximum {at_maximum(pool)}; "
+            f"forks {pool.forks}, retired {pool.retirements}, "
+            f"died {pool.deaths + pool.other_deaths}",
+        ]
+        if pool.kind == "raw":
+            lines[1:3] = [f"requests done {pool.tasks_done}, {self._rate(pool)}/s"]
+        first = Text(cut(title + pool.command, width), style="bold", no_wrap=True)
+        return [first, *(Text(cut(line, width), no_wrap=True) for line in lines)]
+
+    def _rate(self, pool: PoolStatus) -> str:
+        before = self._before
+        if before is None or pool.time <= before.time:
+            return "-"
+        rate = (pool.tasks_done - before.tasks_done) / (pool.time - before.time)
+        return f"{max(0.0, rate):.1f}" if rate < 10 else f"{rate:.0f}"
+
+    def _courses(self, pool: PoolStatus, width: int) -> list[Text]:
+        lines = [_course("workers", self._workers, width, pool.max_workers)]
+        if pool.kind == "executor":
+            lines.append(_course("backlog", self._backlog, width, None))
+        return lines
+
+    def _cpu(self, row: WorkerStatus) -> float:
+        """Percent of a processor since the last look."""
+        before, now = self._before, self._now
+        if before is None or now is None or row.cpu is None or now.time <= before.time:
+            return 0.0
+        old = next((old.cpu for old in before.workers if old.pid == row.pid), 0.0)
+        return max(0.0, row.cpu - (old or 0.0)) / (now.time - before.time) * 100
+
+    def _table(self, pool: PoolStatus, width: int, room: int) -> Table:
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width)
+        for name in ("PID", "STATE", "FOR", "DONE", "MEMORY", "CPU%"):
+            justify = "left" if name == "STATE" else "right"
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column("TASK", no_wrap=True, overflow="ellipsis", ratio=1)
+        key = SORTS[self._sort]
+        rows = sorted(pool.workers, key=lambda row: row.pid)
+        rows.sort(key=lambda row: key(row, self._cpu(row)), reverse=self._reverse)
+        shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
+        for row in shown:
+            cells = (
+                *(str(row.pid), row.state, span(row.in_state), str(row.tasks_done)),
+                *(size(row.memory), f"{self._cpu(row):.0f}", row.task or "-"),
+            )
+            table.add_row(*map(Text, cells), style=COLOURS[LETTERS[row.state]])
+        if len(shown) < len(rows):
+            table.add_row(*[""] * (len(table.columns) - 1), f"and {len(rows) - len(shown)} more")
+        return table
+
+    def _footer(self, width: int) -> Text:
+        order = f"{self._sort}, reversed" if self._reverse else self._sort
+        text = cut(f"q quit   s sort (by {order})   r reverse", width)
+        return Text(text, style="reverse", no_wrap=True)
+
+
+def _board(pool: PoolStatus, width: int) -> list[Text]:
+    """A letter for each slot, as far as there is room, and what they mean."""
+    letters = ["."] * min(pool.max_workers, width * MOST_BOARD_LINES)
+    for row in pool.workers:
+        if row.slot < len(letters):
+            letters[row.slot] = LETTERS[row.state]
+    lines = []
+    for start in range(0, len(letters), width):
+        line = Text(no_wrap=True)
+        for letter in letters[start : start + width]:
+            line.append(letter, style=COLOURS[letter])
+        lines.append(line)
+    return [*lines, Text(cut(LEGEND, width), style="dim", no_wrap=True)]
+
+
+def _course(name: str, values: collections.deque[int], width: int, most: int | None) -> Text:
+    """The course of a number, the latest at the right; its largest, or ``most``, is the full
+    height."""
+    room = max(1, width - LABEL - 8)
+    shown = list(values)[-room:]
+    top = max(1, most or max(shown, default=1))
+    line = Text(f"{name:<{LABEL}}", no_wrap=True)
+    line.append(sparkline(shown, top).rjust(room), style="blue")
+    line.append(f" {'' if most else '^'}{top}"[:8])
+    return line
+
+
+def sparkline(values: list[int], top: int) -> str:
+    """A bar for each value, ``top`` the highest; a space for none."""
+    steps = len(BARS)
+    return "".join(
+        BARS[min(steps, -(-value * steps // top)) - 1] if value > 0 else " " for value in values
+    )
+
+
+def _decisions(pool: PoolStatus, width: int) -> list[Text]:
+    lines = []
+    for decision in pool.decisions[-DECISIONS_SHOWN:]:
+        at = time.strftime("%H:%M:%S", time.localtime(decision.time))
+        text = f"{at} {decision.workers} workers{change(decision)}: {decision.reason}"
+        lines.append(Text(cut(text, width), style="dim", no_wrap=True))
+    return lines

@@ -1,0 +1,178 @@
+"""Calls and outcomes as bytes, for a road that others look after.
+
+Pickled by the one who calls and by the worker that runs it, and by nobody between: what
+forwards them need not be able to import what is in them, and cannot spoil it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import traceback
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from types import TracebackType
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+from tblib.pickling_support import pickle_exception, pickle_traceback
+
+from .. import RemoteExceptionStandIn
+
+LONGEST_TEXT = 500
+"""Characters of an exception that are shown on the way; it arrives whole."""
+
+
+class CarriedCall:
+    """A call, pickled. Called, it makes that call and returns the result, pickled.
+
+    Args:
+        fn: called as ``fn(*args, **kwargs)``.
+        args: its positional arguments.
+        kwargs: its arguments by name.
+
+    Raises:
+        pickle.PicklingError: something of it cannot be pickled.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        # What an executor calls this task in its messages.
+        self.__module__ = getattr(fn, "__module__", None) or ""
+        self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        self._call = _dump((fn, args, dict(kwargs)), "the call")
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.__module__}.{self.__qualname__}".removeprefix("builtins.").lstrip(".")
+
+    def __call__(self) -> bytes:
+        """The result of the call, pickled.
+
+        Raises:
+            CarriedError: whatever it raised; or its result cannot be pickled.
+        """
+        try:
+            fn, args, kwargs = pickle.loads(self._call)
+            return _dump(fn(*args, **kwargs), "the result")
+        except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the caller's
+            raise CarriedError.of(error) from None
+
+
+class CarriedError(Exception):
+    """An exception on its way to the caller, pickled with its traceback, causes and notes.
+
+    Attributes:
+        kind: the qualified name of its class.
+        text: what it says, cut to a length fit for logs.
+        pickled: the exception itself.
+    """
+
+    def __init__(self, kind: str, text: str, pickled: bytes) -> None:
+        super().__init__(kind, text, pickled)
+        self.kind = kind
+        self.text = text
+        self.pickled = pickled
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    @classmethod
+    def of(cls, error: BaseException) -> CarriedError:
+        """This exception, or what stands in for it if it cannot be pickled."""
+        if isinstance(error, CarriedError):
+            return error
+        kind, text = f"{type(error).__module__}.{type(error).__qualname__}", _text(error)
+        return cls(kind.removeprefix("builtins."), text, _dump_error(error))
+
+    def restored(self) -> BaseException:
+        """The exception itself, or what stands in for it if it cannot be unpickled here."""
+        try:
+            error = pickle.loads(self.pickled)
+        except Exception as reason:  # noqa: BLE001 - it is the user's class that decides
+            return _stand_in(self.kind, self.text, str(self), reason)
+        assert isinstance(error, BaseException)
+        return error
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Takes exceptions with all that belongs to them, which pickle leaves behind."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, BaseException):
+            return _reduce_error(obj)
+        if isinstance(obj, TracebackType):
+            return pickle_traceback(obj)
+        return super().reducer_override(obj)
+
+
+def _reduce_error(error: BaseException) -> Any:
+    """As its class says, if that can be relied on. Often it cannot: an ``__init__`` with
+    other arguments than those of ``Exception``. Then without ``__init__``, as tblib does,
+    which again would lose what classes in C keep outside of ``__dict__``."""
+    try:
+        reduced: Any = error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        make, args, *state = reduced
+        made = make(*args)
+        if type(made) is not type(error) or len(state) > 1:
+            raise TypeError
+    except Exception:  # noqa: BLE001 - it is the user's class that decides
+        return pickle_exception(error)
+    belongings = (error.__cause__, error.__context__, error.__suppress_context__)
+    return _make_error, (make, args, *state), (belongings, error.__traceback__), None, None, _add
+
+
+def _make_error(
+    make: Callable[..., BaseException], args: tuple[Any, ...], state: Any = None
+) -> BaseException:
+    error = make(*args)
+    if state is not None:
+        error.__setstate__(state)
+    return error
+
+
+def _add(error: BaseException, added: tuple[tuple[Any, Any, bool], TracebackType | None]) -> None:
+    (error.__cause__, error.__context__, error.__suppress_context__), error.__traceback__ = added
+
+
+def _dump(thing: Any, what: str) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(thing, protocol=5))
+    except Exception as error:
+        raise pickle.PicklingError(f"{what} cannot be pickled: {error}") from error
+
+
+def _dump_error(error: BaseException) -> bytes:
+    try:
+        pickled = _dumped(error)
+        pickle.loads(pickled)
+    except Exception as reason:  # noqa: BLE001 - it is the user's class that decides
+        kind = f"{type(error).__module__}.{type(error).__qualname__}"
+        stand_in = _stand_in(kind, _text(error), _text(error, repr), reason)
+        return _dumped(stand_in.with_traceback(error.__traceback__))
+    return pickled
+
+
+def _dumped(error: BaseException) -> bytes:
+    file = BytesIO()
+    _Pickler(file, protocol=5).dump(error)
+    return file.getvalue()
+
+
+def _stand_in(kind: str, text: str, shown: str, reason: Exception) -> RemoteExceptionStandIn:
+    stand_in = RemoteExceptionStandIn(text)
+    stand_in.original_type, stand_in.original_str, stand_in.original_repr = kind, text, shown
+    stand_in.original_attributes = {}
+    stand_in.reason = "".join(traceback.format_exception_only(reason)).strip()
+    return stand_in
+
+
+def _text(error: BaseException, how: Callable[[object], str] = str) -> str:
+    with contextlib.suppress(Exception):
+        return how(error)[:LONGEST_TEXT]
+    return "(it cannot be shown)"

@@ -1,0 +1,71 @@
+"""Where workers print: to the standard output and error that the caller has.
+
+Workers inherit the descriptors 1 and 2 of whoever starts their supervisor. That is the
+caller, but under forkserver it is the fork server, which has those of the moment at which
+it was started itself: for pytest, those of another test. And what they print is buffered,
+or goes to an object in memory that a fork has copied.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing import reduction
+from typing import Any
+
+from prefork_executor import PreforkExecutor
+
+STREAMS = {1: "stdout", 2: "stderr"}
+
+
+def follow_output(executor: PreforkExecutor) -> None:
+    """Have the workers print where the caller does when the pool is started, line by line.
+
+    Raises:
+        RuntimeError: the executor has had its first task, or was shut down.
+    """
+    executor.add_initializer(print_to, *map(_Descriptor, STREAMS))
+
+
+class _Descriptor:
+    """A descriptor of this process. Pickled, it takes the descriptor along."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def take(self) -> int:
+        """Its number in this process."""
+        return self.number
+
+    def __reduce__(self) -> Any:
+        return _Travelled, (reduction.DupFd(self.number),)
+
+
+class _Travelled:
+    """A descriptor of another process, which multiprocessing has sent along."""
+
+    def __init__(self, duplicate: Any) -> None:
+        self._duplicate = duplicate
+
+    def take(self) -> int:
+        """Its number in this process."""
+        return int(self._duplicate.detach())
+
+
+def print_to(out: _Descriptor | _Travelled, err: _Descriptor | _Travelled) -> None:
+    """In a new worker: let its output and error be these."""
+    for number, descriptor in zip(STREAMS, (out, err), strict=True):
+        os.dup2(descriptor.take(), number)
+    print_lines()
+
+
+def print_lines() -> None:
+    """Let sys.stdout and sys.stderr write each line, at once, to a real descriptor."""
+    for number, name in STREAMS.items():
+        stream = getattr(sys, name)
+        try:
+            stream.fileno()
+            stream.reconfigure(line_buffering=True)
+        except (AttributeError, OSError):
+            # In memory, or none. This is for the worker's life: nobody closes it.
+            setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115

@@ -1,0 +1,127 @@
+"""Large arguments that many tasks of one call have in common, laid down once.
+
+``Parallel()(delayed(fit)(X, i) for i in ...)`` gives the same ``X`` to every task. Sent
+with each of them it would be copied for each of them, and lie in memory as often as there
+are tasks under way.
+
+So an argument that is met for the second time, as the very same object, is pickled with
+its large buffers out of band (pickle protocol 5: arrays, data frames, sparse matrices),
+the buffers go into a memfd, and from then on only a note of where that is travels. A
+worker maps it. An argument that is met once only is sent as it is: it would gain nothing.
+
+Workers find the memfd as ``/proc/PID/fd/N``. It has no name, so nothing is left of it
+when the call ends, or the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+ALIGNMENT = 64
+"""Bytes: a cache line, on which NumPy and its like prefer their data to begin."""
+_ACCESS = {
+    "r": mmap.ACCESS_READ,
+    "c": mmap.ACCESS_COPY,
+    "r+": mmap.ACCESS_WRITE,
+    "w+": mmap.ACCESS_WRITE,
+}
+_IS_POSSIBLE = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
+
+
+class SharedArguments:
+    """Those of one call.
+
+    Args:
+        least: bytes of buffers from which on an argument is shared. None: never.
+        mode: as joblib's ``mmap_mode``: "r" read-only, "c" each task's own copy,
+            "r+" and "w+" writable by all. None: nothing is shared.
+    """
+
+    def __init__(self, least: int | None, mode: str | None) -> None:
+        self._least = least if mode in _ACCESS and _IS_POSSIBLE else None
+        self._access = _ACCESS.get(mode or "", mmap.ACCESS_READ)
+        # By id, as most of them cannot be hashed. What is met is not kept alive for it.
+        self._met: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._known: dict[int, tuple[Any, _Shared | None]] = {}
+
+    def share_in(self, items: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """joblib's tasks, ``(function, args, kwargs)``, with what is shared replaced."""
+        if self._least is None:
+            return list(items)
+        share = self._share
+        return [
+            (fn, tuple(map(share, args)), {name: share(value) for name, value in kwargs.items()})
+            for fn, args, kwargs in items
+        ]
+
+    def _share(self, argument: Any) -> Any:
+        key = id(argument)
+        if key not in self._known:
+            if self._met.get(key) is not argument:
+                # A number, a string, a list cannot be referred to weakly.
+                with contextlib.suppress(TypeError):
+                    self._met[key] = argument
+                return argument
+            self._known[key] = (argument, _lay_down(argument, self._least or 0, self._access))
+        return self._known[key][1] or argument
+
+    def close(self) -> None:
+        """The call has ended: share no more. What workers have mapped lives on until
+        they let it go."""
+        self._least = None
+        self._known.clear()
+
+
+class _Shared:
+    """Stands for an argument on its way, and is that argument where it arrives."""
+
+    def __init__(self, descriptor: int, access: int, pickled: bytes, sizes: list[int]) -> None:
+        # Closed with the last that refers to this: a task may still be on its way.
+        weakref.finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
+        self._access = access
+        self._pickled = pickled
+        self._sizes = sizes
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        return _pick_up, (path, self._access, self._pickled, self._sizes)
+
+
+def _lay_down(argument: Any, least: int, access: int) -> _Shared | None:
+    """The argument in a memfd; None if it is not large enough, or cannot be pickled so."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        pickled = pickle.dumps(argument, protocol=5, buffer_callback=buffers.append)
+        views = [buffer.raw() for buffer in buffers]
+    except Exception:  # noqa: BLE001 - whatever it is, it shows when the task is pickled
+        return None
+    # What __main__ defines is not the same everywhere; the executor knows about that.
+    if sum(view.nbytes for view in views) < least or b"__main__" in pickled:
+        return None
+    descriptor = os.memfd_create("prefork-arguments", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as file:
+        for view in views:
+            file.write(view)
+            file.write(bytes(-view.nbytes % ALIGNMENT))
+    return _Shared(descriptor, access, pickled, [view.nbytes for view in views])
+
+
+def _pick_up(path: str, access: int, pickled: bytes, sizes: list[int]) -> Any:
+    """In a worker: the argument, over the memfd itself."""
+    descriptor = os.open(path, os.O_RDWR if access == mmap.ACCESS_WRITE else os.O_RDONLY)
+    try:
+        memory = memoryview(mmap.mmap(descriptor, 0, access=access))
+    finally:
+        os.close(descriptor)
+    views, begin = [], 0
+    for size in sizes:
+        views.append(memory[begin : begin + size])
+        begin += size + -size % ALIGNMENT
+    return pickle.loads(pickled, buffers=views)

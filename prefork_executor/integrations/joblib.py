@@ -1,0 +1,349 @@
+"""A joblib backend named ``"prefork"``: joblib's parallel loops, on `PreforkExecutor`.
+
+    import joblib, prefork_executor.integrations.joblib
+
+    with joblib.parallel_config(backend="prefork", n_jobs=-1):
+        ...
+
+joblib looks for no entry points, so importing this module is what makes the name known.
+
+What becomes of the pool
+------------------------
+One executor is kept from call to call, as joblib keeps its loky executor. It is used
+again while ``n_jobs`` and the options are the same; otherwise another takes its place,
+and the old one ends when the last call that uses it does. :func:`shutdown` ends it.
+
+Each ``Parallel`` gets a backend object of its own, also where many share the one of a
+``parallel_config``. So when a call fails, or its generator is dropped, only its own
+tasks are ended, each with its worker; other calls on the same executor go on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import joblib
+from joblib.parallel import (
+    DEFAULT_MP_CONTEXT,
+    AutoBatchingMixin,
+    FallbackToBackend,
+    ParallelBackendBase,
+    SequentialBackend,
+    register_parallel_backend,
+)
+
+from .. import PreforkExecutor, WorkerDied
+from ._shared_arguments import SharedArguments
+
+__all__ = ["PreforkBackend", "shutdown"]
+
+IDLE_TIMEOUT = 300.0
+"""Seconds after which an idle worker leaves, unless told otherwise: joblib's own. Between
+two calls a user thinks; his workers have imported what he uses, which may take seconds."""
+
+_OPTIONS = inspect.signature(PreforkExecutor).parameters.keys() - {"max_workers"}
+_OF_JOBLIB = {"temp_folder", "verbose", "context"}
+"""What joblib tells every backend beside the user's options, and is of no use to ours."""
+
+
+class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
+    """joblib's backend on `PreforkExecutor`; made by joblib for ``backend="prefork"``.
+
+    Args:
+        nesting_level: how deep in parallel loops; joblib sets it.
+        inner_max_num_threads: threads that BLAS and OpenMP may use in a worker. None:
+            the CPUs by the workers, or what the environment says.
+        options: those of :class:`~prefork_executor.PreforkExecutor`, by name, but
+            ``max_workers``, which is ``n_jobs``. The defaults differ in
+            ``mp_context="spawn"``, as OpenMP does not survive a fork;
+            ``min_spare_workers=0``; ``idle_timeout=300.0``; ``preload="joblib"``.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        _check(options)
+        self._options = options
+        self._is_of_one = False
+        self._workers: PreforkExecutor | None = None
+        self._lock = threading.Lock()
+        self._futures: set[Future[Any]] = set()
+        self._is_aborted = False
+        self._sharing: tuple[int | None, str | None] = (None, None)
+        self._shared = SharedArguments(None, None)
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """How many workers ``n_jobs`` stands for: -1 for the CPUs this process may use.
+
+        Raises:
+            ValueError: it is 0.
+        """
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None or n_jobs == 1:
+            return 1
+        if (obstacle := _obstacle()) is not None:
+            warnings.warn(
+                f"prefork-backed parallel loops cannot be nested in {obstacle}: setting n_jobs=1",
+                stacklevel=3,
+            )
+            return 1
+        return n_jobs if n_jobs > 0 else max(int(joblib.cpu_count()) + 1 + n_jobs, 1)
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        max_nbytes: int | None = None,
+        mmap_mode: str | None = None,
+        **options: Any,
+    ) -> int:
+        """Get ready for the calls of one ``Parallel``: the number of workers.
+
+        Raises:
+            FallbackToBackend: joblib's way to ask for another backend: a serial one
+                for one worker, and one of its own for each ``Parallel``.
+            TypeError, ValueError: a bad option.
+        """
+        n_jobs = self.effective_n_jobs(n_jobs)
+        if n_jobs == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        if not self._is_of_one:
+            raise FallbackToBackend(self._of_its_own())
+        options = {name: value for name, value in options.items() if name not in _OF_JOBLIB}
+        _check(options)
+        environment = self._prepare_worker_env(n_jobs=n_jobs)
+        self._workers = _kept.take(_settings(n_jobs, self._options | options, environment))
+        self._sharing = (max_nbytes, mmap_mode)
+        self.parallel = parallel
+        return n_jobs
+
+    def _of_its_own(self) -> PreforkBackend:
+        backend = PreforkBackend(self.nesting_level, self.inner_max_num_threads, **self._options)
+        backend._is_of_one = True
+        return backend
+
+    def start_call(self) -> None:
+        """A call begins: what an earlier one was aborted for is over."""
+        self._is_aborted = False
+        self._shared = SharedArguments(*self._sharing)
+
+    def stop_call(self) -> None:
+        """The call has ended, and with it what its tasks had in common."""
+        self._shared.close()
+
+    def submit(
+        self, func: Any, callback: Callable[[Future[Any]], object] | None = None
+    ) -> Future[Any]:
+        """Run a batch of tasks in the pool; ``callback(future)`` when it is done.
+
+        Raises nothing: joblib may call this in a thread where an exception would be
+        lost, and the call would wait for ever. What goes wrong is the future's.
+        """
+        future = self._submit(func)
+        with self._lock:
+            self._futures.add(future)
+            is_late = self._is_aborted
+        future.add_done_callback(self._futures.discard)
+        if callback is not None:
+            future.add_done_callback(callback)
+        if is_late:
+            self._give_up([future])
+        return future
+
+    def _submit(self, func: Any) -> Future[Any]:
+        try:
+            if self._workers is None:
+                raise RuntimeError("this batch is late: its Parallel call has ended")
+            # What messages about this batch call it.
+            func.__module__, func.__qualname__ = _name_of(func.items[0][0])
+            func.items = self._shared.share_in(func.items)
+            return self._workers.submit(func)
+        except Exception as error:  # noqa: BLE001 - it is in the future, whatever it is
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
+        """What a batch has returned; raises what it raised."""
+        error = out.exception()
+        if error is None:
+            return out.result()
+        if isinstance(error, BrokenProcessPool) and not isinstance(error, WorkerDied):
+            _kept.release(self._workers)
+        # joblib takes the traceback off before it raises this.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        if frames:
+            error.add_note(f"\nIn the worker:\n{frames.rstrip()}")
+        raise error
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End this ``Parallel``'s tasks, those that run with their workers. Does not wait.
+
+        Args:
+            ensure_ready: of no account, the executor is always left ready.
+        """
+        with self._lock:
+            self._is_aborted = True
+            futures = list(self._futures)
+        # Not under the lock: this calls joblib back, which has locks of its own.
+        self._give_up(futures)
+
+    def _give_up(self, futures: list[Future[Any]]) -> None:
+        workers = self._workers
+        for future in futures:
+            if not future.cancel() and workers is not None and not future.done():
+                workers.abort(future)
+
+    def terminate(self) -> None:
+        """The ``Parallel`` is through with the workers; they stay for the next one."""
+        self._workers = None
+        self.reset_batch_stats()
+
+
+def shutdown(wait: bool = True) -> None:
+    """End the executor that is kept for the next call, once its work is done.
+
+    The next call starts another. Without this it ends with the interpreter.
+
+    Args:
+        wait: return only when every process of it has ended.
+    """
+    executor = _kept.release(_kept.executor)
+    if executor is not None:
+        executor.shutdown(wait)
+
+
+def _obstacle() -> str | None:
+    """Why this process cannot start others; None if it can."""
+    if multiprocessing.current_process().daemon:
+        return "a daemonic process, which may have no children"
+    method = multiprocessing.get_start_method(allow_none=True)
+    if method is not None and method not in multiprocessing.get_all_start_methods():
+        return f"a worker of {method}, whose start method Python's own cannot hand on"
+    return None
+
+
+def _name_of(function: Any) -> tuple[str | None, str]:
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return getattr(function, "__module__", None), name
+
+
+# --- the executor that is kept ---------------------------------------------------------------
+
+
+class _Kept:
+    """The executor that the latest call used, for the next one with the same settings."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._settings: Mapping[str, Any] = {}
+        self.executor: PreforkExecutor | None = None
+
+    def take(self, settings: Mapping[str, Any]) -> PreforkExecutor:
+        """The executor with these settings. The one it replaces ends by itself when
+        nobody refers to it any more and its work is done."""
+        # A fork's copy of its parent's executor is of no use.
+        settings = {**settings, "pid": os.getpid()}
+        with self._lock:
+            if self.executor is None or not _are_equal(self._settings, settings):
+                self.executor = _make(settings)
+                self._settings = settings
+            return self.executor
+
+    def release(self, executor: PreforkExecutor | None) -> PreforkExecutor | None:
+        """Keep this one no longer: returns it, or None if it was not kept any more."""
+        with self._lock:
+            if executor is not self.executor:
+                return None
+            self.executor = None
+            return executor
+
+
+_kept = _Kept()
+
+
+def _are_equal(one: object, other: object) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 - an array among the initargs, say; then they are not
+        return False
+
+
+def _settings(
+    n_jobs: int, options: Mapping[str, Any], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """All that an executor is made of, to be compared with that of the one that is kept."""
+    defaults = {
+        "mp_context": DEFAULT_MP_CONTEXT or "spawn",
+        "min_spare_workers": 0,
+        "idle_timeout": IDLE_TIMEOUT,
+        "preload": "joblib",
+    }
+    return {**defaults, **options, "max_workers": n_jobs, "environment": dict(environment)}
+
+
+def _make(settings: Mapping[str, Any]) -> PreforkExecutor:
+    options = dict(settings)
+    del options["pid"]
+    own = (options.pop("environment"), options.get("initializer"), options.get("initargs", ()))
+    options |= {"initializer": _begin, "initargs": own}
+    return PreforkExecutor(**options)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    unknown = sorted(options.keys() - _OPTIONS)
+    if unknown:
+        raise TypeError(
+            f'joblib\'s backend "prefork" has no option {", ".join(map(repr, unknown))}; '
+            f"there are {', '.join(sorted(_OPTIONS))}"
+        )
+
+
+# --- in the worker -----------------------------------------------------------------------------
+
+
+def _begin(
+    environment: Mapping[str, str], initializer: Callable[..., object] | None, initargs: Any
+) -> None:
+    """Runs once in each worker, before its first task."""
+    os.environ.update(environment)
+    _limit_threads(environment)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _limit_threads(environment: Mapping[str, str]) -> None:
+    """The environment binds libraries that are loaded later; those that came with the
+    supervisor, which imports the user's main module, have to be told."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return  # scikit-learn brings it along.
+    wanted = {"openmp": "OMP_NUM_THREADS", "blas": "OPENBLAS_NUM_THREADS"}
+    counts = {kind: environment.get(name, "").partition(",")[0] for kind, name in wanted.items()}
+    threadpool_limits({kind: int(count) for kind, count in counts.items() if count.isdecimal()})
+
+
+register_parallel_backend("prefork", PreforkBackend)

@@ -1,0 +1,154 @@
+"""What `PreforkExecutor.record` returns: a timeline of a pool's run, to be written to files."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ._arguments import check_count
+from ._client import Client
+from ._recorder import Recorder
+from ._timeline import Timeline
+from ._timeline_page import page
+from ._timeline_trace import trace
+
+__all__ = ["Recording"]
+
+logger = logging.getLogger("prefork_executor")
+
+_WRITERS: dict[str, Callable[[Timeline], Iterable[str]]] = {".json": trace, ".html": page}
+"""What makes a file's text, in pieces, by its suffix."""
+
+
+class Recording:
+    """Notes what an executor does until it is closed, which writes the files.
+
+    Made by :meth:`prefork_executor.PreforkExecutor.record`. Closed by :meth:`close`, by
+    the end of a ``with`` block, or by the executor when it has shut down.
+    """
+
+    def __init__(self, recorder: Recorder, paths: list[Path], detach: Callable[[], None]) -> None:
+        self._recorder = recorder
+        self._paths = paths
+        self._detach = detach
+        self._process = os.getpid()
+        # A signal handler may close it within close().
+        self._lock = threading.RLock()
+        self._is_closed = False
+        recorder.on_shutdown = self._close_quietly
+
+    def close(self) -> None:
+        """Stop recording and write the files, each in one step: never half a file. A
+        second call does nothing, and neither does one in a fork's copy.
+
+        Raises:
+            OSError: a file cannot be written. The others have been.
+        """
+        if os.getpid() != self._process:
+            return  # Where the lock may be held by a thread that is not there.
+        # Not under our lock: it takes the client's, which a handler may have interrupted.
+        self._detach()
+        with self._lock:
+            if self._is_closed or not self._recorder.has_ended:
+                return
+            self._is_closed = True
+            self._write()
+
+    def _write(self) -> None:
+        timeline = self._recorder.timeline(sys.modules["prefork_executor"].__version__)
+        errors = []
+        for path in self._paths:
+            try:
+                _write(path, _WRITERS[path.suffix](timeline))
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _close_quietly(self) -> None:
+        """In the executor's own thread, where nobody could catch an error."""
+        try:
+            self.close()
+        except Exception:
+            logger.exception("a recording could not be written")
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def start(
+    client: Client, paths: tuple[str | os.PathLike[str], ...], max_tasks: int, max_workers: int
+) -> Recording:
+    """See PreforkExecutor.record."""
+    check_count("max_tasks", max_tasks, least=1)
+    if not paths:
+        raise TypeError('record() needs a path, as "run.json" or "run.html"')
+    checked = [_checked(f"paths[{i}]", path) for i, path in enumerate(paths)]
+    recorder = Recorder(max_tasks, max_workers)
+    recording = Recording(recorder, checked, functools.partial(client.end_record, recorder))
+    client.record(recorder)
+    return recording
+
+
+def _checked(name: str, path: str | os.PathLike[str]) -> Path:
+    try:
+        file = Path(path).absolute()
+    except TypeError as error:
+        raise TypeError(f"{name} must be a path, not {type(path).__name__}") from error
+    if file.suffix not in _WRITERS:
+        known = " or ".join(_WRITERS)
+        raise ValueError(f"{name} must end in {known}, which says what to write, not {file.name!r}")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{name}: there is no directory {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(f"{name}: no file can be written in {file.parent}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{name}: {file} is a directory")
+    return file
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    """All or nothing: whoever looks sees the old file or the new one."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix=f".{path.name}.", dir=path.parent, delete=False
+    ) as file:
+        try:
+            file.writelines(pieces)
+            file.flush()
+            os.chmod(file.name, _usual_mode(path))
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _usual_mode(path: Path) -> int:
+    """What the file's permissions are, or those of a new one would be."""
+    try:
+        return path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        return 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    # To ask the system for it is to set it, for all threads. Linux also tells it here.
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        return 0o077

@@ -1,0 +1,84 @@
+"""What the workers of the chaos test run."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import Any
+
+from prefork_executor import _worker, yell
+
+YELLS = 4
+BIG = 100_000
+"""Bytes: travels in a shared file of its own, either way."""
+
+LINGERS = 0.2
+"""The share of messages over which a worker lingers, at each of two moments."""
+LINGER = 0.01
+"""Seconds that it lingers, at most."""
+
+
+def linger_where_it_hurts() -> None:
+    """As an initializer: this worker takes its time where its death is hardest to judge,
+    which it would pass in microseconds: woken by a message that it has not asked for yet,
+    and with a task in its hands that it has not named yet."""
+    worker = _worker.Worker
+    waits, serves = worker._wait_for_work, worker._serve
+
+    def wait_for_work(self: Any) -> bool:
+        woken = waits(self)
+        linger()
+        return woken
+
+    def serve(self: Any, packet: Any) -> None:
+        linger()
+        serves(self, packet)
+
+    worker._wait_for_work = wait_for_work  # type: ignore[method-assign]
+    worker._serve = serve  # type: ignore[method-assign]
+
+
+def linger() -> None:
+    if random.random() < LINGERS:
+        time.sleep(random.uniform(0, LINGER))
+
+
+def payload(number: int) -> bytes:
+    return number.to_bytes(4, "big") * (BIG // 4)
+
+
+def record(ledger: str, mark: str, number: int) -> None:
+    """One line by one write: whole, whoever else writes, and there whoever dies next."""
+    descriptor = os.open(ledger, os.O_WRONLY | os.O_APPEND)
+    os.write(descriptor, f"{mark} {number} {os.getpid()}\n".encode())
+    os.close(descriptor)
+
+
+def trivial(ledger: str, number: int, _: bytes) -> int:
+    record(ledger, "begun", number)
+    record(ledger, "ended", number)
+    return number
+
+
+def nap(ledger: str, number: int, _: bytes) -> int:
+    record(ledger, "begun", number)
+    time.sleep(number % 5 / 1000)
+    record(ledger, "ended", number)
+    return number
+
+
+def carry(ledger: str, number: int, data: bytes) -> bytes:
+    record(ledger, "begun", number)
+    answer = data[::-1]
+    record(ledger, "ended", number)
+    return answer
+
+
+def say(ledger: str, number: int, _: bytes) -> int:
+    record(ledger, "begun", number)
+    for i in range(YELLS):
+        # The last one is big.
+        yell((number, i, payload(number) if i == YELLS - 1 else b""))
+    record(ledger, "ended", number)
+    return number

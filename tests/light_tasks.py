@@ -1,0 +1,44 @@
+"""Tasks for pools under test. The module imports next to nothing, because a worker imports
+it in the middle of its first task."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+BIG = 1_000_000
+"""Bytes: travels in a shared file of its own, either way."""
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def note(path: str, text: str) -> None:
+    """One line, whole, whoever else writes."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{text}\n".encode())
+    os.close(descriptor)
+
+
+def noted(path: str, text: str) -> str:
+    """A task that leaves a record of every time it is run."""
+    note(path, text)
+    return text
+
+
+def run_until(gate: str, started: str) -> int:
+    """A task that says who runs it, and runs until the file is there."""
+    note(started, str(os.getpid()))
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    return os.getpid()
+
+
+def big(_: object = None) -> bytes:
+    return bytes(BIG)
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,289 @@
+"""Tasks that were sent and have not begun come back, and are sent again: before those that
+were sent after them if the client knows it in time, once, and whatever happens to the worker
+or the socket just then."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BOUND, eventually
+from injection import ended_at_once, lines, pool_of, supervisor_of
+from light_tasks import note
+
+from prefork_executor import (
+    PreforkExecutor,
+    WorkerDied,
+    _batches,
+    _client,
+    _pool,
+    _scoreboard,
+    _wire,
+    _worker,
+)
+
+MANY = 300
+WARM_UP = 20
+
+
+def wait_for(path: str, bound: float = BOUND) -> None:
+    """In a process of the pool: until the file is there."""
+    deadline = time.monotonic() + bound
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def step(ran: str, i: int, gate: str = "") -> int:
+    """Short, and on record; or, with a gate, it runs until that is there; or it dies."""
+    note(ran, str(i))
+    if gate == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif gate:
+        wait_for(gate)
+    return i
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[range]]:
+    """The numbers of the tasks of each message of several; the test must have some."""
+    sent: list[range] = []
+    pack_calls = _wire.pack_calls
+
+    def noted(number: int, bodies: list[bytes], *about: Any) -> bytes:
+        sent.append(range(number, number + len(bodies)))
+        return pack_calls(number, bodies, *about)
+
+    monkeypatch.setattr(_wire, "pack_calls", noted)
+    yield sent
+    assert max(map(len, sent), default=0) > 3, "tasks have travelled together"
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # On a busy machine, too, these tasks travel together, and none is found to be slow: then
+    # the rest of its message is recalled, which is another matter.
+    for limit in ("SHORT", "SPAN", "SLOW"):
+        monkeypatch.setattr(_batches, limit, 10**12)
+    return tmp_path / "ran"
+
+
+def one_worker(**options: Any) -> PreforkExecutor:
+    """A pool whose one worker has run WARM_UP tasks, so that it is known how long they take."""
+    executor = pool_of(1, "fork", **options)
+    for i in range(WARM_UP - 1):
+        assert executor.submit(step, os.devnull, i).result(BOUND) == i
+    return executor
+
+
+def submit_together(
+    executor: PreforkExecutor, ran: Path, count: int, gates: dict[int, str]
+) -> list[Future[int]]:
+    """These tasks, of which none is sent before they are all there: in full messages."""
+    client = executor._client
+    with client._lock:
+        client._dispatcher.is_held = True
+        futures = [executor.submit(step, str(ran), i, gates.get(i, "")) for i in range(count)]
+        client._dispatcher.is_held = False
+    client._wake()
+    return futures
+
+
+def numbers(ran: Path) -> list[int]:
+    return [int(line) for line in lines(ran)]
+
+
+# --- in their order -------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is there once the client has been told of tasks that came back."""
+    path, take_back = tmp_path / "told", _client.Client._take_back
+
+    def take_back_and_say(client: Any, number: int, count: int) -> None:
+        take_back(client, number, count)
+        path.touch()
+
+    monkeypatch.setattr(_client.Client, "_take_back", take_back_and_say)
+    return path
+
+
+def test_what_a_worker_gives_back_at_its_last_task_is_run_before_what_lay_in_the_pipe(
+    batches: list[range], ran: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave = _worker.Worker._leave
+
+    def leave_when_told(worker: Any) -> None:
+        wait_for(str(told))
+        leave(worker)
+
+    monkeypatch.setattr(_worker.Worker, "_leave", leave_when_told)
+    # Its last task is amid the first message after the warming up.
+    with ended_at_once(one_worker(max_tasks_per_child=WARM_UP + 5)) as executor:
+        futures = submit_together(executor, ran, MANY, {})
+        assert [future.result(BOUND) for future in futures] == list(range(MANY))
+        assert told.exists(), "tasks have come back"
+    # Only the first worker has waited until the client knew.
+    two_workers = 5 + WARM_UP + 5
+    assert numbers(ran)[:two_workers] == list(range(two_workers))
+    assert sorted(numbers(ran)) == list(range(MANY))
+
+
+def test_what_came_after_a_task_that_died_is_run_before_what_lay_in_the_pipe(
+    batches: list[range], ran: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialize = _worker.Worker._initialize
+
+    def initialize_when_told(worker: Any) -> bool:
+        if lines(ran):  # The one that there was has died.
+            wait_for(str(told))
+        return initialize(worker)
+
+    monkeypatch.setattr(_worker.Worker, "_initialize", initialize_when_told)
+    with ended_at_once(one_worker()) as executor:
+        futures = submit_together(executor, ran, MANY, {100: "die"})
+        errors = [future.exception(BOUND) for future in futures]
+        assert isinstance(errors.pop(100), WorkerDied)
+        assert not any(errors)
+        assert told.exists(), "tasks have come back"
+    assert numbers(ran) == list(range(MANY))
+
+
+# --- a signal just then ------------------------------------------------------------------
+
+
+def test_a_kill_as_a_worker_gives_tasks_back_costs_none_of_them(
+    batches: list[range], ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, struck = ran.with_name("gate"), ran.with_name("struck")
+    give_back = _worker.Worker._give_back
+
+    def die_first(worker: Any, number: int, count: int) -> None:
+        if not struck.exists():
+            struck.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        give_back(worker, number, count)
+
+    monkeypatch.setattr(_worker.Worker, "_give_back", die_first)
+    with ended_at_once(one_worker()) as executor:
+        futures = submit_together(executor, ran, 100, {0: str(gate)})
+        eventually(lambda: lines(ran), "the first of a message runs")
+        reload = executor.reload()
+        board = executor._client._channels.board
+        eventually(lambda: board.read(0).retire, "the worker is to leave")
+        gate.touch()
+        assert [future.result(BOUND) for future in futures] == list(range(100))
+        assert reload.result(BOUND) is None
+        assert struck.exists()
+    assert sorted(numbers(ran)) == list(range(100))
+
+
+def test_a_request_to_end_a_task_that_comes_late_does_not_hit_the_next_of_its_message(
+    batches: list[range], ran: Path
+) -> None:
+    gates = {i: ran.with_name(f"gate {i}") for i in (0, 1)}
+    with ended_at_once(one_worker()) as executor:
+        futures = submit_together(executor, ran, 100, {i: str(gates[i]) for i in gates})
+        eventually(lambda: lines(ran), "the first of a message runs")
+        supervisor = supervisor_of(executor)
+        supervisor.suspend()
+        try:
+            executor.abort(futures[0])
+            eventually(lambda: executor._client._endings._asked, "its end has been asked for")
+            gates[0].touch()
+            eventually(lambda: numbers(ran) == [0, 1], "the next one runs")
+            worker = executor.stats().workers[0].pid
+        finally:
+            supervisor.resume()
+        # Carried out after that request, and seen from here.
+        executor.reload()
+        words = executor._client._channels.board.words
+        eventually(lambda: words[_scoreboard.GENERATION] == 1)
+        assert [w.pid for w in executor.stats().workers if w.state == "busy"] == [worker]
+        gates[1].touch()
+        assert [future.result(BOUND) for future in futures] == list(range(100))
+    assert numbers(ran) == list(range(100))
+
+
+def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_of_its_message(
+    batches: list[range], ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the supervisor's last look and its signal the task ends, and the worker has
+    all the time that it wants to go on."""
+    gates = {i: ran.with_name(f"gate {i}") for i in (0, 1)}
+    moved, signalled = ran.with_name("moved"), ran.with_name("signalled")
+    holds, is_to_stop = _pool.WorkerPool._holds, _worker.Worker._is_to_stop
+    looks: list[bool] = []
+
+    def look_and_dawdle(pool: Any, worker: Any, task: int) -> bool:
+        looks.append(holds(pool, worker, task))
+        if len(looks) == 2:
+            gates[0].touch()
+            wait_for(str(moved))
+        return looks[-1]
+
+    def stop_and_wait(worker: Any, last: int) -> bool:
+        stops: bool = is_to_stop(worker, last)
+        if lines(ran) == ["0"]:
+            moved.touch()
+        return stops
+
+    def give_back_later(worker: Any, number: int, count: int) -> None:
+        # In here the signal ends it. Were there none, it would go on.
+        wait_for(str(signalled), 10)
+
+    monkeypatch.setattr(_pool.WorkerPool, "_holds", look_and_dawdle)
+    monkeypatch.setattr(_worker.Worker, "_is_to_stop", stop_and_wait)
+    monkeypatch.setattr(_worker.Worker, "_give_back", give_back_later)
+    with ended_at_once(one_worker()) as executor:
+        futures = submit_together(executor, ran, 100, {i: str(gates[i]) for i in gates})
+        eventually(lambda: lines(ran), "the first of a message runs")
+        executor.abort(futures[0])
+        eventually(moved.exists)
+        gates[1].touch()
+        assert [future.result(BOUND) for future in futures] == list(range(100))
+    assert sorted(numbers(ran)) == list(range(100))
+
+
+# --- a system that has no room -------------------------------------------------------------
+
+
+class Refuses:
+    """The task pipe's end, which the system refuses to send to, this often."""
+
+    def __init__(self, end: Any, number: int, often: int) -> None:
+        self._end, self._number, self.left = end, number, often
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._end, name)
+
+    def send(self, packet: bytes, flags: int = 0) -> int:
+        if packet[0] == _wire.Kind.CALLS and self.left:
+            self.left -= 1
+            raise OSError(self._number, os.strerror(self._number))
+        return int(self._end.send(packet, flags))
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN])
+@pytest.mark.parametrize("in_flight", [True, False], ids=["others in flight", "none in flight"])
+def test_a_message_that_the_system_has_no_room_for_is_sent_later_and_its_tasks_run_once(
+    number: int, in_flight: bool, batches: list[range], ran: Path
+) -> None:
+    with ended_at_once(one_worker()) as executor:
+        client = executor._client
+        refuses = Refuses(client._channels.tasks, number, 20)
+        client._channels.tasks = refuses  # type: ignore[assignment]
+        if in_flight:
+            futures = [executor.submit(step, str(ran), i) for i in range(MANY)]
+        else:
+            futures = submit_together(executor, ran, MANY, {})
+        assert [future.result(BOUND) for future in futures] == list(range(MANY))
+        assert refuses.left == 0
+    assert numbers(ran) == list(range(MANY))
