@@ -469,6 +469,9 @@ class PreforkPool:
 
         Returns:
             Whether it was sent.
+
+        Raises:
+            ConnectionError: the main process was killed, and the hook's with it.
         """
         if self._kid is None or data is None:
             return False
@@ -487,6 +490,8 @@ class PreforkPool:
         try:
             if data is not None:
                 self._kid.yell(data, YellFlags(thaw=bool(thaw), exitcode=exitcode & 0xFF))
+        except ConnectionError:
+            pass  # The main process was killed: nobody is left who could hear it.
         except Exception:  # noqa: BLE001 - it was told to exit, with this code
             traceback.print_exc()
         self._kid.exit(exitcode & 0xFF)

@@ -19,6 +19,11 @@ import psutil
 import pytest
 
 pytest_plugins = ["pytester"]
+# Modules whose assertions are to say what they saw, as those of tests do.
+pytest.register_assert_rewrite(
+    *("clusters", "injection", "inner_pytest", "pool_model", "raw_programs"),
+    *("regulator_simulator", "scripts", "status_programs"),
+)
 
 _NEEDS = {
     "test_integration_dask.py": "distributed",

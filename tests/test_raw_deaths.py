@@ -337,6 +337,27 @@ def test_a_child_told_to_leave_gets_none_and_may_say_goodbye(run: Run) -> None:
     assert program.hear("heard") == [f"{child} goodbye 0"]
 
 
+def test_a_child_that_says_goodbye_to_a_killed_main_process_complains_of_nothing(
+    run: Run,
+) -> None:
+    program = run(
+        """
+        import ctypes
+        def code(main):
+            ctypes.CDLL(None).prctl(1, 0)  # The kernel would kill it before it could speak.
+            say("child")
+            while os.getppid() == main:
+                time.sleep(0.01)
+            pf_kid_exit(0, "goodbye")
+        pf_init(max_servers=1, child_data_hook=say, data_hook_in_main=True)
+        whip(code, (os.getpid(),))
+        """
+    )
+    program.hear("child")
+    program.signal(KILL)
+    program.wait()
+
+
 def test_the_handler_given_for_sigterm_is_called_when_the_child_leaves(run: Run) -> None:
     program = run(
         """
