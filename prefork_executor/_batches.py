@@ -89,7 +89,9 @@ class Batches:
                 self._found[marker] = kept
         for slot in slow:
             if slot.tail:
-                self._recall(slot)
+                # Once: what it has named stays in its slot as long as the task runs.
+                if slot.task + slot.tail in self._last_tasks:
+                    self._recall(slot)
             elif slot not in news:
                 self._last_tasks.discard(slot.task)
         self._last_tasks &= self._ledger.in_flight.keys()

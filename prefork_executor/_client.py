@@ -775,8 +775,12 @@ class Client:
 
     def _take_back(self, number: int, count: int) -> None:
         """These have been taken by a worker and will not begin there."""
+        numbers = range(number, number + min(count, _wire.MOST_CALLS))
         with self._lock:
-            self._auditor.recall(range(number, number + min(count, _wire.MOST_CALLS)))
+            # Most often they have been recalled before. Then the pipe is left alone: what a
+            # worker took meanwhile would begin before what had been sent before that.
+            if unbegun := [n for n in numbers if n in self._ledger.in_flight]:
+                self._auditor.recall(unbegun)
 
     def _lose(
         self,

@@ -18,7 +18,15 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, TaskAborted, TaskTimeout, WorkerDied, _wire, yell
+from prefork_executor import (
+    PreforkExecutor,
+    TaskAborted,
+    TaskTimeout,
+    WorkerDied,
+    _batches,
+    _wire,
+    yell,
+)
 
 FOREVER = 3600.0
 WARM_UP = 500
@@ -178,6 +186,31 @@ def test_one_worker_begins_tasks_in_their_order_though_one_turns_out_to_be_long(
         for i in range(500):
             executor.submit(noting, i, 0.2 if i == 100 else 0.0)
     assert begun == list(range(500))
+
+
+def test_what_waits_behind_a_long_task_is_sent_again_once_and_not_at_every_look(
+    batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    look = _batches.Batches.look
+
+    def noted_look(self: _batches.Batches) -> None:
+        if self.look_at is not None and time.monotonic() >= self.look_at:
+            looks.append(self.look_at)
+        look(self)
+
+    monkeypatch.setattr(_batches.Batches, "look", noted_look)
+    with PreforkExecutor(1) as executor:
+        warm(executor)
+        batches.clear()
+        futures = many(executor, {20: "sleep"}, 200)
+        eventually(lambda: futures[19].done(), "the long one runs")
+        looks.clear()
+        eventually(lambda: len(looks) > 20)
+        sent = sum(batches)
+        assert executor.abort(futures[20])
+        assert futures[-1].result(BOUND) == 199
+    assert sent <= 2 * len(futures)
 
 
 def test_the_supervisors_death_fails_what_ran_and_nothing_else(

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from fault_stage import Figures, Outcome, alive, eventually, since
+from fault_stage import REST, Figures, Outcome, alive, eventually, since
 from fault_tasks import REASON, noted
 
 SCENARIOS = Path(__file__).with_name("fault_scenarios.py")
@@ -183,6 +183,8 @@ def interrupt(program: Program) -> Figures:
     """Press Ctrl-C: SIGINT to all of the program's process group."""
     if not program.is_ready():
         return {"outcome": Outcome.SCENARIO_FAILED, "reason": "was never ready"}
+    # Until it waits: what comes just before Python waits for a lock is noticed after that only.
+    time.sleep(REST)
     began = time.monotonic()
     os.killpg(program.process.pid, signal.SIGINT)
     ended = eventually(program.has_ended, INTERRUPT_WITHIN)

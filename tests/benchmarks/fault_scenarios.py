@@ -316,7 +316,7 @@ def client_killed_idle(stage: Stage) -> Figures:
 
 
 def ctrl_c(stage: Stage, count: int) -> Figures:
-    """As in a with block. What the program itself would print, it does not."""
+    """In a with block. What the program itself would print, it does not."""
     pool = stage.pool(closing=False)
     try:
         warm(pool)
@@ -324,8 +324,8 @@ def ctrl_c(stage: Stage, count: int) -> Figures:
         wait_for_notes(stage.notes, min(count, WORKERS))
         stage.say_ready()
         settle(futures, tasks.LONG)
-    except KeyboardInterrupt:
-        pool.shutdown()
+    except KeyboardInterrupt as interrupt:
+        pool.leave(interrupt)
     return {}
 
 

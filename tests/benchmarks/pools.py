@@ -75,6 +75,10 @@ class Pool(abc.ABC):
         """Finish what was submitted, and end."""
 
     @abc.abstractmethod
+    def leave(self, error: BaseException) -> None:
+        """What its with block does at its end, when this exception ends it."""
+
+    @abc.abstractmethod
     def terminate(self) -> None:
         """End all tasks and workers, and wait for that."""
 
@@ -98,6 +102,10 @@ class ExecutorPool(Pool):
     def shutdown(self) -> None:
         """See Pool."""
         self.executor.shutdown()
+
+    def leave(self, error: BaseException) -> None:
+        """See Pool."""
+        self.executor.__exit__(type(error), error, error.__traceback__)
 
 
 class OurPool(ExecutorPool):
@@ -185,6 +193,10 @@ class PebblePool(Pool):
         """See Pool."""
         self.pool.close()
         self.pool.join()
+
+    def leave(self, error: BaseException) -> None:
+        """See Pool."""
+        self.pool.__exit__(type(error), error, error.__traceback__)
 
     def terminate(self) -> None:
         """See Pool."""
