@@ -36,8 +36,16 @@ from ._scoreboard import FILE_NAME, Scoreboard
 from ._tuples import NamedTuple
 from .errors import ProtocolError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Ancillary = list[tuple[int, int, bytes]]
+    Taken = tuple[int, Ancillary, int, Any]
+    """What ``recvmsg_into`` returns: of a message, its size and what came beside it."""
+
 Part = bytes | PickleBuffer | memoryview
-DONTWAIT = socket.MSG_DONTWAIT
+DONTWAIT = int(socket.MSG_DONTWAIT)  # A plain int: an enum member takes its time to be combined.
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 _MOST_DESCRIPTORS = 8
 REFERENCES_INTERVAL = 0.002
@@ -182,7 +190,7 @@ def receive_descriptors(end: socket.socket) -> tuple[int, list[int]]:
     return data[0], _descriptors(ancillary)
 
 
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+def _descriptors(ancillary: Ancillary) -> list[int]:
     found = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -206,9 +214,25 @@ class Receiver:
             EOFError: there will be none, the other end is gone.
             ProtocolError: what came is not a message of ours.
         """
-        size, ancillary, _, _ = self.end.recvmsg_into(
-            self._buffers, _ONE_DESCRIPTOR, flags | CMSG_CLOEXEC
-        )
+        taken = self.end.recvmsg_into(self._buffers, _ONE_DESCRIPTOR, flags | CMSG_CLOEXEC)
+        return self.packet(taken[0], taken[1])
+
+    def receive_to(self, taken: list[Taken]) -> None:
+        """Take one message, if there is one, and note that here, in one step: no signal
+        handler can come in between. It is what :meth:`packet` then makes of it.
+
+        Raises:
+            BlockingIOError: there is none.
+        """
+        flags = DONTWAIT | CMSG_CLOEXEC
+        taken.extend(map(self.end.recvmsg_into, (self._buffers,), (_ONE_DESCRIPTOR,), (flags,)))
+
+    def packet(self, size: int, ancillary: Ancillary) -> Packet:
+        """The message that was received last.
+
+        Raises:
+            EOFError, ProtocolError: as :meth:`receive`.
+        """
         descriptors = _descriptors(ancillary) if ancillary else _NONE
         if not _wire.HEADER.size <= size <= _wire.PACKET_LIMIT or len(descriptors) > 1:
             close_quietly(descriptors)

@@ -35,9 +35,10 @@ from . import _channel, _lifetime, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._audit import Auditor
 from ._batches import Batches
-from ._channel import DONTWAIT, Packet, PoolChannels
+from ._channel import Packet, PoolChannels
 from ._chronicle import count_end
 from ._culprit import describe
+from ._direct import DirectReader
 from ._dispatch import Dispatcher, Failed
 from ._endings import Endings
 from ._future import TaskFuture
@@ -120,8 +121,8 @@ class Client:
         self._on_yell = on_yell
         self._yell_hooks: dict[type, Callable[[int, Any], object]] = {}
         self._lock = threading.RLock()
-        self._token = object()
         self._ledger = Ledger()
+        self._direct = DirectReader(self._ledger, self._lock, self._enter_direct, self._wake)
         self._endings = Endings()
         self._phase = Phase.OPEN
         self._is_abandoned = False
@@ -153,7 +154,7 @@ class Client:
         if self._thread is None:
             self._start()
         future = TaskFuture()
-        future.client = self._token
+        future.client = self._direct
         try:
             parts, call = _pickling.dump_call(fn, args, kwargs, self._held), None
         except NeedsMain as wait:
@@ -245,7 +246,7 @@ class Client:
     def _may_wait_for(self, thread: threading.Thread) -> bool:
         """Whether it could end meanwhile: it cannot wait for itself, nor go on while a
         signal handler waits that has interrupted what holds the lock."""
-        is_owned: bool = self._lock._is_owned()  # type: ignore[attr-defined]
+        is_owned = self._lock._is_owned() or self._direct.is_reading()  # type: ignore[attr-defined]
         return thread is not threading.current_thread() and not is_owned
 
     def end_workers(self, number: int, reason: str) -> None:
@@ -276,7 +277,7 @@ class Client:
         """See PreforkExecutor.abort."""
         if not isinstance(future, Future):
             raise TypeError(f"future must be a Future, not {type(future).__name__}")
-        if not isinstance(future, TaskFuture) or future.client is not self._token:
+        if not isinstance(future, TaskFuture) or future.client is not self._direct:
             raise ValueError("future must be one that this executor's submit() has returned")
         with self._lock:
             self._check_own()
@@ -399,9 +400,10 @@ class Client:
         spares = self._settings.limits.spares
         channels.board.introduce(sb.EXECUTOR, os.getpid(), **spares)
         self._take(channels)
-        self._waiter.register(self._channels.yells.fileno())
         _lifetime.look_after(self)
         try:
+            self._direct.open(channels)
+            self._waiter.register(self._channels.yells.fileno(), shared=True)
             self._check_open()  # Or the interpreter's end has not seen this pool.
             self._start_supervisor()
             thread = threading.Thread(target=self._run, name="prefork-executor-io")
@@ -410,6 +412,7 @@ class Client:
         except BaseException:
             if self._thread is None:
                 self._close()
+                self._direct.close()
             raise
 
     def _take(self, channels: PoolChannels) -> None:
@@ -457,6 +460,19 @@ class Client:
         if outstanding > words[sb.ENOUGH]:
             self._channels.doorbell.ring()
 
+    def _enter_direct(self, number: int, duration: int) -> None:
+        """In a caller's thread: this task has ended, and its future has its result."""
+        with self._lock:
+            self._history.note_backlog(self._ledger, self._channels.board)
+            if self._ledger.settle(number, duration) is not None:
+                self._history.finished += 1
+            self._report()
+            is_more_to_do = (
+                self._ledger.waiting or self._phase is not Phase.OPEN or self._is_abandoned
+            )
+        if is_more_to_do:
+            self._wake()
+
     # --- the I/O thread -----------------------------------------------------------------
 
     def _run(self) -> None:
@@ -466,14 +482,15 @@ class Client:
             if self._phase is Phase.ENDED:
                 # A signal handler has shut down what it found not yet started.
                 self._phase = Phase.CLOSING
-        try:
-            while self._phase is not Phase.ENDED:
-                self._turn()
-        except BaseException as error:
-            # A bug of ours must not leave futures that nobody will ever resolve.
-            logger.critical("the executor's I/O thread failed", exc_info=True)
-            self._break("the executor's I/O thread failed; this is a bug in the pool", error)
-            self._end()
+        with self._direct.reading:
+            try:
+                while self._phase is not Phase.ENDED:
+                    self._turn()
+            except BaseException as error:
+                # A bug of ours must not leave futures that nobody will ever resolve.
+                logger.critical("the executor's I/O thread failed", exc_info=True)
+                self._break("the executor's I/O thread failed; this is a bug in the pool", error)
+                self._end()
 
     def _turn(self) -> None:
         """Read a batch, resolve its futures, send what waits; wait if nothing came."""
@@ -499,7 +516,12 @@ class Client:
             self._wait()
 
     def _wait(self) -> None:
-        ready = self._waiter.wait(self._patience())
+        patience = self._patience()
+        self._direct.reading.release()
+        try:
+            ready = self._waiter.wait(patience)
+        finally:
+            self._direct.reading.acquire()
         if not ready:
             self._channels.files.drop_unused()
         supervisor = self._supervisor
@@ -523,7 +545,7 @@ class Client:
         was_sent = self._ledger.was_sent
         for _ in range(BATCH):
             try:
-                packet = self._channels.upstream.receive(DONTWAIT)
+                packet = self._direct.receive(self._channels.upstream)
             except BlockingIOError:
                 return False
             except ProtocolError as error:
@@ -592,8 +614,12 @@ class Client:
 
     def _go_on(self, failed: Failed) -> None:
         """With the lock held: whatever can be done now."""
+        if self._direct.was_interrupted:
+            self._direct.was_interrupted = False
+            self._ledger.weigh_again()
         if self._dispatcher.was_interrupted:
             self._dispatcher.was_interrupted = False
+            self._ledger.weigh_again()
             self._auditor.open()
         if self._supervisor is not None:
             self._supervisor.flush()
@@ -922,6 +948,7 @@ class Client:
             self._close()
             self._phase = Phase.ENDED
         fail_all([(task, BrokenProcessPool("the executor was shut down")) for task in left])
+        self._direct.close()
         self._end_reloads(self._last_reload)
         if (recorder := self._recorder) is not None:
             recorder.on_shutdown()
@@ -935,6 +962,7 @@ class Client:
         if self._supervisor is not None:
             self._supervisor.disown()
         self._lock = threading.RLock()
+        self._direct.disown(self._lock)
         self._is_copy = True
         self._recorder = None
         self._phase = Phase.ENDED

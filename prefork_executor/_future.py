@@ -31,7 +31,19 @@ from concurrent.futures._base import FINISHED, PENDING, RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Client(Protocol):
+        """Whoever has made a future: `_direct.DirectReader`."""
+
+        def bell_for(self, future: TaskFuture) -> Bell | None: ...
+
+    class Bell(Protocol):
+        """A lock, as far as it is needed."""
+
+        def acquire(self, *, timeout: float) -> object: ...
+
+        def release(self) -> None: ...
 
     _Future = Future[Any]
 else:
@@ -49,9 +61,10 @@ _IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
 class TaskFuture(_Future):
     """A future of a pool's task.
 
-    ``client`` is something that its client alone has, to know it by."""
+    ``client`` is something that its client alone has, to know it by; it may know a better
+    bell than a lock."""
 
-    client: object = None
+    client: Client | None = None
 
     def __init__(self) -> None:
         if not _IS_KNOWN:
@@ -93,25 +106,47 @@ class TaskFuture(_Future):
 
     def result(self, timeout: float | None = None) -> Any:
         """As any future's."""
-        if self._state in (PENDING, RUNNING) and _IS_KNOWN and self._waits_for_bell(timeout):
+        if not self.has_ended and _IS_KNOWN and self._waits_for_bell(timeout):
             timeout = 0
-        if self._state == FINISHED and self._exception is None:
+        if self.has_result:
             return self._result
         return super().result(timeout)
 
     def _waits_for_bell(self, timeout: float | None) -> bool:
         """Wait for so many seconds, or until it rings. False: another thread does."""
-        bell, cells = _thread.allocate_lock(), self.__dict__
-        bell.acquire()
+        bell, cells = self._new_bell(), self.__dict__
         if cells.setdefault(_BELL, bell) is not bell:
             return False
         try:
-            if self._state in (PENDING, RUNNING):
+            if not self.has_ended:
                 seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
                 bell.acquire(timeout=seconds)
         finally:
             del cells[_BELL]
         return True
+
+    def _new_bell(self) -> Bell:
+        bell = None if self.client is None else self.client.bell_for(self)
+        if bell is not None:
+            return bell
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        return lock
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing to wait for. Takes no lock."""
+        return self._state not in (PENDING, RUNNING)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it has ended well. Takes no lock."""
+        return self._state == FINISHED and self._exception is None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether more is to be done at its end than to wake one who waits for its result."""
+        return bool(self._done_callbacks) or "_condition" in self.__dict__
 
     def _ring(self) -> None:
         bell = self.__dict__.get(_BELL)

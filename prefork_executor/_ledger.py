@@ -51,7 +51,7 @@ _MOST_TIMINGS = 4096
 class Timing:
     """One function's name and the measured duration of its tasks."""
 
-    __slots__ = ("code", "index", "mean", "name", "weight")
+    __slots__ = ("code", "index", "is_left_to_io", "mean", "name", "weight")
 
     def __init__(self, name: str, code: types.CodeType | None = None) -> None:
         self.name = name
@@ -61,6 +61,8 @@ class Timing:
         self.weight = ONE
         self.index = 0
         """Of the name in the board's table; 0: it is not there yet."""
+        self.is_left_to_io = False
+        """Whether the I/O thread had better read what its tasks send; see `_direct.py`."""
 
     def observe(self, duration: int) -> None:
         """Take a task's duration in nanoseconds into account."""
@@ -190,6 +192,10 @@ class Ledger:
         if duration:
             task.timing.observe(duration)
         return task
+
+    def weigh_again(self) -> None:
+        """After a signal handler has raised in the midst of any of this."""
+        self._weight = sum(task.weight for task in self.in_flight.values())
 
     def take_back(self, numbers: Iterable[int]) -> None:
         """These tasks have not begun, or may run again: they are the next to be

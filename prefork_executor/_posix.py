@@ -58,7 +58,7 @@ FALLBACK = os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1" or not sys.platfor
 """Whether this process does without what only Linux has."""
 
 SOCKET_TYPE = socket.SOCK_DGRAM if FALLBACK else socket.SOCK_SEQPACKET
-CMSG_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 EPOLLEXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 PR_SET_PDEATHSIG = 1
 SOCKET_BUFFER = 1024 * 1024
@@ -237,27 +237,30 @@ class Waiter:
     def wait(self, timeout: float | None = None) -> list[int]:
         """The descriptors that can be read, or are at their end; an empty list
         after ``timeout`` seconds, or after LONGEST_WAIT if that is sooner."""
-        if timeout is not None:
-            timeout = min(timeout, LONGEST_WAIT)
         if self._epoll is not None:
-            return [fd for fd, _ in self._epoll.poll(-1 if timeout is None else timeout)]
+            seconds = -1 if timeout is None else min(timeout, LONGEST_WAIT)
+            return [fd for fd, _ in self._epoll.poll(seconds)]
         # A new object for each call: a signal handler that runs within one may wait, too.
         poll = select.poll()
         for descriptor in self._polled:
             poll.register(descriptor, select.POLLIN)
-        milliseconds = None if timeout is None else math.ceil(timeout * 1000)
-        return [fd for fd, _ in poll.poll(milliseconds)]
+        return [fd for fd, _ in poll.poll(_milliseconds(timeout))]
 
     def close(self) -> None:
         if self._epoll is not None:
             self._epoll.close()
 
 
-def readable(descriptor: int) -> bool:
-    """Whether a read would not block right now."""
+def _milliseconds(timeout: float | None) -> int | None:
+    return None if timeout is None else math.ceil(min(timeout, LONGEST_WAIT) * 1000)
+
+
+def readable(descriptor: int, timeout: float | None = 0.0) -> bool:
+    """Whether a read would not block, right now or within so many seconds; or LONGEST_WAIT,
+    if that is sooner."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(_milliseconds(timeout)))
 
 
 # --- processes ------------------------------------------------------------------------

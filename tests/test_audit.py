@@ -379,6 +379,7 @@ class Stage:
             files=PayloadFiles(),
         )
         client._take(channels)
+        client._direct.reading.acquire()  # As the I/O thread does.
         return client
 
     def others_move(self) -> None:

@@ -152,14 +152,14 @@ def messages(executor: PreforkExecutor) -> int:
 def received(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The kinds of those that this process has received."""
     kinds: list[int] = []
-    receive = Receiver.receive
+    open_packet = Receiver.packet
 
-    def noted(receiver: Receiver, flags: int = 0) -> Packet:
-        packet = receive(receiver, flags)
+    def noted(receiver: Receiver, *taken: Any) -> Packet:
+        packet = open_packet(receiver, *taken)
         kinds.append(packet.kind)
         return packet
 
-    monkeypatch.setattr(Receiver, "receive", noted)
+    monkeypatch.setattr(Receiver, "packet", noted)
     return kinds
 
 
@@ -178,7 +178,7 @@ def test_one_at_a_time_is_a_message_there_and_a_message_back(
     taken, came = messages(executor), len(received)
     one_by_one(executor)
     assert messages(executor) - taken == ONE_BY_ONE
-    assert len(received) - came == ONE_BY_ONE
+    assert ONE_BY_ONE <= len(received) - came < 2 * ONE_BY_ONE
 
 
 # --- system calls -----------------------------------------------------------------------------
@@ -194,15 +194,17 @@ def test_under_backlog_a_task_takes_a_third_of_a_system_call_at_either_end(
     assert calls.of(*pids) - others < TASKS / 3
 
 
-def test_one_at_a_time_takes_four_system_calls_at_either_end(
+def test_one_at_a_time_takes_three_to_six_system_calls_in_the_client_and_four_in_the_workers(
     calls: Calls, executor: PreforkExecutor
 ) -> None:
-    """Send, wait, receive, and see that there is no more."""
+    """There: send, wait, receive; and if the outcome is there before the caller waits for it,
+    the I/O thread waits, too, and rings, and that is heard. Here: wait, receive, send, and
+    see that there is no more."""
     pids = workers(executor)
     client, others = calls.of(os.getpid()), calls.of(*pids)
     one_by_one(executor)
     some = 20
-    assert calls.of(os.getpid()) - client <= 4 * ONE_BY_ONE + some
+    assert calls.of(os.getpid()) - client <= 6 * ONE_BY_ONE + some
     assert calls.of(*pids) - others <= 4 * ONE_BY_ONE + some
 
 

@@ -319,7 +319,7 @@ FORKS = """
         with PreforkExecutor(2, method) as executor:
             running = [executor.submit(run_until, started + ".gate", started) for _ in range(2)]
             queued = [executor.submit(pow, i, 2) for i in range(50)]
-            while len(open(started, "a+").read()) == 0 and not os.path.getsize(started):
+            while not os.path.exists(started) or open(started).read().count("\\n") < 2:
                 pass
             child = os.fork()
             if child == 0:

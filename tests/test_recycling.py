@@ -4,6 +4,7 @@ of them at a reload."""
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import sys
 import time
@@ -31,12 +32,15 @@ def pids(executor: PreforkExecutor) -> set[int]:
     return {worker.pid for worker in executor.stats().workers}
 
 
-hoard: list[bytes] = []
+hoard: list[mmap.mmap] = []
 
 
 def keep(size: int) -> int:
-    """Make this worker bigger for good."""
-    hoard.append(b"x" * size)
+    """Make this worker bigger for good, even if it has inherited memory that is free."""
+    grown = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, size, mmap.PAGESIZE):
+        grown[page] = 1
+    hoard.append(grown)
     return os.getpid()
 
 

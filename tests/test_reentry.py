@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -26,6 +25,7 @@ import pytest
 from conftest import BOUND, eventually
 from injection import all_go_on, ended_at_once, pool_of
 from light_tasks import square
+from strikes import SOON, Strike, handler_of_sigusr1
 
 from prefork_executor import (
     PreforkExecutor,
@@ -36,12 +36,9 @@ from prefork_executor import (
     _supervisor_handle,
 )
 
-SOON = 15.0
-"""Seconds after which a test takes something for deadlocked, where it must give it up to
-end at all."""
-
 # --- a signal handler within submit --------------------------------------------------
 
+LINES = {_client.__file__, _dispatch.__file__}
 Closes = Callable[[PreforkExecutor], None]
 CLOSES: dict[str, Closes] = {
     "shutdown": lambda executor: executor.shutdown(wait=False),
@@ -49,55 +46,6 @@ CLOSES: dict[str, Closes] = {
     "shutdown and cancel": lambda executor: executor.shutdown(wait=True, cancel_futures=True),
     "kill_workers": lambda executor: executor.kill_workers(),
 }
-
-
-@contextlib.contextmanager
-def handler_of_sigusr1(handler: Callable[[], None]) -> Iterator[None]:
-    """Calls it at SIGUSR1; and fails if it, or what it has interrupted, comes to no end."""
-
-    def give_up(_signum: int, _frame: object) -> None:
-        pytest.fail("deadlock")
-
-    old = signal.signal(signal.SIGUSR1, lambda *_: handler())
-    old_alarm = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, SOON)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old_alarm)
-        signal.signal(signal.SIGUSR1, old)
-
-
-class Strike:
-    """Raises SIGUSR1 at the n-th line that this thread goes through in these files, here
-    and in no supervisor that is forked meanwhile."""
-
-    def __init__(self, line: int) -> None:
-        self._left = line
-        self._process = os.getpid()
-        self._files = {_client.__file__, _dispatch.__file__}
-
-    @property
-    def has_struck(self) -> bool:
-        return self._left <= 0
-
-    def __enter__(self) -> None:
-        self._old = sys.gettrace()
-        sys.settrace(self._enter)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._old)
-
-    def _enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
-        return self._line if frame.f_code.co_filename in self._files else None
-
-    def _line(self, _frame: FrameType, event: str, _arg: object) -> Any:
-        if event == "line" and os.getpid() == self._process:
-            self._left -= 1
-            if self._left == 0:
-                signal.raise_signal(signal.SIGUSR1)
-        return self._line
 
 
 def submit_struck(executor: PreforkExecutor, strike: Strike) -> Future[int] | None:
@@ -120,7 +68,7 @@ def test_a_signal_handler_may_close_the_executor_at_any_line_of_submit(
         executor = PreforkExecutor(1, "fork", min_spare_workers=0)
         if is_warm:
             executor.submit(square, 1).result(BOUND)
-        strike = Strike(line)
+        strike = Strike(line, LINES)
         with handler_of_sigusr1(lambda executor=executor: CLOSES[how](executor)):
             future = submit_struck(executor, strike)
         has_struck = strike.has_struck
@@ -136,7 +84,7 @@ def test_a_signal_handler_may_submit_at_any_line_of_submit() -> None:
         while has_struck:
             line += 1
             futures: list[Future[int]] = []
-            strike = Strike(line)
+            strike = Strike(line, LINES)
 
             def submit_more(futures: list[Future[int]] = futures) -> None:
                 # More than are sent at once.

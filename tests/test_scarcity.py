@@ -422,12 +422,15 @@ CALLER_WITH_LITTLE_MEMORY = """
     from prefork_executor import PreforkExecutor
 
     if __name__ == "__main__":
+        size = lambda: psutil.Process().memory_info().vms
         with PreforkExecutor(1, sys.argv[1]) as executor:
             huge = executor.submit(bytes, {huge})
             assert len(huge.result()) == {huge}
+            used = size() - {huge}
             del huge
+            while size() - used > {huge} // 8:
+                pass  # The I/O thread may just be about to let go of it.
             limits = resource.getrlimit(resource.RLIMIT_AS)
-            used = psutil.Process().memory_info().vms
             resource.setrlimit(resource.RLIMIT_AS, (used + {huge} // 4, limits[1]))
             futures = [executor.submit(bytes, {huge}) for _ in range(3)]
             print(executor.submit(pow, 3, 2).result())

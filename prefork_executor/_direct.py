@@ -1,0 +1,301 @@
+"""A result that the caller who waits for it reads from the channel by itself.
+
+Who has one task in flight, and waits for its result, would be woken by the I/O thread, which
+the worker's message had to wake before. Waking is most of what a round trip costs. So here
+the caller reads the message, and the I/O thread sleeps on.
+
+Who is woken
+------------
+Both wait for the same channel, each with an epoll of its own, exclusively, and the caller's
+is registered first. So the kernel wakes the caller if it waits at that moment, else the I/O
+thread: nothing is switched over, and nothing must be switched back when the caller is
+interrupted. A caller that was woken, and does not do what it was woken for, stops to wait
+there before it wakes the I/O thread.
+
+Who reads
+---------
+One at a time, until what was read is in the books; or one could read a marker (`_audit.py`)
+before the other has entered the outcome that came before it. ``reading`` is the lock for
+that. The I/O thread has it always but while it waits.
+
+What is left to the I/O thread
+------------------------------
+All but a small result of the task that the caller waits for. What the caller has read is
+noted in the very step that reads it, and stays noted until all is done. So nothing is lost
+when a signal handler raises, at whatever line: the I/O thread does it then, or does it again.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import InvalidStateError
+
+from . import _pickling, _posix
+from ._channel import DONTWAIT, Packet, PoolChannels, Receiver
+from ._future import TaskFuture
+from ._ledger import Ledger, Task
+from ._posix import Doorbell, Waiter
+from ._wire import HEADER, Kind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ._channel import Taken
+
+    _Lock = Any  # An RLock, of which we need what a condition needs of it.
+
+_SEAT = "seat"
+
+
+def _is_owned(lock: _Lock) -> bool:
+    """Whether this thread has it."""
+    return bool(lock._is_owned())
+
+
+class DirectReader:
+    """Reads for those who wait for a result of this pool. Closed at first.
+
+    Args:
+        ledger: the client's.
+        lock: that of the client's books.
+        enter: enters into the books that the task of this number has ended, after so many
+            nanoseconds. May be called again if it was interrupted.
+        wake: makes the I/O thread look around.
+    """
+
+    # From open on.
+    _receiver: Receiver
+    _waiter: Waiter
+    _bell: Doorbell
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lock: _Lock,
+        enter: Callable[[int, int], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self.reading: _Lock = threading.RLock()
+        self.was_interrupted = False
+        """Whether a caller has left in the midst of something. The I/O thread resets it."""
+        self._ledger = ledger
+        self._lock = lock
+        self._enter = enter
+        self._wake = wake
+        self._taken: list[Taken] = []
+        # Who waits, under _SEAT: the one who was first to put himself there.
+        self._seats: dict[str, object] = {}
+        self._is_open = False
+
+    def open(self, channels: PoolChannels) -> None:
+        """Wait for these channels from now on, which nobody else waits for yet."""
+        if _posix.FALLBACK:
+            return  # There both would be woken.
+        self._receiver = Receiver(channels.yells)
+        with contextlib.ExitStack() as undo:
+            self._waiter = Waiter()
+            undo.callback(self._waiter.close)
+            self._bell = Doorbell.new()
+            undo.callback(self._bell.close)
+            self._waiter.register(channels.yells.fileno(), shared=True)
+            self._waiter.register(self._bell.read_end)
+            undo.pop_all()
+        self._seats.clear()
+        self._is_open = True
+
+    def close(self) -> None:
+        """When every future has its end. If somebody is still about to leave, it is he who
+        closes it. Safe to call again."""
+        if self._is_open:
+            self._is_open = False
+            self._close_if_free()
+
+    def _close_if_free(self) -> None:
+        if self._seats.setdefault(_SEAT, self) is self:
+            self._waiter.close()
+            self._bell.close()
+
+    def disown(self, lock: _Lock) -> None:
+        """Close what a fork has of it, whoever waits or reads in the original."""
+        self._lock, self.reading = lock, threading.RLock()
+        self._seats.clear()
+        self.close()
+
+    def is_reading(self) -> bool:
+        """Whether this thread is: then this is a handler that has come in between."""
+        return _is_owned(self.reading)
+
+    # --- for futures --------------------------------------------------------------------
+
+    def bell_for(self, future: TaskFuture) -> DirectBell | None:
+        """What whoever waits for this future may wait with; None: with a lock, because
+        other outcomes are to come before, or with it."""
+        if not self._is_open or len(self._ledger.in_flight) != 1:
+            return DirectBell(self, future) if self.is_reading() else None
+        task = self._own_task(future)
+        is_left = task is None or task.timing.is_left_to_io or future.is_watched
+        return DirectBell(self, future) if not is_left or self.is_reading() else None
+
+    def _own_task(self, future: TaskFuture) -> Task | None:
+        """The task of this future if it is the only one."""
+        tasks = list(self._ledger.in_flight.values())
+        is_only = len(tasks) == 1 and tasks[0].future is future and not self._ledger.waiting
+        return tasks[0] if is_only else None
+
+    @contextlib.contextmanager
+    def others_may_read(self) -> Iterator[None]:
+        """If this thread is reading, let the I/O thread do what is to be done with it."""
+        held: list[tuple[_Lock, Any]] = []
+        try:
+            if self.is_reading():
+                self.was_interrupted = True
+                # The books' as well, if what was read was just to be entered.
+                locks = filter(_is_owned, (self._lock, self.reading))
+                held.extend((lock, lock._release_save()) for lock in locks)
+                self._wake()
+            yield
+        finally:
+            while held:
+                lock, count = held.pop()
+                lock._acquire_restore(count)
+
+    # --- in the I/O thread ----------------------------------------------------------------
+
+    def receive(self, upstream: Receiver) -> Packet:
+        """The next message; first one that a caller has read and left.
+
+        Raises:
+            BlockingIOError, ProtocolError: as :meth:`Receiver.receive`.
+        """
+        if self._taken:
+            return self._receiver.packet(*self._taken.pop()[:2])
+        return upstream.receive(DONTWAIT)
+
+    # --- in the caller's thread -------------------------------------------------------------
+
+    def wait(self, bell: DirectBell, timeout: float) -> bool:
+        """Wait for the end of the bell's future; for ever if ``timeout`` is negative.
+        False: somebody else waits here, or must go on meanwhile."""
+        if _is_owned(self.reading) or _is_owned(self._lock):
+            return False
+        seats: list[object] = []
+        try:
+            # In one step, and what came of it is noted: a handler may raise after it.
+            seats.extend(map(self._seats.setdefault, (_SEAT,), (bell,)))
+            if seats[0] is not bell:
+                return False
+            self._wait(bell, None if timeout < 0 else time.monotonic() + timeout)
+        except BaseException:
+            self.was_interrupted = True
+            self._wake()
+            raise
+        finally:
+            if seats and seats[0] is bell:
+                self._seats.clear()
+                if not self._is_open:
+                    self._close_if_free()
+        return True
+
+    def ring(self, bell: DirectBell) -> None:
+        """Wake whoever waits with this one."""
+        if self._seats.get(_SEAT) is bell and not bell.is_awake:
+            with contextlib.suppress(OSError):
+                self._bell.ring()
+
+    def _wait(self, bell: DirectBell, deadline: float | None) -> None:
+        own_bell, reads, left = self._bell.read_end, True, None
+        while not bell.future.has_ended:
+            if deadline is not None and (left := deadline - time.monotonic()) <= 0:
+                return
+            if not reads:
+                _posix.readable(own_bell, left)
+                self._bell.hush()
+                continue
+            ready = self._waiter.wait(left)
+            if own_bell in ready:
+                self._bell.hush()
+            elif ready and not self._read(bell):
+                reads = False
+                self._wake()
+
+    def _read(self, bell: DirectBell) -> bool:
+        """Read a message. False: it is left to the I/O thread."""
+        acquired: list[bool] = []
+        try:
+            # Only if the I/O thread waits: it may be at work for long.
+            acquired.extend(map(self.reading.acquire, (False,)))
+            return acquired[0] and self._take(bell)
+        finally:
+            if acquired and acquired[0]:
+                self.reading.release()
+
+    def _take(self, bell: DirectBell) -> bool:
+        if self._taken:
+            return False
+        try:
+            self._receiver.receive_to(self._taken)
+            taken = self._taken[0]
+        except BlockingIOError:
+            return True  # The I/O thread has it.
+        except (IndexError, OSError):
+            return False  # So it has, or the pool was closed, while a handler waited for it.
+        future, task = bell.future, self._own_task(bell.future)
+        size, ancillary = taken[:2]
+        if task is None or ancillary or size < HEADER.size or future.is_watched:
+            return False
+        packet = self._receiver.packet(size, ancillary)
+        if packet.number != task.number or packet.kind != Kind.RESULT:
+            # If it is what its function says while it runs, so it will the next time.
+            task.timing.is_left_to_io = packet.kind == Kind.YELL
+            return False
+        try:
+            result = _pickling.loads([packet.body])
+        except Exception as error:
+            bell.doubt = error
+            return False
+        bell.is_awake = True
+        with contextlib.suppress(InvalidStateError):  # Somebody else has resolved it.
+            future.finish(result)
+        self._enter(packet.number, packet.extra)
+        self._taken.clear()
+        return True
+
+
+class DirectBell:
+    """A lock, acquired, to wait with for a future's end; but who waits may read it.
+
+    ``is_awake``: who waits brings the future to its end himself. ``doubt`` is what was
+    raised as the result was unpickled: by the result, or by a signal handler. The I/O
+    thread, which no handler interrupts, finds that out."""
+
+    __slots__ = ("_lock", "_reader", "doubt", "future", "is_awake")
+
+    def __init__(self, reader: DirectReader, future: TaskFuture) -> None:
+        self.future = future
+        self.doubt: Exception | None = None
+        self.is_awake = False
+        self._reader = reader
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def acquire(self, *, timeout: float) -> None:
+        """Wait for so many seconds, for ever if that is negative, or until it is released."""
+        if not self._reader.wait(self, timeout):
+            with self._reader.others_may_read():
+                self._lock.acquire(timeout=timeout)
+        if self.doubt is not None and self.future.has_result:
+            raise self.doubt
+
+    def release(self) -> None:
+        """Wake whoever waits.
+
+        Raises:
+            RuntimeError: it was released before.
+        """
+        self._lock.release()
+        self._reader.ring(self)

@@ -1,0 +1,373 @@
+"""Who waits for the only task in flight reads its result by himself. Whatever else comes
+meanwhile, or comes in between, is done as ever, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BOUND, eventually
+from injection import Running, all_go_on, ended_at_once, pool_of
+from light_tasks import big, square
+from strikes import SOON, Strike, handler_of_sigusr1
+
+from prefork_executor import (
+    PreforkExecutor,
+    TaskAborted,
+    WorkerDied,
+    _client,
+    _direct,
+    _future,
+    yell,
+)
+from prefork_executor._posix import FALLBACK
+
+LINES = {_client.__file__, _direct.__file__, _future.__file__}
+A_WHILE = 0.003
+"""Seconds that a task takes, so that whoever waits for its result does so when it comes."""
+
+
+def slow_square(x: int) -> int:
+    time.sleep(A_WHILE)
+    return x * x
+
+
+@pytest.fixture
+def executor() -> Iterator[PreforkExecutor]:
+    with ended_at_once(pool_of(1, "fork")) as executor:
+        yield executor
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each message that a caller has read was done with by him."""
+    taken: list[bool] = []
+    take = _direct.DirectReader._take
+
+    def noted(reader: Any, bell: Any) -> bool:
+        taken.append(take(reader, bell))
+        return taken[-1]
+
+    monkeypatch.setattr(_direct.DirectReader, "_take", noted)
+    return taken
+
+
+# --- by himself, and when not -------------------------------------------------------------
+
+
+@pytest.mark.skipif(FALLBACK, reason="elsewhere nobody could say who is woken")
+def test_the_caller_reads_the_result_of_the_only_task(
+    executor: PreforkExecutor, direct: list[bool]
+) -> None:
+    for i in range(50):
+        assert executor.submit(slow_square, i).result(BOUND) == i * i
+    assert direct.count(True) > 10
+    assert executor.stats().in_flight == 0
+    assert executor.stats().finished == 51
+
+
+def fails(x: int) -> int:
+    time.sleep(A_WHILE)
+    raise LookupError(x)
+
+
+def test_its_error_comes_as_ever(executor: PreforkExecutor) -> None:
+    for i in range(20):
+        with pytest.raises(LookupError, match=str(i)):
+            executor.submit(fails, i).result(BOUND)
+    all_go_on(executor)
+
+
+class Broken:
+    """Cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise LookupError("not here")
+
+
+def broken() -> Broken:
+    time.sleep(A_WHILE)
+    return Broken()
+
+
+def test_a_result_that_cannot_be_unpickled_is_told_as_ever(executor: PreforkExecutor) -> None:
+    for _ in range(10):
+        with pytest.raises(Exception, match="could not be unpickled in the caller's process"):
+            executor.submit(broken).result(BOUND)
+    all_go_on(executor)
+
+
+def test_big_results_and_small_ones_come_whole_in_turn(executor: PreforkExecutor) -> None:
+    for i in range(20):
+        assert executor.submit(big, i).result(BOUND) == big()
+        assert executor.submit(slow_square, i).result(BOUND) == i * i
+
+
+def speaking(x: int) -> int:
+    yell(("first", x))
+    time.sleep(A_WHILE)
+    yell(("last", x))
+    return x
+
+
+def test_what_a_task_yells_is_heard_before_its_result() -> None:
+    heard: list[Any] = []
+    with PreforkExecutor(1, on_yell=lambda _pid, data: heard.append(data)) as executor:
+        for i in range(30):
+            assert executor.submit(speaking, i).result(BOUND) == i
+            assert heard[-2:] == [("first", i), ("last", i)]
+
+
+def test_the_death_of_its_worker_is_heard(executor: PreforkExecutor, tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / str(i)).mkdir()
+        running = Running(executor, tmp_path / str(i))
+        timer = threading.Timer(0.05, running.worker.kill)
+        timer.start()
+        with pytest.raises(WorkerDied):
+            running.future.result(BOUND)
+        timer.join()
+    all_go_on(executor)
+
+
+@pytest.mark.parametrize("how", ["abort", "kill_workers", "terminate_workers"])
+def test_another_thread_may_end_it(executor: PreforkExecutor, tmp_path: Path, how: str) -> None:
+    running = Running(executor, tmp_path)
+    args = (running.future,) if how == "abort" else ()
+    timer = threading.Timer(0.05, getattr(executor, how), args)
+    timer.start()
+    with pytest.raises((BrokenProcessPool, TaskAborted)):
+        running.future.result(BOUND)
+    timer.join()
+    all_go_on(executor)
+
+
+def test_who_waits_for_a_time_gets_a_timeout_and_later_the_result(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    running = Running(executor, tmp_path)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            running.future.result(0.01)
+    running.let_go()
+    assert running.future.result(BOUND) == running.worker.pid
+
+
+def test_the_supervisors_death_is_noticed_meanwhile(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    running = Running(executor, tmp_path)
+    supervisor = running.worker.parent()
+    assert supervisor is not None
+    timer = threading.Timer(0.05, supervisor.kill)
+    timer.start()
+    with pytest.raises(WorkerDied):
+        running.future.result(BOUND)
+    timer.join()
+    all_go_on(executor)
+
+
+def run_all(threads: list[threading.Thread], meanwhile: Callable[[], None] | None = None) -> None:
+    for thread in threads:
+        thread.start()
+    if meanwhile is not None:
+        meanwhile()
+    for thread in threads:
+        thread.join(BOUND)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_many_threads_that_each_wait_for_one_task_get_their_own() -> None:
+    wrong: list[Any] = []
+    with ended_at_once(pool_of(2, "fork")) as executor:
+
+        def one_by_one(start: int) -> None:
+            numbers = range(start, start + 200)
+            got = ((i, executor.submit(square, i).result(BOUND)) for i in numbers)
+            wrong.extend(pair for pair in got if pair[1] != pair[0] ** 2)
+
+        run_all([threading.Thread(target=one_by_one, args=(1000 * k,)) for k in range(4)])
+        assert executor.stats().in_flight == 0
+    assert wrong == []
+
+
+def test_several_threads_may_wait_for_the_same_task(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    running = Running(executor, tmp_path)
+    got: list[int] = []
+
+    def wait() -> None:
+        got.append(running.future.result(BOUND))
+
+    run_all([threading.Thread(target=wait) for _ in range(4)], running.let_go)
+    assert got == 4 * [running.worker.pid]
+
+
+def test_a_callback_that_is_added_while_somebody_waits_is_called_once(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    called: list[Any] = []
+    running = Running(executor, tmp_path)
+
+    def add_and_let_go() -> None:
+        running.future.add_done_callback(called.append)
+        running.let_go()
+
+    timer = threading.Timer(0.05, add_and_let_go)
+    timer.start()
+    assert running.future.result(BOUND) == running.worker.pid
+    timer.join()
+    eventually(lambda: called)
+    assert called == [running.future]
+
+
+def test_an_executor_may_be_shut_down_while_somebody_waits(tmp_path: Path) -> None:
+    with ended_at_once(pool_of(1, "fork")) as executor:
+        running = Running(executor, tmp_path)
+        timer = threading.Timer(0.05, lambda: (executor.shutdown(wait=False), running.let_go()))
+        timer.start()
+        assert running.future.result(BOUND) == running.worker.pid
+        timer.join()
+        assert executor.join(BOUND)
+
+
+def test_an_executor_that_nobody_refers_to_ends_after_its_last_result(tmp_path: Path) -> None:
+    executor = pool_of(1, "fork")
+    thread = executor._client._thread
+    assert thread is not None
+    future = executor.submit(slow_square, 3)
+    del executor
+    assert future.result(BOUND) == 9
+    thread.join(BOUND)
+    assert not thread.is_alive()
+
+
+def test_a_fork_of_the_program_reads_nothing_of_what_is_its_parents(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    running = Running(executor, tmp_path)
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            running.future.result(0.2)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    running.let_go()
+    assert running.future.result(BOUND) == running.worker.pid
+
+
+# --- a signal handler at any line ----------------------------------------------------------
+
+
+class Late(Exception):
+    """What a handler raises."""
+
+
+def strike_at_every_line(
+    executor_of: Callable[[], PreforkExecutor], handler: Callable[[PreforkExecutor], None]
+) -> Iterator[tuple[PreforkExecutor, Any, BaseException | None]]:
+    """Wait for a result again and again, and call the handler a line later each time. The
+    executor, the future, and what waiting for it has raised."""
+    line, has_struck = 0, True
+    while has_struck:
+        line += 1
+        executor, raised = executor_of(), None
+        future = executor.submit(slow_square, 3)
+        strike = Strike(line, LINES)
+        with handler_of_sigusr1(lambda executor=executor: handler(executor)):
+            try:
+                with strike:
+                    future.result(BOUND)
+            except (Late, BrokenProcessPool) as error:
+                raised = error
+        has_struck = strike.has_struck
+        yield executor, future, raised
+    assert line > 20
+
+
+def raise_late(_executor: PreforkExecutor) -> None:
+    raise Late
+
+
+def test_a_handler_may_raise_at_any_line_of_result_and_the_result_is_there_later(
+    executor: PreforkExecutor,
+) -> None:
+    raised = []
+    for _, future, error in strike_at_every_line(lambda: executor, raise_late):
+        raised.append(error)
+        assert future.result(SOON) == 9
+        eventually(lambda: executor.stats().in_flight == 0, bound=SOON)
+        assert executor._client._ledger._weight == 0
+    # But for the last, in which there was no such line any more.
+    assert [type(error) for error in raised[:-1]] == [Late] * (len(raised) - 1)
+    all_go_on(executor)
+
+
+def test_a_handler_may_wait_for_another_result_at_any_line_of_result(
+    executor: PreforkExecutor,
+) -> None:
+    got: list[int] = []
+
+    def wait_for_another(executor: PreforkExecutor) -> None:
+        got.append(executor.submit(square, 5).result(SOON))
+
+    count = 0
+    for _, future, error in strike_at_every_line(lambda: executor, wait_for_another):
+        count += 1
+        assert error is None
+        assert future.result(SOON) == 9
+    assert got == [25] * (count - 1)
+    eventually(lambda: executor.stats().in_flight == 0)
+    all_go_on(executor)
+
+
+CLOSES: dict[str, Callable[[PreforkExecutor], None]] = {
+    "shutdown": lambda executor: executor.shutdown(wait=True),
+    "kill_workers": lambda executor: executor.kill_workers(),
+}
+
+
+@pytest.mark.parametrize("how", CLOSES)
+def test_a_handler_may_close_the_executor_at_any_line_of_result(how: str) -> None:
+    for executor, future, _ in strike_at_every_line(lambda: pool_of(1, "fork"), CLOSES[how]):
+        eventually(future.done, bound=SOON)
+        executor.shutdown(wait=False)
+        assert executor.join(BOUND)
+
+
+def test_interrupts_at_any_moment_lose_nothing(executor: PreforkExecutor) -> None:
+    def raise_late_now(_signum: int, _frame: object) -> None:
+        raise Late
+
+    old = signal.signal(signal.SIGALRM, raise_late_now)
+    struck = 0
+    try:
+        for i in range(400):
+            future = executor.submit(square, i)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.00001 * (i % 40 + 1))
+                future.result(BOUND)
+                time.sleep(0.001)
+            except Late:
+                struck += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert future.result(BOUND) == i * i
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert struck
+    eventually(lambda: executor.stats().in_flight == 0)
+    all_go_on(executor)
