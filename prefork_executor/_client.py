@@ -2,8 +2,8 @@
 
 Threads and the lock
 --------------------
-Any thread may submit; the I/O thread reads what comes upstream, resolves
-futures, sends what waits, and looks after the supervisor. One lock guards the
+Any thread may submit; the I/O thread reads what comes upstream (but for `_direct.py`),
+resolves futures, sends what waits, and looks after the supervisor. One lock guards the
 books. It is never held while a future is resolved, because that runs the
 caller's callbacks, which may submit.
 
@@ -463,6 +463,8 @@ class Client:
     def _enter_direct(self, number: int, duration: int) -> None:
         """In a caller's thread: this task has ended, and its future has its result."""
         with self._lock:
+            if self._phase is Phase.ENDED:
+                return  # A signal handler has closed it meanwhile, and has not waited in vain.
             self._history.note_backlog(self._ledger, self._channels.board)
             if self._ledger.settle(number, duration) is not None:
                 self._history.finished += 1

@@ -23,6 +23,11 @@ What is left to the I/O thread
 All but a small result of the task that the caller waits for. What the caller has read is
 noted in the very step that reads it, and stays noted until all is done. So nothing is lost
 when a signal handler raises, at whatever line: the I/O thread does it then, or does it again.
+
+A signal handler may itself wait for a future's result or exception: it lets the I/O thread
+go on with what it has interrupted. If it waits by other means (``concurrent.futures.wait``,
+an event that a callback sets) within the microseconds in which a result is read, it waits
+for ever, as it does within a submit.
 """
 
 from __future__ import annotations
@@ -32,7 +37,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import InvalidStateError
 
 from . import _pickling, _posix
 from ._channel import DONTWAIT, Packet, PoolChannels, Receiver
@@ -55,6 +59,10 @@ _SEAT = "seat"
 def _is_owned(lock: _Lock) -> bool:
     """Whether this thread has it."""
     return bool(lock._is_owned())
+
+
+def _nothing(*_: object) -> None:
+    """What is left to do when all is closed."""
 
 
 class DirectReader:
@@ -94,8 +102,8 @@ class DirectReader:
 
     def open(self, channels: PoolChannels) -> None:
         """Wait for these channels from now on, which nobody else waits for yet."""
-        if _posix.FALLBACK:
-            return  # There both would be woken.
+        if not _posix.WAKES_ONE:
+            return
         self._receiver = Receiver(channels.yells)
         with contextlib.ExitStack() as undo:
             self._waiter = Waiter()
@@ -104,9 +112,9 @@ class DirectReader:
             undo.callback(self._bell.close)
             self._waiter.register(channels.yells.fileno(), shared=True)
             self._waiter.register(self._bell.read_end)
+            self._seats.clear()
+            self._is_open = True
             undo.pop_all()
-        self._seats.clear()
-        self._is_open = True
 
     def close(self) -> None:
         """When every future has its end. If somebody is still about to leave, it is he who
@@ -116,9 +124,12 @@ class DirectReader:
             self._close_if_free()
 
     def _close_if_free(self) -> None:
-        if self._seats.setdefault(_SEAT, self) is self:
+        closer = object()
+        if self._seats.setdefault(_SEAT, closer) is closer:
             self._waiter.close()
             self._bell.close()
+            # Futures that are kept refer to us, and need not keep the client.
+            self._enter = self._wake = _nothing
 
     def disown(self, lock: _Lock) -> None:
         """Close what a fork has of it, whoever waits or reads in the original."""
@@ -132,14 +143,13 @@ class DirectReader:
 
     # --- for futures --------------------------------------------------------------------
 
-    def bell_for(self, future: TaskFuture) -> DirectBell | None:
-        """What whoever waits for this future may wait with; None: with a lock, because
-        other outcomes are to come before, or with it."""
+    def bell_for(self, future: TaskFuture) -> DirectBell:
+        """What whoever waits for this future waits with."""
         if not self._is_open or len(self._ledger.in_flight) != 1:
-            return DirectBell(self, future) if self.is_reading() else None
+            return DirectBell(self, future, is_direct=False)
         task = self._own_task(future)
         is_left = task is None or task.timing.is_left_to_io or future.is_watched
-        return DirectBell(self, future) if not is_left or self.is_reading() else None
+        return DirectBell(self, future, is_direct=not is_left)
 
     def _own_task(self, future: TaskFuture) -> Task | None:
         """The task of this future if it is the only one."""
@@ -149,20 +159,33 @@ class DirectReader:
 
     @contextlib.contextmanager
     def others_may_read(self) -> Iterator[None]:
-        """If this thread is reading, let the I/O thread do what is to be done with it."""
+        """If this thread is reading, or was just told to, this is a signal handler that has
+        come in between: let the I/O thread do what is to be done."""
         held: list[tuple[_Lock, Any]] = []
         try:
             if self.is_reading():
-                self.was_interrupted = True
                 # The books' as well, if what was read was just to be entered.
                 locks = filter(_is_owned, (self._lock, self.reading))
                 held.extend((lock, lock._release_save()) for lock in locks)
-                self._wake()
+            if held or self._sits_here():
+                self._leave_all()
             yield
         finally:
+            was_held = bool(held)
             while held:
                 lock, count = held.pop()
                 lock._acquire_restore(count)
+            if was_held:
+                self._leave_all()  # What is done twice now may be counted twice.
+
+    def _sits_here(self) -> bool:
+        bell = self._seats.get(_SEAT)
+        return isinstance(bell, DirectBell) and bell.thread == _thread.get_ident()
+
+    def _leave_all(self) -> None:
+        """To the I/O thread."""
+        self.was_interrupted = True
+        self._wake()
 
     # --- in the I/O thread ----------------------------------------------------------------
 
@@ -191,8 +214,7 @@ class DirectReader:
                 return False
             self._wait(bell, None if timeout < 0 else time.monotonic() + timeout)
         except BaseException:
-            self.was_interrupted = True
-            self._wake()
+            self._leave_all()
             raise
         finally:
             if seats and seats[0] is bell:
@@ -203,12 +225,15 @@ class DirectReader:
 
     def ring(self, bell: DirectBell) -> None:
         """Wake whoever waits with this one."""
-        if self._seats.get(_SEAT) is bell and not bell.is_awake:
+        if self._seats.get(_SEAT) is bell:
             with contextlib.suppress(OSError):
                 self._bell.ring()
 
     def _wait(self, bell: DirectBell, deadline: float | None) -> None:
-        own_bell, reads, left = self._bell.read_end, True, None
+        own_bell, left = self._bell.read_end, None
+        reads = not self._taken
+        if not reads:
+            self._wake()  # Whoever has left that has told nobody: he was interrupted twice.
         while not bell.future.has_ended:
             if deadline is not None and (left := deadline - time.monotonic()) <= 0:
                 return
@@ -219,7 +244,9 @@ class DirectReader:
             ready = self._waiter.wait(left)
             if own_bell in ready:
                 self._bell.hush()
-            elif ready and not self._read(bell):
+                ready.remove(own_bell)
+            # Whatever else has come: nobody but us was woken for this message.
+            if ready and not self._read(bell):
                 reads = False
                 self._wake()
 
@@ -246,50 +273,57 @@ class DirectReader:
             return False  # So it has, or the pool was closed, while a handler waited for it.
         future, task = bell.future, self._own_task(bell.future)
         size, ancillary = taken[:2]
-        if task is None or ancillary or size < HEADER.size or future.is_watched:
+        if task is None or size < HEADER.size or future.is_watched:
+            return False
+        if ancillary:
+            task.timing.is_left_to_io = True  # Big, as its next result will be.
             return False
         packet = self._receiver.packet(size, ancillary)
         if packet.number != task.number or packet.kind != Kind.RESULT:
-            # If it is what its function says while it runs, so it will the next time.
-            task.timing.is_left_to_io = packet.kind == Kind.YELL
+            task.timing.is_left_to_io = packet.kind == Kind.YELL  # So it will the next time.
             return False
         try:
             result = _pickling.loads([packet.body])
-        except Exception as error:
+        except BaseException as error:
             bell.doubt = error
             return False
-        bell.is_awake = True
-        with contextlib.suppress(InvalidStateError):  # Somebody else has resolved it.
-            future.finish(result)
+        if not future.finish_unwatched(result):
+            return False
         self._enter(packet.number, packet.extra)
         self._taken.clear()
         return True
 
 
 class DirectBell:
-    """A lock, acquired, to wait with for a future's end; but who waits may read it.
+    """A lock, acquired, to wait with for a future's end. ``is_direct``: who waits may read.
 
-    ``is_awake``: who waits brings the future to its end himself. ``doubt`` is what was
-    raised as the result was unpickled: by the result, or by a signal handler. The I/O
-    thread, which no handler interrupts, finds that out."""
+    ``doubt`` is what was raised as the result was unpickled: by the result, or by a signal
+    handler. The I/O thread, which no handler interrupts, finds that out."""
 
-    __slots__ = ("_lock", "_reader", "doubt", "future", "is_awake")
+    __slots__ = ("_is_direct", "_lock", "_reader", "doubt", "future", "thread")
 
-    def __init__(self, reader: DirectReader, future: TaskFuture) -> None:
+    def __init__(self, reader: DirectReader, future: TaskFuture, *, is_direct: bool) -> None:
         self.future = future
-        self.doubt: Exception | None = None
-        self.is_awake = False
+        self.thread = _thread.get_ident()
+        self.doubt: BaseException | None = None
+        self._is_direct = is_direct
         self._reader = reader
         self._lock = _thread.allocate_lock()
         self._lock.acquire()
 
     def acquire(self, *, timeout: float) -> None:
         """Wait for so many seconds, for ever if that is negative, or until it is released."""
-        if not self._reader.wait(self, timeout):
+        if not (self._is_direct and self._reader.wait(self, timeout)):
             with self._reader.others_may_read():
                 self._lock.acquire(timeout=timeout)
-        if self.doubt is not None and self.future.has_result:
+        if self.doubt is not None and not self._is_in_the_result():
             raise self.doubt
+
+    def _is_in_the_result(self) -> bool:
+        """Whether what was raised was raised again; or would not have been, had there been
+        more room in this thread."""
+        has_failed = self.future.has_ended and not self.future.has_result
+        return has_failed or isinstance(self.doubt, MemoryError | RecursionError)
 
     def release(self) -> None:
         """Wake whoever waits.

@@ -10,8 +10,10 @@ agree who was first. They do by ``dict.setdefault``, which is one step for all t
 either puts what it has into a cell of the future, and what is there afterwards tells.
 
 * The condition was first: whoever takes a step takes it as in any Future.
-* A step was first: whoever asks for the condition gets none until the step is done, which
-  is a matter of two assignments; then it gets one, and finds the future in its new state.
+* A step was first: whoever asks for the condition gets none until the step is done; then it
+  gets one, and finds the future in its new state. The first step is done in the I/O thread
+  alone, and so at once. The second may be a caller's, who may be interrupted by a signal
+  handler in the midst of it: so the cell has the result, and anybody can complete the step.
 
 Each step has a cell of its own, because after the first there may be need for a condition.
 
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     class Client(Protocol):
         """Whoever has made a future: `_direct.DirectReader`."""
 
-        def bell_for(self, future: TaskFuture) -> Bell | None: ...
+        def bell_for(self, future: TaskFuture) -> Bell: ...
+
+        def others_may_read(self) -> contextlib.AbstractContextManager[None]: ...
 
     class Bell(Protocol):
         """A lock, as far as it is needed."""
@@ -50,7 +54,7 @@ else:
     _Future = Future
 
 _FIRST, _SECOND = "_cell_1", "_cell_2"
-_BEGINNING, _FINISHING = "beginning", "finishing"
+_BEGINNING, _FINISHED = "beginning", "finished"
 _BELL = "_bell"
 _IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
     *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
@@ -89,16 +93,22 @@ class TaskFuture(_Future):
             made: Any = cells.get(cell) or cells.setdefault(cell, threading.Condition())
             if made is _BEGINNING:
                 self._wait_while(PENDING)
-            elif made is _FINISHING:
-                self._wait_while(PENDING, RUNNING)
+            elif type(made) is tuple:
+                self._complete(made)
+                break
+            elif made is _FINISHED:
                 break
             else:
                 return made  # type: ignore[no-any-return]
         return threading.Condition()
 
-    def _wait_while(self, *states: str) -> None:
-        while self._state in states:
+    def _wait_while(self, state: str) -> None:
+        while self._state is state:
             time.sleep(0)
+
+    def _complete(self, step: tuple[Any]) -> None:
+        (self._result,) = step
+        self._state = FINISHED
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Without a lock in it pickle would take it, and make one that nobody resolves.
@@ -110,7 +120,22 @@ class TaskFuture(_Future):
             timeout = 0
         if self.has_result:
             return self._result
-        return super().result(timeout)
+        with self._others_may_go_on():
+            return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As any future's."""
+        if not self.has_ended and _IS_KNOWN and self._waits_for_bell(timeout):
+            timeout = 0
+        if self.has_result:
+            return None
+        with self._others_may_go_on():
+            return super().exception(timeout)
+
+    def _others_may_go_on(self) -> contextlib.AbstractContextManager[None]:
+        if self.client is None or self.has_ended:
+            return contextlib.nullcontext()
+        return self.client.others_may_read()
 
     def _waits_for_bell(self, timeout: float | None) -> bool:
         """Wait for so many seconds, or until it rings. False: another thread does."""
@@ -126,9 +151,8 @@ class TaskFuture(_Future):
         return True
 
     def _new_bell(self) -> Bell:
-        bell = None if self.client is None else self.client.bell_for(self)
-        if bell is not None:
-            return bell
+        if self.client is not None:
+            return self.client.bell_for(self)
         lock = _thread.allocate_lock()
         lock.acquire()
         return lock
@@ -165,10 +189,11 @@ class TaskFuture(_Future):
         self._ring()
         super()._invoke_callbacks()  # type: ignore[misc]
 
-    # --- in the I/O thread, where no signal handler can come in between ---------------------
+    # --- the two steps ------------------------------------------------------------------
 
     def begin(self) -> bool:
-        """Tell it that it runs. False: it was cancelled, or somebody else has resolved it."""
+        """In the I/O thread, where no signal handler can come in between: tell it that it
+        runs. False: it was cancelled, or somebody else has resolved it."""
         if self.__dict__.setdefault(_FIRST, _BEGINNING) is _BEGINNING:
             self._state = RUNNING
             return True
@@ -179,14 +204,20 @@ class TaskFuture(_Future):
 
     def finish(self, result: Any) -> None:
         """Give it its result. Raises what :meth:`set_result` raises."""
-        cells = self.__dict__
-        cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
-        if cells.setdefault(cell, _FINISHING) is not _FINISHING:
+        if not self.finish_unwatched(result):
             self.set_result(result)
-            return
-        self._result = result
-        self._state = FINISHED
-        if self._done_callbacks:
+        elif self._done_callbacks:
             self._invoke_callbacks()
         else:
             self._ring()
+
+    def finish_unwatched(self, result: Any) -> bool:
+        """Give it its result, unless somebody has asked for the condition. May be called
+        again if a signal handler has raised. Wakes nobody."""
+        cells = self.__dict__
+        cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
+        made = cells.setdefault(cell, (result,))
+        if type(made) is tuple:
+            self._complete(made)
+            cells[cell] = _FINISHED
+        return type(made) is tuple or made is _FINISHED

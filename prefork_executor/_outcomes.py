@@ -144,7 +144,8 @@ def tell_all(ends: list[End | None]) -> None:
 
 def fail_all(failed: list[tuple[Task, BaseException]]) -> None:
     for task, error in failed:
-        if begin(task):
+        # A caller that was interrupted may have got the result before the books knew of it.
+        if not task.future.has_result and begin(task):
             resolve(task.future.set_exception, error)
 
 

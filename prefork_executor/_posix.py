@@ -57,6 +57,18 @@ FALLBACK = os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1" or not sys.platfor
 )
 """Whether this process does without what only Linux has."""
 
+
+def _kernel() -> tuple[int, ...]:
+    """Its version, as far as it is in numbers."""
+    major, _, rest = os.uname().release.partition(".")
+    minor = rest.partition(".")[0]
+    return tuple(int(part) for part in (major, minor) if part.isdecimal())
+
+
+WAKES_ONE = not FALLBACK and _kernel() >= (5, 11)
+"""Whether of those that wait for one descriptor exclusively the first is woken, and no other,
+and the next message wakes the next. Before, one could be told of two messages and the other
+of none, or a wait that timed out could take the news with it."""
 SOCKET_TYPE = socket.SOCK_DGRAM if FALLBACK else socket.SOCK_SEQPACKET
 CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 EPOLLEXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)

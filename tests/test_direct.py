@@ -28,9 +28,10 @@ from prefork_executor import (
     _future,
     yell,
 )
-from prefork_executor._posix import FALLBACK
+from prefork_executor._posix import WAKES_ONE
 
 LINES = {_client.__file__, _direct.__file__, _future.__file__}
+needs_epoll = pytest.mark.skipif(not WAKES_ONE, reason="elsewhere nobody could say who is woken")
 A_WHILE = 0.003
 """Seconds that a task takes, so that whoever waits for its result does so when it comes."""
 
@@ -63,7 +64,7 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 # --- by himself, and when not -------------------------------------------------------------
 
 
-@pytest.mark.skipif(FALLBACK, reason="elsewhere nobody could say who is woken")
+@needs_epoll
 def test_the_caller_reads_the_result_of_the_only_task(
     executor: PreforkExecutor, direct: list[bool]
 ) -> None:
@@ -163,6 +164,28 @@ def test_who_waits_for_a_time_gets_a_timeout_and_later_the_result(
             running.future.result(0.01)
     running.let_go()
     assert running.future.result(BOUND) == running.worker.pid
+
+
+@needs_epoll
+def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_same(
+    executor: PreforkExecutor,
+) -> None:
+    reader: Any = executor._client._direct
+    future, real = executor.submit(slow_square, 3), reader._waiter
+
+    class Waiter:
+        def wait(self, timeout: float | None) -> list[int]:
+            ready = real.wait(timeout)
+            future.set_result(5)
+            return [*ready, reader._bell.read_end]
+
+        close = real.close
+
+    reader._waiter = Waiter()
+    assert future.result(BOUND) == 5
+    reader._waiter = real
+    eventually(lambda: executor.stats().in_flight == 0)
+    all_go_on(executor)
 
 
 def test_the_supervisors_death_is_noticed_meanwhile(
@@ -277,7 +300,9 @@ class Late(Exception):
 
 
 def strike_at_every_line(
-    executor_of: Callable[[], PreforkExecutor], handler: Callable[[PreforkExecutor], None]
+    executor_of: Callable[[], PreforkExecutor],
+    handler: Callable[[PreforkExecutor], None],
+    before: Callable[[Any], object] = lambda _future: None,
 ) -> Iterator[tuple[PreforkExecutor, Any, BaseException | None]]:
     """Wait for a result again and again, and call the handler a line later each time. The
     executor, the future, and what waiting for it has raised."""
@@ -286,6 +311,7 @@ def strike_at_every_line(
         line += 1
         executor, raised = executor_of(), None
         future = executor.submit(slow_square, 3)
+        before(future)
         strike = Strike(line, LINES)
         with handler_of_sigusr1(lambda executor=executor: handler(executor)):
             try:
@@ -316,21 +342,49 @@ def test_a_handler_may_raise_at_any_line_of_result_and_the_result_is_there_later
     all_go_on(executor)
 
 
-def test_a_handler_may_wait_for_another_result_at_any_line_of_result(
-    executor: PreforkExecutor,
-) -> None:
-    got: list[int] = []
+HANDLERS: dict[str, Callable[[PreforkExecutor, Any], object]] = {
+    "another's result": lambda executor, _: executor.submit(square, 5).result(SOON),
+    "another's exception": lambda executor, _: executor.submit(square, 5).exception(SOON),
+    "its result": lambda _, future: future.result(SOON),
+    "its exception": lambda _, future: future.exception(SOON),
+    "whether it is done": lambda _, future: future.done(),
+    "the pool's statistics": lambda executor, _: executor.stats(),
+}
 
-    def wait_for_another(executor: PreforkExecutor) -> None:
-        got.append(executor.submit(square, 5).result(SOON))
+
+@pytest.mark.parametrize("what", HANDLERS)
+def test_a_handler_may_ask_for_anything_at_any_line_of_result(
+    executor: PreforkExecutor, what: str
+) -> None:
+    got: list[object] = []
+    asked: list[Any] = []
+
+    def ask(executor: PreforkExecutor) -> None:
+        got.append(HANDLERS[what](executor, asked[-1]))
 
     count = 0
-    for _, future, error in strike_at_every_line(lambda: executor, wait_for_another):
+    for _, future, error in strike_at_every_line(lambda: executor, ask, asked.append):
         count += 1
         assert error is None
         assert future.result(SOON) == 9
-    assert got == [25] * (count - 1)
+    assert len(got) == count - 1
+    if "result" in what:
+        assert set(got) <= {9, 25}
     eventually(lambda: executor.stats().in_flight == 0)
+    eventually(lambda: executor._client._ledger._weight == 0)
+    all_go_on(executor)
+
+
+def test_a_handler_may_end_all_workers_and_raise_at_any_line_of_result(
+    executor: PreforkExecutor,
+) -> None:
+    def end_and_raise(executor: PreforkExecutor) -> None:
+        executor.kill_workers()
+        raise Late
+
+    for _, future, _ in strike_at_every_line(lambda: executor, end_and_raise):
+        eventually(future.done, bound=SOON)
+        eventually(lambda: executor.stats().in_flight == 0, bound=SOON)
     all_go_on(executor)
 
 
