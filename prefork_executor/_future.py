@@ -11,9 +11,9 @@ either puts what it has into a cell of the future, and what is there afterwards 
 
 * The condition was first: whoever takes a step takes it as in any Future.
 * A step was first: whoever asks for the condition gets none until the step is done; then it
-  gets one, and finds the future in its new state. The first step is done in the I/O thread
-  alone, and so at once. The second may be a caller's, who may be interrupted by a signal
-  handler in the midst of it: so the cell has the result, and anybody can complete the step.
+  gets one, and finds the future in its new state. In the I/O thread that is a matter of two
+  assignments. A caller who takes the second step may be interrupted between them by a signal
+  handler: so he puts the result into the cell, and anybody can complete the step.
 
 Each step has a cell of its own, because after the first there may be need for a condition.
 
@@ -54,7 +54,7 @@ else:
     _Future = Future
 
 _FIRST, _SECOND = "_cell_1", "_cell_2"
-_BEGINNING, _FINISHED = "beginning", "finished"
+_BEGINNING, _FINISHING = "beginning", "finishing"
 _BELL = "_bell"
 _IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
     *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
@@ -93,17 +93,18 @@ class TaskFuture(_Future):
             made: Any = cells.get(cell) or cells.setdefault(cell, threading.Condition())
             if made is _BEGINNING:
                 self._wait_while(PENDING)
+            elif made is _FINISHING:
+                self._wait_while(PENDING, RUNNING)
+                break
             elif type(made) is tuple:
                 self._complete(made)
-                break
-            elif made is _FINISHED:
                 break
             else:
                 return made  # type: ignore[no-any-return]
         return threading.Condition()
 
-    def _wait_while(self, state: str) -> None:
-        while self._state is state:
+    def _wait_while(self, *states: str) -> None:
+        while self._state in states:
             time.sleep(0)
 
     def _complete(self, step: tuple[Any]) -> None:
@@ -116,9 +117,10 @@ class TaskFuture(_Future):
 
     def result(self, timeout: float | None = None) -> Any:
         """As any future's."""
-        if not self.has_ended and _IS_KNOWN and self._waits_for_bell(timeout):
+        # Most often it is there: the properties below would take longer than this.
+        if self._state in (PENDING, RUNNING) and _IS_KNOWN and self._waits_for_bell(timeout):
             timeout = 0
-        if self.has_result:
+        if self._state == FINISHED and self._exception is None:
             return self._result
         with self._others_may_go_on():
             return super().result(timeout)
@@ -203,21 +205,29 @@ class TaskFuture(_Future):
             return False
 
     def finish(self, result: Any) -> None:
-        """Give it its result. Raises what :meth:`set_result` raises."""
-        if not self.finish_unwatched(result):
-            self.set_result(result)
-        elif self._done_callbacks:
+        """In the I/O thread: give it its result. Raises what :meth:`set_result` raises."""
+        cells = self.__dict__
+        cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
+        step = cells.setdefault(cell, _FINISHING)
+        if step is not _FINISHING:
+            if type(step) is not tuple:
+                self.set_result(result)
+                return
+            (result,) = step
+        self._result = result
+        self._state = FINISHED
+        if self._done_callbacks:
             self._invoke_callbacks()
         else:
             self._ring()
 
     def finish_unwatched(self, result: Any) -> bool:
-        """Give it its result, unless somebody has asked for the condition. May be called
-        again if a signal handler has raised. Wakes nobody."""
+        """In a caller's thread: give it its result, unless somebody has asked for the
+        condition. May be called again if a signal handler has raised. Wakes nobody."""
         cells = self.__dict__
         cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
-        made = cells.setdefault(cell, (result,))
-        if type(made) is tuple:
-            self._complete(made)
-            cells[cell] = _FINISHED
-        return type(made) is tuple or made is _FINISHED
+        step = cells.setdefault(cell, (result,))
+        if type(step) is tuple:
+            self._complete(step)
+            cells[cell] = _FINISHING
+        return type(step) is tuple or step is _FINISHING
