@@ -122,7 +122,7 @@ class Client:
         self._yell_hooks: dict[type, Callable[[int, Any], object]] = {}
         self._lock = threading.RLock()
         self._ledger = Ledger()
-        self._direct = DirectReader(self._ledger, self._lock, self._enter_direct, self._wake)
+        self._direct = DirectReader(self._ledger, self._lock)
         self._endings = Endings()
         self._phase = Phase.OPEN
         self._is_abandoned = False
@@ -402,7 +402,7 @@ class Client:
         self._take(channels)
         _lifetime.look_after(self)
         try:
-            self._direct.open(channels)
+            self._direct.open(channels, self._enter_direct, self._wake)
             self._waiter.register(self._channels.yells.fileno(), shared=True)
             self._check_open()  # Or the interpreter's end has not seen this pool.
             self._start_supervisor()

@@ -37,6 +37,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pickle import UnpicklingError
 
 from . import _pickling, _posix
 from ._channel import DONTWAIT, Packet, PoolChannels, Receiver
@@ -71,9 +72,6 @@ class DirectReader:
     Args:
         ledger: the client's.
         lock: that of the client's books.
-        enter: enters into the books that the task of this number has ended, after so many
-            nanoseconds. May be called again if it was interrupted.
-        wake: makes the I/O thread look around.
     """
 
     # From open on.
@@ -81,29 +79,36 @@ class DirectReader:
     _waiter: Waiter
     _bell: Doorbell
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        lock: _Lock,
-        enter: Callable[[int, int], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def __init__(self, ledger: Ledger, lock: _Lock) -> None:
         self.reading: _Lock = threading.RLock()
         self.was_interrupted = False
         """Whether a caller has left in the midst of something. The I/O thread resets it."""
         self._ledger = ledger
         self._lock = lock
-        self._enter = enter
-        self._wake = wake
+        self._enter: Callable[[int, int], None] = _nothing
+        self._wake: Callable[[], None] = _nothing
         self._taken: list[Taken] = []
         # Who waits, under _SEAT: the one who was first to put himself there.
         self._seats: dict[str, object] = {}
         self._is_open = False
 
-    def open(self, channels: PoolChannels) -> None:
-        """Wait for these channels from now on, which nobody else waits for yet."""
+    def open(
+        self,
+        channels: PoolChannels,
+        enter: Callable[[int, int], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """Wait for these channels from now on, which nobody else waits for yet.
+
+        Args:
+            channels: the client's.
+            enter: enters into the books that the task of this number has ended, after so many
+                nanoseconds. May be called again if it was interrupted.
+            wake: makes the I/O thread look around.
+        """
         if not _posix.WAKES_ONE:
             return
+        self._enter, self._wake = enter, wake
         self._receiver = Receiver(channels.yells)
         with contextlib.ExitStack() as undo:
             self._waiter = Waiter()
@@ -316,14 +321,17 @@ class DirectBell:
         if not (self._is_direct and self._reader.wait(self, timeout)):
             with self._reader.others_may_read():
                 self._lock.acquire(timeout=timeout)
-        if self.doubt is not None and not self._is_in_the_result():
-            raise self.doubt
+        doubt, self.doubt = self.doubt, None
+        if doubt is not None and not self._is_of_the_result(doubt):
+            raise doubt
 
-    def _is_in_the_result(self) -> bool:
-        """Whether what was raised was raised again; or would not have been, had there been
-        more room in this thread."""
-        has_failed = self.future.has_ended and not self.future.has_result
-        return has_failed or isinstance(self.doubt, MemoryError | RecursionError)
+    def _is_of_the_result(self, doubt: BaseException) -> bool:
+        """Whether the I/O thread has found the same; or would not, for lack of room in this
+        thread alone; or has not yet, and the time is up."""
+        if isinstance(doubt, MemoryError | RecursionError) or not self.future.has_ended:
+            return isinstance(doubt, Exception)
+        error = self.future.error
+        return isinstance(error, UnpicklingError) and type(error.__cause__) is type(doubt)
 
     def release(self) -> None:
         """Wake whoever waits.

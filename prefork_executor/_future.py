@@ -170,6 +170,11 @@ class TaskFuture(_Future):
         return self._state == FINISHED and self._exception is None
 
     @property
+    def error(self) -> BaseException | None:
+        """What it has ended with; None: nothing, or it has not ended. Takes no lock."""
+        return self._exception
+
+    @property
     def is_watched(self) -> bool:
         """Whether more is to be done at its end than to wake one who waits for its result."""
         return bool(self._done_callbacks) or "_condition" in self.__dict__

@@ -4,6 +4,7 @@ meanwhile, or comes in between, is done as ever, and nothing is lost or done twi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from prefork_executor import (
     _client,
     _direct,
     _future,
+    _posix,
     yell,
 )
 from prefork_executor._posix import WAKES_ONE
@@ -110,6 +112,40 @@ def test_a_result_that_cannot_be_unpickled_is_told_as_ever(executor: PreforkExec
     all_go_on(executor)
 
 
+gate = threading.Event()
+
+
+class BrokenLater(Broken):
+    """The I/O thread takes its time to find out that it cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _refuse_later, ()
+
+
+def _refuse_later() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        gate.wait(BOUND)
+    _refuse()
+
+
+def broken_later() -> Broken:
+    time.sleep(A_WHILE)
+    return BrokenLater()
+
+
+def test_who_waits_for_a_time_gets_a_timeout_while_it_is_found_out_that_a_result_is_broken(
+    executor: PreforkExecutor,
+) -> None:
+    for _ in range(5):
+        gate.clear()
+        future = executor.submit(broken_later)
+        with pytest.raises(TimeoutError):
+            future.result(0.1)
+        gate.set()
+        with pytest.raises(Exception, match="could not be unpickled in the caller's process"):
+            future.result(BOUND)
+
+
 def test_big_results_and_small_ones_come_whole_in_turn(executor: PreforkExecutor) -> None:
     for i in range(20):
         assert executor.submit(big, i).result(BOUND) == big()
@@ -186,6 +222,28 @@ def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_sam
     reader._waiter = real
     eventually(lambda: executor.stats().in_flight == 0)
     all_go_on(executor)
+
+
+@pytest.mark.parametrize("step", ["register", "fork"])
+def test_after_a_start_that_failed_the_next_is_as_good(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner: Any = {"register": _posix.Waiter, "fork": os}[step]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with ended_at_once(PreforkExecutor(1, "fork")) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, fail)
+            with pytest.raises(OSError, match="Too many open files"):
+                executor.submit(square, 1)
+        for i in range(20):
+            assert executor.submit(slow_square, i).result(BOUND) == i * i
+            with pytest.raises(LookupError):
+                executor.submit(fails, i).result(BOUND)
+        assert executor.submit(big).result(BOUND) == big()
+        eventually(lambda: executor.stats().in_flight == 0)
 
 
 def test_the_supervisors_death_is_noticed_meanwhile(
