@@ -215,9 +215,8 @@ class DirectReader:
         try:
             # In one step, and what came of it is noted: a handler may raise after it.
             seats.extend(map(self._seats.setdefault, (_SEAT,), (bell,)))
-            if seats[0] is not bell:
-                return False
-            self._wait(bell, None if timeout < 0 else time.monotonic() + timeout)
+            if seats[0] is bell:
+                self._wait(bell, None if timeout < 0 else time.monotonic() + timeout)
         except BaseException:
             self._leave_all()
             raise
@@ -226,7 +225,7 @@ class DirectReader:
                 self._seats.clear()
                 if not self._is_open:
                     self._close_if_free()
-        return True
+        return seats[0] is bell
 
     def ring(self, bell: DirectBell) -> None:
         """Wake whoever waits with this one."""
@@ -261,10 +260,11 @@ class DirectReader:
         try:
             # Only if the I/O thread waits: it may be at work for long.
             acquired.extend(map(self.reading.acquire, (False,)))
-            return acquired[0] and self._take(bell)
+            is_done = acquired[0] and self._take(bell)
         finally:
             if acquired and acquired[0]:
                 self.reading.release()
+        return is_done
 
     def _take(self, bell: DirectBell) -> bool:
         if self._taken:

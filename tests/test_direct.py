@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,13 +213,14 @@ def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_sam
     class Waiter:
         def wait(self, timeout: float | None) -> list[int]:
             ready = real.wait(timeout)
-            future.set_result(5)
+            with contextlib.suppress(InvalidStateError):  # The I/O thread was quicker.
+                future.set_result(5)
             return [*ready, reader._bell.read_end]
 
         close = real.close
 
     reader._waiter = Waiter()
-    assert future.result(BOUND) == 5
+    assert future.result(BOUND) in (5, 9)
     reader._waiter = real
     eventually(lambda: executor.stats().in_flight == 0)
     all_go_on(executor)
