@@ -246,8 +246,7 @@ class Client:
     def _may_wait_for(self, thread: threading.Thread) -> bool:
         """Whether it could end meanwhile: it cannot wait for itself, nor go on while a
         signal handler waits that has interrupted what holds the lock."""
-        is_owned = self._lock._is_owned() or self._direct.is_reading()  # type: ignore[attr-defined]
-        return thread is not threading.current_thread() and not is_owned
+        return thread is not threading.current_thread() and not self._direct.is_needed()
 
     def end_workers(self, number: int, reason: str) -> None:
         """See PreforkExecutor.terminate_workers and kill_workers: the same, by

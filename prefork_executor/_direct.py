@@ -146,21 +146,26 @@ class DirectReader:
         """Whether this thread is: then this is a handler that has come in between."""
         return _is_owned(self.reading)
 
+    def is_needed(self) -> bool:
+        """Whether the I/O thread cannot go on while this thread, in a handler, waits: it
+        is reading, or at work on the books."""
+        return self.is_reading() or _is_owned(self._lock)
+
     # --- for futures --------------------------------------------------------------------
 
     def bell_for(self, future: TaskFuture) -> DirectBell:
         """What whoever waits for this future waits with."""
-        if not self._is_open or len(self._ledger.in_flight) != 1:
-            return DirectBell(self, future, is_direct=False)
-        task = self._own_task(future)
+        task = self._own_task(future) if self._is_open else None
         is_left = task is None or task.timing.is_left_to_io or future.is_watched
         return DirectBell(self, future, is_direct=not is_left)
 
     def _own_task(self, future: TaskFuture) -> Task | None:
         """The task of this future if it is the only one."""
-        tasks = list(self._ledger.in_flight.values())
-        is_only = len(tasks) == 1 and tasks[0].future is future and not self._ledger.waiting
-        return tasks[0] if is_only else None
+        ledger = self._ledger
+        if len(ledger.in_flight) != 1 or ledger.waiting:
+            return None
+        tasks = list(ledger.in_flight.values())  # In one step: there may be more by now.
+        return tasks[0] if len(tasks) == 1 and tasks[0].future is future else None
 
     @contextlib.contextmanager
     def others_may_read(self) -> Iterator[None]:
@@ -209,7 +214,7 @@ class DirectReader:
     def wait(self, bell: DirectBell, timeout: float) -> bool:
         """Wait for the end of the bell's future; for ever if ``timeout`` is negative.
         False: somebody else waits here, or must go on meanwhile."""
-        if _is_owned(self.reading) or _is_owned(self._lock):
+        if self.is_needed():
             return False
         seats: list[object] = []
         try:
