@@ -55,7 +55,7 @@ from ._outcomes import (
     settle,
     tell_all,
 )
-from ._pickling import HeldMain, NeedsMain
+from ._pickling import HeldMain, HeldModules, NeedsMain
 from ._posix import Waiter
 from ._scoreboard import Slot
 from ._settings import Settings, Terms
@@ -109,6 +109,7 @@ class Client:
     _dispatcher: Dispatcher
     _auditor: Auditor
     _batches: Batches
+    _modules: HeldModules
 
     def __init__(
         self,
@@ -156,7 +157,8 @@ class Client:
         future = TaskFuture()
         future.client = self._direct
         try:
-            parts, call = _pickling.dump_call(fn, args, kwargs, self._held), None
+            parts = _pickling.dump_call(fn, args, kwargs, self._held, self._modules)
+            call = None
         except NeedsMain as wait:
             parts, call = None, wait.call
         except pickle.PicklingError as error:
@@ -426,6 +428,7 @@ class Client:
 
     def _start_supervisor(self) -> None:
         """Takes its time, and needs no lock."""
+        self._modules = HeldModules(is_forked=not self._settings.tell_main)
         if not self._settings.tell_main:
             self._held = HeldMain.forked()
         self._is_supervisor_ready = False
@@ -693,7 +696,7 @@ class Client:
         for task in late:
             try:
                 assert task.call is not None
-                task.parts = _pickling.dump_call(*task.call, held)
+                task.parts = _pickling.dump_call(*task.call, held, self._modules)
                 task.call = None
             except BaseException as error:
                 # Even SystemExit: it is the user's object that raised it in our thread.

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from . import _pickling
 from ._culprit import describe
+from ._reducers import may_be_taken_once
 from ._tracebacks import dump_traceback, load_traceback
 from ._tuples import NamedTuple
 from .errors import RemoteExceptionStandIn
@@ -184,16 +185,15 @@ def _dump_core(error: BaseException, text: str) -> tuple[str, bytes, bytes]:
 
 
 def _dump_pickled(error: BaseException, text: str) -> tuple[bytes, _Extras]:
-    core = _pickling.dump_whole(error)
-    copy = pickle.loads(core)
+    core, copy = _with_copy(error)
     if type(copy) is not type(error) or not _same_args(copy, error) or _safely(str, copy) != text:
         raise pickle.PicklingError("its copy differs from it")
     return core, ({}, _what_travels(_fields(error, unlike=copy))[0])
 
 
 def _dump_rebuilt(error: BaseException, _text: str) -> tuple[bytes, _Extras]:
-    core = _pickling.dump_whole((type(error), error.args))
-    copy = _rebuild(*pickle.loads(core))
+    core, content = _with_copy((type(error), error.args))
+    copy = _rebuild(*content)
     if type(copy) is not type(error):
         raise pickle.PicklingError("its copy differs from it")
     extras = (_attributes(error), _fields(error))
@@ -205,12 +205,19 @@ def _dump_group(group: BaseException, _text: str) -> tuple[bytes, _Extras]:
     assert isinstance(group, BaseExceptionGroup)
     # The members travel by themselves; in the args they leave a gap.
     args = [None if _is_members(arg, group) else (arg,) for arg in group.args]
-    core = _pickling.dump_whole((type(group), group.message, args))
-    kind, message, _ = pickle.loads(core)
+    core, (kind, message, _) = _with_copy((type(group), group.message, args))
     BaseExceptionGroup.__new__(kind, message, group.exceptions)
     extras = (_attributes(group), _fields(group))
     pickle.loads(_pickling.dump_whole(extras))
     return core, extras
+
+
+def _with_copy(thing: Any) -> tuple[bytes, Any]:
+    """A pickle of this, and the copy that comes of such a pickle."""
+    core = _pickling.dump_whole(thing)
+    copy = pickle.loads(core)
+    # What that one may have used up, a descriptor in it, say, is for the caller to take.
+    return _pickling.dump_whole(thing) if may_be_taken_once(core) else core, copy
 
 
 def _is_members(arg: Any, group: BaseExceptionGroup[BaseException]) -> bool:

@@ -14,12 +14,13 @@ it too, under the same name, and only the caller's own class is any use to it.
 
 How
 ---
-Plain pickle is tried first because it runs in C; what it made is right unless
+Plain pickle, with the reducers that are registered (:mod:`._reducers`), is tried first
+because it runs in C; what it made is right unless
 
 * the name ``__main__`` appears in it;
-* a ``multiprocessing`` connection does, which pickle would send as the bare
-  number of a descriptor, another one in the other process;
-* the user has told cloudpickle to take some module by value.
+* a ``multiprocessing`` connection does, see :mod:`._reducers`;
+* the user has told cloudpickle to take some module by value, or the workers would not
+  find a module that appears in it, see :mod:`._held_modules`.
 
 In these cases, and where pickle fails, cloudpickle's pickler goes over it, with
 the rule above. A function of ``__main__`` that the worker holds travels as its
@@ -33,34 +34,31 @@ them, like all of its arguments, as its own: what it changes nobody else sees.
 from __future__ import annotations
 
 import contextlib
-import copyreg
 import functools
-import io
-import multiprocessing.connection
 import pickle
-import socket
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from . import _wire
+from . import _reducers, _wire
+from ._by_value import BY_VALUE, pickle_by_rule, rule_pickler
 from ._culprit import describe, find_culprit
+from ._held_main import HeldMain as HeldMain
+from ._held_main import introduce_main as introduce_main
 from ._held_main import (
-    MAIN_NAMES,
     is_definition,
     is_here,
     main_module,
     resolve,
 )
-from ._held_main import HeldMain as HeldMain
-from ._held_main import introduce_main as introduce_main
 from ._held_main import main_is_importable as main_is_importable
+from ._held_modules import HeldModules as HeldModules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar
+    from typing import Any
 
-    _ByReference = Callable[[Any], bool]
+    from ._by_value import Refer
 
 Part = bytes | pickle.PickleBuffer
 OUT_OF_BAND = _wire.INLINE_LIMIT
@@ -68,13 +66,9 @@ OUT_OF_BAND = _wire.INLINE_LIMIT
 MOST_BUFFERS = _wire.MOST_PARTS - 1
 """Buffers of one payload that travel out of band; any more go into the pickle."""
 
-_MOST_CODES = 256
-"""Codes of functions that travel by value whose reductions are remembered."""
 _OF_MAIN = b"_main__"
 """In a pickle, either name of ``__main__``."""
-_OF_CONNECTIONS = b"multiprocessing.connection"
 _modules = sys.modules
-_Cached: type = type(functools.lru_cache(len))
 
 
 class NeedsMain(Exception):  # noqa: N818 - a condition, not an error
@@ -137,8 +131,10 @@ def dump_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     held: HeldMain | None,
+    modules: HeldModules,
 ) -> list[Part]:
-    """A call as a payload. ``held`` is None while it is not known.
+    """A call as a payload. ``held`` is None while it is not known; ``modules`` are those
+    that the workers find.
 
     Raises:
         NeedsMain: the call cannot be pickled rightly before ``held`` is known.
@@ -166,17 +162,18 @@ def dump_call(
     if (
         parts is not None
         and parts[0].find(_OF_MAIN) < 0
-        and parts[0].find(_OF_CONNECTIONS) < 0
+        and parts[0].find(_reducers.OF_CONNECTIONS) < 0
         and not ("cloudpickle" in _modules and _by_value_modules())
+        and not any(parts[0].find(name) >= 0 for name in modules.strange_names())
     ):
         return parts
     if held is None:
         raise NeedsMain(fn, args, kwargs)
-    by_reference = functools.partial(_is_held, held)
+    refer = _FromCaller(held, modules)
     try:
-        return _dump_by_rule(call, by_reference)
+        return _dump_by_rule(call, refer)
     except Exception as error:
-        raise _explain_call(fn, args, kwargs, by_reference, error) from error
+        raise _explain_call(fn, args, kwargs, refer, error) from error
 
 
 def _apart(value: Any) -> Any:
@@ -204,13 +201,30 @@ def _of_main(name: str) -> Any:
     return fn
 
 
-def _is_held(held: HeldMain, thing: Any) -> bool:
-    return is_definition(thing) and held.holds(thing)
+class _FromCaller:
+    """How things travel from the caller to a worker."""
+
+    def __init__(self, held: HeldMain, modules: HeldModules) -> None:
+        self._held = held
+        self._modules = modules
+
+    def __call__(self, thing: Any) -> Any:
+        if is_definition(thing):
+            return NotImplemented if self._held.holds(thing) else None
+        place = thing.__name__ if type(thing) is types.ModuleType else thing.__module__
+        return BY_VALUE if self._modules.is_strange(place) else None
+
+
+def _from_worker(thing: Any) -> Any:
+    """How things travel from a worker to the caller."""
+    return NotImplemented if is_here(thing) else None
 
 
 def _by_value_modules() -> bool:
     """Whether the user has told cloudpickle to take some module by value."""
-    return bool(_modules["cloudpickle"].list_registry_pickle_by_value())
+    # Another thread may be importing it. Then nobody can have told it anything yet.
+    told = getattr(_modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
+    return told is not None and bool(told())
 
 
 def _snapshot(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -218,7 +232,7 @@ def _snapshot(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     buffers: list[pickle.PickleBuffer] = []
     try:
         data = pickle.dumps((args, kwargs), 5, buffer_callback=buffers.append)
-        if _OF_CONNECTIONS not in data:
+        if _reducers.OF_CONNECTIONS not in data:
             copies: tuple[Any, ...] = pickle.loads(data, buffers=buffers)
             return copies
     except Exception:
@@ -244,17 +258,17 @@ def portable(thing: Any) -> Any:
     is multiprocessing that pickles, which knows of no cloudpickle; it is called
     for what that process will not find: lambdas, and a notebook's definitions."""
     try:
-        found_there = _OF_MAIN not in pickle.dumps(thing, 5) or main_is_importable()
+        found_there = _OF_MAIN not in _reducers.dumps(thing, None) or main_is_importable()
     except Exception:
         found_there = False
     if not found_there:
         with contextlib.suppress(Exception):
-            return _ByValue(_pickle_by_rule(thing, _never, None))
+            return _ByValue(pickle_by_rule(thing, _never, None))
     return thing
 
 
-def _never(_thing: Any) -> bool:
-    return False
+def _never(_thing: Any) -> Any:
+    return None
 
 
 def explain_start(things: Mapping[str, Any], error: Exception) -> pickle.PicklingError | None:
@@ -263,7 +277,7 @@ def explain_start(things: Mapping[str, Any], error: Exception) -> pickle.Picklin
 
     def why_not(thing: Any) -> Exception | None:
         try:
-            pickle.dumps(portable(thing), 5)
+            _reducers.dumps(portable(thing), None)
         except Exception as found:
             # A lock of multiprocessing, say, fails here, but did not fail there.
             return found if describe(found) == describe(error) else None
@@ -306,19 +320,19 @@ def dumps(thing: Any) -> list[Part]:
 
 
 def _explain(thing: Any, place: str, what: str) -> pickle.PicklingError:
-    found = find_culprit(thing, place, _why_not(is_here))
+    found = find_culprit(thing, place, _why_not(_from_worker))
     return pickle.PicklingError(f"{what} cannot be pickled: {found}")
 
 
 def dump_whole(thing: Any) -> bytes:
     """The same in one piece, its buffers included. Raises what pickling raises."""
     try:
-        data = pickle.dumps(thing, 5)
-        if _OF_CONNECTIONS not in data:
+        data = _reducers.dumps(thing, None)
+        if _reducers.OF_CONNECTIONS not in data:
             return data
     except Exception:
         pass
-    return _pickle_by_rule(thing, is_here, None)
+    return pickle_by_rule(thing, _from_worker, None)
 
 
 def loads(parts: Sequence[memoryview | bytes]) -> Any:
@@ -329,9 +343,9 @@ def loads(parts: Sequence[memoryview | bytes]) -> Any:
 def _dump_from_worker(thing: Any) -> list[Part]:
     thing = _apart(thing)
     parts = _dump_plainly(thing)
-    if parts is not None and parts[0].find(_OF_CONNECTIONS) < 0:
+    if parts is not None and parts[0].find(_reducers.OF_CONNECTIONS) < 0:
         return parts
-    return _dump_by_rule(thing, is_here)
+    return _dump_by_rule(thing, _from_worker)
 
 
 # --- pickling ------------------------------------------------------------------------------
@@ -341,22 +355,22 @@ def _dump_plainly(thing: Any) -> list[Any] | None:
     """By plain pickle: bytes and then buffers. None if it fails."""
     buffers: list[pickle.PickleBuffer] = []
     try:
-        data = pickle.dumps(thing, 5, buffer_callback=buffers.append)
+        data = _reducers.dumps(thing, buffers.append)
         if not buffers:
             return [data]
         if len(buffers) <= MOST_BUFFERS and all(map(_is_big, buffers)):
             return [data, *buffers]
         # Again, because a quicker callback serves the many that have no buffers.
         buffers.clear()
-        data = pickle.dumps(thing, 5, buffer_callback=_keeping(buffers))
+        data = _reducers.dumps(thing, _keeping(buffers))
     except Exception:
         return None
     return [data, *buffers]
 
 
-def _dump_by_rule(thing: Any, by_reference: _ByReference) -> list[Part]:
+def _dump_by_rule(thing: Any, refer: Refer) -> list[Part]:
     buffers: list[pickle.PickleBuffer] = []
-    return [_pickle_by_rule(thing, by_reference, _keeping(buffers)), *buffers]
+    return [pickle_by_rule(thing, refer, _keeping(buffers)), *buffers]
 
 
 def _is_big(buffer: pickle.PickleBuffer) -> bool:
@@ -377,117 +391,6 @@ def _keeping(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffe
     return keep
 
 
-def _pickle_by_rule(thing: Any, by_reference: _ByReference, callback: Any) -> bytes:
-    file = io.BytesIO()
-    _rule_pickler()(file, by_reference, callback).dump(thing)
-    return file.getvalue()
-
-
-@functools.cache
-def _rule_pickler() -> Any:
-    # cloudpickle is imported when the first call needs it, and not before.
-    import cloudpickle  # type: ignore[import-untyped]
-
-    own = cloudpickle.Pickler.__module__
-    maker = sys.modules[own]
-
-    class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
-        _reducers: ClassVar = {
-            **cloudpickle.Pickler._dispatch_table,
-            **_connection_reducers(),
-            io.TextIOWrapper: _reduce_text_file,
-            types.CodeType: _with_its_file(cloudpickle.Pickler._dispatch_table[types.CodeType]),
-        }
-
-        def __init__(self, file: Any, by_reference: _ByReference, callback: Any) -> None:
-            # cloudpickle chains these maps, but every object is looked up in them.
-            self.dispatch_table = {**copyreg.dispatch_table, **self._reducers}
-            super().__init__(file, protocol=5, buffer_callback=callback)
-            self._by_reference = by_reference
-
-        def reducer_override(self, obj: Any) -> Any:
-            kind = type(obj)
-            if kind is types.FunctionType:
-                # What its reductions are made of: several to each function, and all there.
-                if obj.__module__ == own and vars(maker).get(obj.__name__) is obj:
-                    return NotImplemented
-            elif not issubclass(kind, type):
-                return self._reduce_cached(obj) if kind is _Cached else NotImplemented
-            if self._by_reference(obj):
-                return NotImplemented
-            reduced = super().reducer_override(obj)
-            return reduced if kind is types.FunctionType else _with_its_name(obj, reduced)
-
-        def _reduce_cached(self, obj: Any) -> Any:
-            # cloudpickle would send any lru_cache by reference.
-            if self._by_reference(obj) or _is_in_its_module(obj):
-                return NotImplemented
-            parameters = obj.cache_parameters()
-            return _make_cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
-
-    return RulePickler
-
-
-def _with_its_file(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """cloudpickle's reduction of code, with the name of its file. From version 3.1.3 on
-    it puts another in its place, and a traceback would show no source. Remembered, because a
-    lambda in a loop is another function each time, of the same code."""
-    known: dict[int, tuple[types.CodeType, Any]] = {}
-
-    def reduce_code(code: types.CodeType) -> Any:
-        # By its id, because code from another file may be equal to it.
-        found = known.get(id(code))
-        if found is None:
-            make, parts = reduce(code)
-            named = (code.co_filename if part == "<dynamic-code>" else part for part in parts)
-            if len(known) >= _MOST_CODES:
-                known.clear()
-            found = known[id(code)] = code, (make, tuple(named))
-        return found[1]
-
-    return reduce_code
-
-
-def _with_its_name(kind: type, reduced: Any) -> Any:
-    """cloudpickle's reduction of a class, with the name of the class in full, which
-    it forgets, and that of ``__main__`` as the caller calls it."""
-    if isinstance(reduced, tuple) and len(reduced) == 6:
-        attributes = reduced[2][0]
-        attributes["__qualname__"] = kind.__qualname__
-        if kind.__module__ in MAIN_NAMES:
-            attributes["__module__"] = "__main__"
-    return reduced
-
-
-def _is_in_its_module(thing: Any) -> bool:
-    module = sys.modules.get(thing.__module__)
-    return (
-        module is not None
-        and thing.__module__ not in MAIN_NAMES
-        and resolve(vars(module), thing.__qualname__) is thing
-    )
-
-
-def _make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
-    return functools.lru_cache(maxsize, typed)(function)
-
-
-def _reduce_text_file(file: io.TextIOWrapper) -> Any:
-    # cloudpickle would send the text of a file that is open for reading, all of it.
-    for name in ("stdout", "stderr"):
-        if file is getattr(sys, name):
-            return getattr, (sys, name)
-    raise TypeError(f"cannot pickle {type(file).__name__!r} object: it is an open file")
-
-
-def _connection_reducers() -> dict[type, Any]:
-    """How multiprocessing sends a connection or a socket, which makes it the other
-    process's own. As under ProcessPoolExecutor."""
-    registered = multiprocessing.connection.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    kinds = (socket.socket, multiprocessing.connection.Connection)
-    return {kind: registered[kind] for kind in kinds if kind in registered}
-
-
 # --- saying what cannot be pickled -------------------------------------------------------
 
 
@@ -495,13 +398,13 @@ def _explain_call(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    by_reference: _ByReference,
+    refer: Refer,
     error: Exception,
 ) -> pickle.PicklingError:
     places = [("the function", fn)]
     places += [(f"args[{i}]", arg) for i, arg in enumerate(args)]
     places += [(f"kwargs[{key!r}]", value) for key, value in kwargs.items()]
-    why_not = _why_not(by_reference)
+    why_not = _why_not(refer)
     for place, thing in places:
         if why_not(thing) is not None:
             reason = find_culprit(thing, place, why_not)
@@ -518,10 +421,10 @@ class _Nowhere:
         return len(data)
 
 
-def _why_not(by_reference: _ByReference) -> Callable[[Any], Exception | None]:
+def _why_not(refer: Refer) -> Callable[[Any], Exception | None]:
     def why_not(thing: Any) -> Exception | None:
         try:
-            _rule_pickler()(_Nowhere(), by_reference, _is_small).dump(thing)
+            rule_pickler()(_Nowhere(), refer, _is_small).dump(thing)
         except Exception as error:
             return error
         return None

@@ -30,6 +30,7 @@ import multiprocessing.process
 import multiprocessing.util
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 
@@ -52,6 +53,9 @@ logger = logging.getLogger("prefork_executor")
 KEEP_FOR = 500_000
 """Nanoseconds that an outcome is kept at most for the next task's to travel with it,
 unless that task turns out to be long. Then the client takes it from the area."""
+
+TAKEN_WITHIN = 1.0
+"""Seconds that a worker that leaves waits at most for the caller to take what it has sent."""
 
 _current: Worker | None = None
 _is_copy = False
@@ -117,8 +121,20 @@ class Worker:
             pass
         self._leave()
 
+    def _let_be_taken(self) -> None:
+        """Wait, not for long, until the caller has fetched what its results have promised:
+        descriptors of sockets, or of shared memory, come from this process when a result is
+        unpickled."""
+        sharer = getattr(
+            sys.modules.get("multiprocessing.resource_sharer"), "_resource_sharer", None
+        )
+        until = time.monotonic() + TAKEN_WITHIN
+        while getattr(sharer, "_cache", None) and time.monotonic() < until:
+            time.sleep(0.005)
+
     def _leave(self) -> None:
         self._mark(sb.LEAVING)
+        self._let_be_taken()
         # For the supervisor, if there still is one, to kill us if it takes too long.
         with contextlib.suppress(ConnectionError):
             self._channels.doorbell.ring()

@@ -1,0 +1,109 @@
+"""What is registered with ``multiprocessing`` and ``copyreg`` travels by it.
+
+``multiprocessing.reduction.register`` says how objects of a class are sent to another
+process: a tensor in shared memory as the name of that memory, a socket as its descriptor.
+ProcessPoolExecutor pickles with the class that knows these reducers, ForkingPickler, and so
+programs rely on them; plain pickle does not know them, and would send a copy without a word.
+
+A few are registered by the standard library itself, for kinds that plain pickle treats
+alike, or refuses (then cloudpickle's pickler is asked, which has them all). As long as
+there are no others, plain pickle does it, at its full speed. When there are, the pickler
+is still the one in C, with a table.
+
+Reducers count from the moment in which they are registered: in the caller's process those
+that its program has registered, in a worker those that its own imports have.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import multiprocessing.connection
+import multiprocessing.context as _context
+import multiprocessing.reduction
+import pickle
+import socket
+from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Reducer = Callable[[Any], Any]
+
+OF_CONNECTIONS = b"multiprocessing.connection"
+"""In a plain pickle, the name of a connection's class: it would arrive as the bare number of
+a descriptor, another one in the other process."""
+_OWN_MODULES = (
+    "multiprocessing.reduction",
+    "multiprocessing.connection",
+    "multiprocessing.managers",
+)
+"""Where the standard library's own reducers are, for methods, partials and views. Plain
+pickle is as good, cloudpickle better; but for sockets and connections."""
+_OWN_KINDS = (socket.socket, multiprocessing.connection.Connection)
+
+
+class _Registered:
+    """The reducers that there were at some moment."""
+
+    def __init__(self, forking: Any) -> None:
+        self.forking = forking
+        self.all: dict[type, Reducer] = dict(forking._extra_reducers)
+        others = {kind for kind, reducer in self.all.items() if not _is_own(reducer)}
+        self.table = {kind: self.all[kind] for kind in self.all if kind in {*others, *_OWN_KINDS}}
+        """Those that go before whatever else would be done."""
+        self.is_plain = not others and forking is multiprocessing.reduction.ForkingPickler
+        """Whether plain pickle will do."""
+
+
+def _is_own(reducer: Reducer) -> bool:
+    return getattr(reducer, "__module__", None) in _OWN_MODULES
+
+
+_latest = _Registered(multiprocessing.reduction.ForkingPickler)
+
+
+def _now() -> _Registered:
+    global _latest
+    known = _latest
+    # What ``context.reducer`` may have put in the place of multiprocessing's own.
+    forking = _context.reduction.ForkingPickler  # type: ignore[attr-defined]
+    if known.all != forking._extra_reducers or known.forking is not forking:
+        known = _latest = _Registered(forking)
+    return known
+
+
+class _Pickler(pickle.Pickler):
+    """Plain pickle's, with a table of its own."""
+
+
+def dumps(thing: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
+    """By plain pickle, and what is registered. Raises what pickling raises."""
+    known = _now()
+    if known.is_plain:
+        return pickle.dumps(thing, 5, buffer_callback=callback)
+    file = io.BytesIO()
+    if known.forking is multiprocessing.reduction.ForkingPickler:
+        pickler: Any = _Pickler(file, 5, buffer_callback=callback)
+        pickler.dispatch_table = {**copyreg.dispatch_table, **known.table}
+    else:
+        pickler = known.forking(file, 5, True, callback)
+    pickler.dump(thing)
+    return file.getvalue()
+
+
+def table() -> dict[type, Reducer]:
+    """The reducers that somebody has registered, by the kind of thing."""
+    return {**copyreg.dispatch_table, **_now().table}
+
+
+def override() -> Callable[[pickle.Pickler, Any], Any] | None:
+    """``reducer_override`` of the pickler that was put in the place of multiprocessing's, if
+    it has one."""
+    return getattr(_now().forking, "reducer_override", None)
+
+
+def may_be_taken_once(pickled: bytes) -> bool:
+    """Whether this pickle may hold what can be unpickled only once: a descriptor, say."""
+    return not _now().is_plain or pickled.find(b"multiprocessing") >= 0
