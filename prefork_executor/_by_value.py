@@ -64,8 +64,7 @@ def rule_pickler() -> Any:
         def __init__(self, file: Any, refer: Refer, callback: Any) -> None:
             # cloudpickle chains these maps, but every object is looked up in them.
             self._registered = _reducers.table()
-            own_reducers = {**self._own, types.ModuleType: self._reduce_module}
-            self.dispatch_table = {**own_reducers, **self._registered}
+            self.dispatch_table = {**self._own, **self._registered}
             super().__init__(file, protocol=5, buffer_callback=callback)
             self._override = _reducers.override()
             self._refer = refer
@@ -83,7 +82,9 @@ def rule_pickler() -> Any:
                 if obj.__module__ == own and vars(maker).get(obj.__name__) is obj:
                     return NotImplemented
             elif not issubclass(kind, type):
-                return self._reduce_cached(obj) if kind is _Cached else NotImplemented
+                # Not in the table: a pickler that its own table leads to lives too long.
+                reduce = self._reduce_specially.get(kind)
+                return NotImplemented if reduce is None else reduce(self, obj)
             way = self._refer(obj)
             if way is not None and way is not BY_VALUE:
                 return way
@@ -105,10 +106,12 @@ def rule_pickler() -> Any:
 
         def _reduce_module(self, module: types.ModuleType) -> Any:
             if self._refer(module) is not BY_VALUE:
-                return self._own[types.ModuleType](module)
+                return NotImplemented
             left = ("__builtins__", "__spec__", "__loader__")
             state = {name: value for name, value in vars(module).items() if name not in left}
             return maker.dynamic_subimport, (module.__name__, state)
+
+        _reduce_specially: ClassVar = {_Cached: _reduce_cached, types.ModuleType: _reduce_module}
 
     return RulePickler
 

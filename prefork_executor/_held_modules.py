@@ -38,28 +38,31 @@ class HeldModules:
         self._finders = list(sys.meta_path)
         self._judged = set(_modules if is_forked else MAIN_NAMES)
         self._judged.update(MAIN_NAMES)
-        self._count = len(_modules) if is_forked else -1
+        self.count = len(_modules) if is_forked else -1
+        """Modules there were at the last look."""
+        self.names: tuple[bytes, ...] = ()
+        """The strange ones among them, as a pickle names them. Public, with the count,
+        because every submit asks: see :meth:`are_in`."""
         self._strange: frozenset[str] = frozenset()
-        self._names: tuple[bytes, ...] = ()
 
-    def strange_names(self) -> tuple[bytes, ...]:
-        """The strange modules there are, by their names as a pickle has them."""
-        if len(_modules) != self._count:
+    def are_in(self, pickled: bytes) -> bool:
+        """Whether a plain pickle names strange modules."""
+        if len(_modules) != self.count:
             self._look()
-        return self._names
+        return bool(self.names) and any(pickled.find(name) >= 0 for name in self.names)
 
     def is_strange(self, name: object) -> bool:
         """Whether a module of this name is. Asks nobody anew."""
         return name in self._strange
 
     def _look(self) -> None:
-        self._count = len(_modules)
+        self.count = len(_modules)
         new = [name for name in list(_modules) if name not in self._judged]
         self._judged.update(new)
         strange = {name for name in new if self._is_strange_module(name)}
         if strange:
             self._strange |= strange
-            self._names = tuple(name.encode(errors="surrogatepass") for name in self._strange)
+            self.names = tuple(name.encode(errors="surrogatepass") for name in self._strange)
 
     def _is_strange_module(self, name: str) -> bool:
         top = name.partition(".")[0]

@@ -164,7 +164,7 @@ def dump_call(
         and parts[0].find(_OF_MAIN) < 0
         and parts[0].find(_reducers.OF_CONNECTIONS) < 0
         and not ("cloudpickle" in _modules and _by_value_modules())
-        and not any(parts[0].find(name) >= 0 for name in modules.strange_names())
+        and ((len(_modules) == modules.count and not modules.names) or not modules.are_in(parts[0]))
     ):
         return parts
     if held is None:

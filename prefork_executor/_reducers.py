@@ -62,15 +62,18 @@ def _is_own(reducer: Reducer) -> bool:
 
 
 _latest = _Registered(multiprocessing.reduction.ForkingPickler)
+_plain: tuple[Any, int] = (None, 0)
+"""The class that has the reducers, and how many, if plain pickle will do for them all."""
 
 
 def _now() -> _Registered:
-    global _latest
+    global _latest, _plain
     known = _latest
     # What ``context.reducer`` may have put in the place of multiprocessing's own.
     forking = _context.reduction.ForkingPickler  # type: ignore[attr-defined]
     if known.all != forking._extra_reducers or known.forking is not forking:
         known = _latest = _Registered(forking)
+    _plain = (forking if known.is_plain else None, len(known.all))
     return known
 
 
@@ -80,6 +83,11 @@ class _Pickler(pickle.Pickler):
 
 def dumps(thing: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
     """By plain pickle, and what is registered. Raises what pickling raises."""
+    # Every submit comes by: counted, because to compare them all takes five times as long.
+    kind, count = _plain
+    forking = _context.reduction.ForkingPickler  # type: ignore[attr-defined]
+    if forking is kind and len(forking._extra_reducers) == count:
+        return pickle.dumps(thing, 5, buffer_callback=callback)
     known = _now()
     if known.is_plain:
         return pickle.dumps(thing, 5, buffer_callback=callback)

@@ -239,7 +239,7 @@ def answer():
 """
 
 
-def test_a_module_that_workers_cannot_import_goes_by_value_if_registered_so(
+def test_a_module_that_workers_cannot_import_goes_by_value_registered_so_or_not(
     executor: PreforkExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor.submit(int).result()  # From now on, what is imported here is news to the worker.
@@ -248,9 +248,7 @@ def test_a_module_that_workers_cannot_import_goes_by_value_if_registered_so(
         patch.syspath_prepend(tmp_path)
         module = importlib.import_module("only_here")
     patch.setitem(sys.modules, "only_here", module)
-    with pytest.raises(ModuleNotFoundError, match="only_here") as caught:
-        executor.submit(module.answer).result()
-    assert caught.value.__notes__ == ["This was raised while the worker unpickled the task."]
+    assert executor.submit(module.answer).result().value == 42
     cloudpickle.register_pickle_by_value(module)
     try:
         result = executor.submit(module.answer).result()
