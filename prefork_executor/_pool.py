@@ -57,6 +57,11 @@ MEMORY_INTERVAL = 0.5
 """Seconds between two looks at the memory of workers that work."""
 ROLLOVER_INTERVAL = 0.1
 """Seconds between two looks whether new workers serve, so that old ones may go."""
+INSIST_INTERVAL = 0.01
+"""Seconds between two looks whether a worker that is to end, and has not, needs a second
+signal for that."""
+INSIST_FOR = 1.0
+"""Seconds after which nobody looks for that any more."""
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at the workers of a pool that closes."""
 LOOK_LATE = 0.01
@@ -85,6 +90,7 @@ class _Worker:
         self.patience: float | None = None
         self.taking: tuple[int, int] | None = None
         self.is_killed = False
+        self.may_insist = False
 
 
 class WorkerPool:
@@ -539,9 +545,9 @@ class WorkerPool:
             is_told = worker.retired_at is None and number == self._retire_signal
             self._retire(worker)
             if not is_told:
-                _posix.send_signal(worker.pid, number)
+                self._doom(worker, number)
         self._child_ended = True  # Whatever has been missed so far.
-        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._leave_within)
+        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_kill())
 
     def end_task(self, place: int, task: int) -> None:
         """End the worker in this slot if it holds this very task: by SIGTERM, and by
@@ -555,8 +561,27 @@ class WorkerPool:
         self._retire(worker)
         if self._holds(worker, task):
             worker.ended_at, worker.patience = time.monotonic_ns(), TASK_GRACE
-            _posix.send_signal(worker.pid, signal.SIGTERM)
+            self._doom(worker, signal.SIGTERM)
             self.look_again()
+
+    def _doom(self, worker: _Worker, number: int) -> None:
+        """Send a signal that ends what the worker does, and say before whose it is."""
+        self.board.words[self.board.base(worker.slot) + sb.DOOMED] = 1
+        _posix.send_signal(worker.pid, number)
+        # A raw child's handlers are all the user's.
+        worker.may_insist = number == signal.SIGTERM and self._retire_signal is None
+
+    def _insist(self) -> None:
+        """Send SIGTERM again where the first has met a handler of ours, which waits for a
+        call into C to return; see :mod:`._end_signals`."""
+        now = time.monotonic_ns()
+        for worker in self._workers.values():
+            if worker.may_insist and worker.ended_at is not None:
+                if _posix.has_default_action(worker.pid, signal.SIGTERM):
+                    _posix.send_signal(worker.pid, signal.SIGTERM)
+                    worker.may_insist = False
+                elif now - worker.ended_at > INSIST_FOR * _NANO:
+                    worker.may_insist = False
 
     def _holds(self, worker: _Worker, task: int) -> bool:
         slot = self.board.read(worker.slot)
@@ -567,11 +592,12 @@ class WorkerPool:
         those who do not leave, plan the next look, which is one at every worker."""
         self._kill_the_stuck()
         self._child_ended = True
-        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._leave_within)
+        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_kill())
 
     def _kill_the_stuck(self) -> None:
         """SIGKILL workers that should have ended long ago: they may be stopped, or
         hang in a handler."""
+        self._insist()
         now = time.monotonic_ns()
         for worker in self._workers.values():
             since, patience = self._leaves_since(worker), self._patience(worker)
@@ -587,6 +613,8 @@ class WorkerPool:
             for worker in self._workers.values()
             if (since := self._leaves_since(worker)) is not None
         ]
+        if any(worker.may_insist for worker in self._workers.values()):
+            return INSIST_INTERVAL
         if not ends:
             return self._leave_within
         return max(LOOK_LATE, min(ends) - time.monotonic())
@@ -627,6 +655,8 @@ def _ignore(_signum: int, _frame: object) -> None:
 
 def _is_crash(slot: sb.Slot) -> bool:
     """Whether a worker that was not told to leave ended before it did anything."""
+    if slot.asked:
+        return False
     if slot.state == sb.STARTING:
         return True
     if slot.state == sb.LEAVING and not slot.takes and not slot.done:

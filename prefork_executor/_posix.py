@@ -32,6 +32,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import time
@@ -337,6 +338,48 @@ def forget_handlers() -> None:
 def install_handlers(handlers: Mapping[int, Handler]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def run_handlers() -> None:
+    """Run the Python handlers of signals that have come, if they have not run yet.
+
+    From CPython 3.13 on, in a process that was forked by another thread than the main one,
+    the interpreter's loop does not notice that a signal has come. What does is any function
+    in C that asks. This is the cheapest of them."""
+    repr(None)
+
+
+SA_RESETHAND = 0x80000000
+_FLAGS_BEHIND = 128
+"""Bytes of the signal mask, in Linux's C libraries, between a ``struct sigaction``'s
+handler and its flags."""
+
+
+def default_after_next(number: int) -> None:
+    """Have the kernel restore a signal's default effect as it delivers the next one to the
+    handler there is, which runs all the same. A no-op elsewhere than on Linux, where
+    :func:`has_default_action` could not tell either."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    action = ctypes.create_string_buffer(256)
+    at = struct.calcsize("P") + _FLAGS_BEHIND
+    if libc().sigaction(int(number), None, action) == 0:
+        (flags,) = struct.unpack_from("=I", action, at)
+        struct.pack_into("=I", action, at, flags | SA_RESETHAND)
+        libc().sigaction(int(number), action, None)
+
+
+def has_default_action(pid: int, number: int) -> bool:
+    """Whether a process neither handles this signal nor ignores it. False if that
+    cannot be told."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            lines = [line.split() for line in file if line.startswith((b"SigIgn", b"SigCgt"))]
+        return not any(int(mask, 16) >> (number - 1) & 1 for _, mask in lines)
+    except (OSError, ValueError):
+        return False
 
 
 def die_with_parent(parent: int) -> None:

@@ -28,7 +28,10 @@ DECISIONS                      While there is no pool, between two supervisors, 
                                counts what the first has left behind
 slot PID            pool       the worker's process id; 0: the slot is free
 slot BORN           pool       when it was forked (ns, monotonic clock)
-slot RETIRE         pool       1: leave as soon as you hold nothing
+slot RETIRE         pool       1: leave as soon as you hold nothing. The worker, too, may
+                               write this 1, when nobody has told it but it is to leave
+slot DOOMED         pool       1: the signal that comes from the pool ends the task; written
+                               before that is sent
 slot STATE          worker     a :class:`State`
 slot TASK           worker     the task it holds, meaningful when BUSY: its number, and
                                how many of the same message came before it, whose
@@ -42,6 +45,7 @@ slot UNSENT         worker     bytes of outcomes in the slot's *area* that have 
                                been sent yet
 slot NAME           worker     the index of the name of the task's function, written before
                                STATE = BUSY
+slot ASKED          worker     1: a signal from outside has asked it to leave
 ==================  =========  ==================================================
 
 Behind the slots, and the areas of which the next paragraph tells, there are sections of
@@ -115,7 +119,7 @@ PEAK, USED, FULL_TIMES, FULL_FOR, FULL_SINCE, DECISIONS = range(29, 35)
 NEVER = 2**64 - 1
 """In ENOUGH: whatever OUTSTANDING is, do not ring."""
 HEADER_WORDS = 40
-PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE, RECALL, UNSENT, NAME = range(11)
+PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE, RECALL, UNSENT, NAME, ASKED, DOOMED = range(13)
 SLOT_WORDS = 16
 """One slot fills two 64-byte cache lines: workers do not slow each other's marks."""
 WORD_BYTES = 8
@@ -159,11 +163,12 @@ class Slot(NamedTuple):
     recall: int = 0
     unsent: int = 0
     name: int = 0
+    asked: int = 0
 
 
 def slot_of(place: int, words: Sequence[int]) -> Slot:
     """A slot from its words."""
-    pid, born, retire, state, task, since, takes, done, *rest = words[: NAME + 1]
+    pid, born, retire, state, task, since, takes, done, *rest = words[: ASKED + 1]
     head, tail = task >> 8 & 255, task & 255
     return Slot(place, pid, born, retire, state, task >> 16, since, takes, done, head, tail, *rest)
 
@@ -230,7 +235,7 @@ class Scoreboard:
 
     def read(self, index: int) -> Slot:
         base = self.base(index)
-        return slot_of(index, tuple(self.words[base : base + NAME + 1]))
+        return slot_of(index, tuple(self.words[base : base + ASKED + 1]))
 
     def fence(self) -> None:
         """Between a write and a read of which the read must not overtake the write, as the

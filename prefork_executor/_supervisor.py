@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from . import _channel, _failures, _pickling, _posix, _wire
+from . import _channel, _end_signals, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
 from ._pickling import Part
@@ -70,11 +70,12 @@ class Supervisor:
         self._closing = False
         self._reload = 0
         self._oom_kills = _posix.oom_kills()
+        _end_signals.survive()
         self._pool = WorkerPool(
             settings.limits,
             self._channels.board,
             self._channels.doorbell,
-            child_handlers={signal.SIGINT: signal.SIG_IGN},
+            child_handlers={signal.SIGINT: signal.SIG_IGN, **_end_signals.handlers()},
             disown=self._disown,
             most_memory=settings.max_memory_per_child,
         )
@@ -272,6 +273,7 @@ def supervise(control: socket.socket, settings: Settings, client: int) -> None:
     _posix.forget_handlers()
     # Ctrl-C is the caller's to handle; the pool ends with it, in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_signals.survive()
     _posix.restore_mask(set())
     try:
         supervisor = Supervisor(control, settings, client)

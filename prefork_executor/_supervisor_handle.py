@@ -43,6 +43,21 @@ def _no_false_file() -> Iterator[None]:
         main.__file__ = file
 
 
+@contextlib.contextmanager
+def _handlers_at_rest(context: BaseContext) -> Iterator[None]:
+    """Where the supervisor is a fork of this process, let no signal run this one's handlers
+    there. It restores the mask itself, when it has forgotten them."""
+    if context.get_start_method() != "fork":
+        yield
+        return
+    mask = _posix.current_mask()
+    _posix.block_signals(_posix.ALL_SIGNALS)
+    try:
+        yield
+    finally:
+        _posix.restore_mask(mask)
+
+
 def _close_what_a_failed_fork_leaves(error: Exception) -> None:
     """multiprocessing makes two pipes, then forks; if it cannot, they stay open, for ever."""
     step, launch = error.__traceback__, popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]
@@ -85,7 +100,7 @@ class SupervisorHandle:
                 name="PreforkSupervisor",
                 daemon=False,
             )
-            with _no_false_file():
+            with _no_false_file(), _handlers_at_rest(context):
                 process.start()
         except Exception as error:
             _close_what_a_failed_fork_leaves(error)

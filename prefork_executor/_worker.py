@@ -34,7 +34,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from . import _channel, _failures, _pickling, _posix, _wire
+from . import _channel, _end_signals, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, Receiver, WorkerChannels
 from ._payload_files import UNUSED, PayloadFiles
@@ -108,6 +108,8 @@ class Worker:
         self._waiter = Waiter()
         self._waiter.register(channels.tasks.fileno(), shared=True)
         self._waiter.register(seat.leash)
+        self._bell = _end_signals.begin(self._words, self._base)
+        self._waiter.register(self._bell.read_end)
 
     def run(self) -> None:
         """Initialize, then serve until told to leave."""
@@ -172,6 +174,7 @@ class Worker:
         was_woken = False
         while True:
             words[state] = sb.TAKING
+            _posix.run_handlers()  # One may set RETIRE.
             # The message that has woken us has woken nobody else: first take it.
             if words[retire] and not was_woken:
                 return
@@ -227,9 +230,12 @@ class Worker:
                 if self._settings.max_memory_per_child:
                     self._channels.doorbell.ring()  # Its owner looks while anybody works.
                 return True
-            if ready:
+            if self._seat.leash in ready:
                 # Let go: either RETIRE is set, or the main process is no more.
                 self._words[self._base + sb.RETIRE] = 1
+            if self._bell.read_end in ready:
+                self._bell.hush()
+                _posix.run_handlers()
             self._files.drop_unused()
         return False
 
@@ -322,6 +328,7 @@ class Worker:
         ``last``. Whoever wants that says so and then reads what is named, we name it
         and then look whether somebody has said so: one of us notices."""
         self._channels.board.fence()
+        _posix.run_handlers()
         words, base = self._words, self._base
         most = self._settings.max_tasks_per_child
         return bool(

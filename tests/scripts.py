@@ -11,11 +11,13 @@ BOUND = 120.0
 """Seconds that a program may take before the test fails; it takes about one."""
 
 
-def run_script(directory: Path, source: str, *args: str, bound: float = BOUND) -> str:
+def run_script(
+    directory: Path, source: str, *args: str, options: tuple[str, ...] = (), bound: float = BOUND
+) -> str:
     """What a program prints that is run as ``python script.py``."""
     path = directory / "script.py"
     path.write_text(textwrap.dedent(source))
-    return run_python(directory, str(path), *args, bound=bound)
+    return run_python(directory, *options, str(path), *args, bound=bound)
 
 
 def run_python(directory: Path, *args: str, text: str | None = None, bound: float = BOUND) -> str:
