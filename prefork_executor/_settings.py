@@ -41,6 +41,8 @@ class Settings:
         limits: Limits,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
+        finalizer: Callable[..., object] | None,
+        finalargs: tuple[Any, ...],
         max_tasks_per_child: int | None,
         max_memory_per_child: int | None,
         preload: Callable[[], object] | tuple[str, ...],
@@ -49,6 +51,8 @@ class Settings:
         self.limits = limits
         self.initializer = initializer
         self.initargs = initargs
+        self.finalizer = finalizer
+        self.finalargs = finalargs
         self.max_tasks_per_child = max_tasks_per_child
         self.max_memory_per_child = max_memory_per_child
         self.preload = preload
@@ -64,8 +68,13 @@ class Settings:
     @property
     def users_things(self) -> dict[str, Any]:
         """What may fail to travel to the supervisor, by the names that users know."""
-        things = {f"initargs[{i}]": argument for i, argument in enumerate(self.initargs)}
-        return {"initializer": self.initializer, **things, "preload": self.preload}
+        return {
+            "initializer": self.initializer,
+            **{f"initargs[{i}]": argument for i, argument in enumerate(self.initargs)},
+            "finalizer": self.finalizer,
+            **{f"finalargs[{i}]": argument for i, argument in enumerate(self.finalargs)},
+            "preload": self.preload,
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         from . import _pickling
@@ -73,6 +82,8 @@ class Settings:
         theirs = {
             "initargs": tuple(map(_pickling.portable, self.initargs)),
             "initializer": _pickling.portable(self.initializer),
+            "finalargs": tuple(map(_pickling.portable, self.finalargs)),
+            "finalizer": _pickling.portable(self.finalizer),
             "preload": _pickling.portable(self.preload),
             "added": tuple((_pickling.portable(fn), args) for fn, args in self.added),
         }

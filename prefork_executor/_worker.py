@@ -4,7 +4,8 @@
                                 │ ▲
                         a task  ▼ │ its outcome is on its way
                                BUSY
-    and from between two tasks, when told to or after its last one: LEAVING
+    and from between two tasks, when told to or after its last one: LEAVING ─ finalizer ─▶
+    what _worker_exit.py has
 
 The order of the marks is what the promises rest on.
 
@@ -22,12 +23,10 @@ and KeyboardInterrupt included, and never sends half a message.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import logging
 import multiprocessing.process
-import multiprocessing.util
 import os
 import signal
 import sys
@@ -42,6 +41,7 @@ from ._pool import Seat
 from ._posix import Waiter
 from ._settings import Settings
 from ._wire import Kind
+from ._worker_exit import WorkerExit
 from .errors import ProtocolError
 
 TYPE_CHECKING = False
@@ -92,6 +92,7 @@ class Worker:
 
     def __init__(self, seat: Seat, channels: WorkerChannels, settings: Settings) -> None:
         self.pid = os.getpid()
+        self._exit = WorkerExit(is_fork_of_caller=not settings.tell_main)
         self._seat = seat
         self._channels = channels
         self._settings = settings
@@ -112,16 +113,19 @@ class Worker:
         self._waiter.register(self._bell.read_end)
 
     def run(self) -> None:
-        """Initialize, then serve until told to leave."""
+        """Initialize, serve until told to leave, and do what is to be done at the end."""
         signal.signal(signal.SIGINT, self._on_interrupt)
         try:
             if self._initialize():
                 self._send(Kind.READY, self.pid, self._seat.slot, [b""])
                 self._serve_all()
+                self._leave()
+                self._finalize()
         except ConnectionError:
             # The caller has gone; nobody is left who could want an outcome.
-            pass
-        self._leave()
+            self._leave()
+        finally:
+            self._exit.run()
 
     def _let_be_taken(self) -> None:
         """Wait, not for long, until the caller has fetched what its results have promised:
@@ -156,8 +160,10 @@ class Worker:
             for initializer, args in self._settings.initializers:
                 initializer(*args)
             self._runs_user_code = False
+            self._leave_if_copy()
         except BaseException as error:
             self._runs_user_code = False
+            self._leave_if_copy()
             logger.critical("the initializer failed in worker %d", self.pid, exc_info=True)
             self._leave()
             self._send(
@@ -165,6 +171,18 @@ class Worker:
             )
             return False
         return True
+
+    def _finalize(self) -> None:
+        """Call the user's finalizer. Ctrl-C does not interrupt it."""
+        finalizer = self._settings.finalizer
+        if finalizer is None:
+            return
+        try:
+            finalizer(*self._settings.finalargs)
+        except BaseException:
+            self._leave_if_copy()
+            logger.exception("the finalizer failed in worker %d", self.pid)
+        self._leave_if_copy()
 
     def _serve_all(self) -> None:
         words, base = self._words, self._base
@@ -447,14 +465,9 @@ def live_as_worker(seat: Seat, channels: WorkerChannels, settings: Settings) -> 
     code = 1
     try:
         _is_copy = False  # This one is meant to be: the fork was ours.
-        atexit._clear()
-        atexit.register(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
         worker = _current = Worker(seat, channels, settings)
         os.register_at_fork(after_in_child=_note_copy)
         process: Any = _WorkerProcess(target=worker.run, name=f"PreforkWorker-{seat.slot}")
         code = process._bootstrap(parent_sentinel=seat.leash)
     finally:
-        try:
-            atexit._run_exitfuncs()
-        finally:
-            os._exit(code)
+        os._exit(code)

@@ -271,6 +271,11 @@ class PreforkExecutor(_Submitter):
         initializer: called as ``initializer(*initargs)`` in every new worker.
             If it raises, the pool is broken, and says so.
         initargs: its arguments; locks and queues of the context are welcome.
+        finalizer: called as ``finalizer(*finalargs)`` in every worker that leaves in peace,
+            before its atexit functions: because it was idle, was recycled or reloaded, or the
+            executor was shut down. Not called in a worker that is killed or whose
+            initializer failed. What it raises is logged. See docs/limits.md.
+        finalargs: its arguments, as ``initargs``.
         max_tasks_per_child: tasks after which a worker is replaced, under every
             start method. None: never.
         min_spare_workers: idle workers kept ready while there is room.
@@ -304,6 +309,8 @@ class PreforkExecutor(_Submitter):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
+        finalizer: Callable[..., object] | None = None,
+        finalargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = None,
         min_spare_workers: int = 1,
         max_spare_workers: int | None = None,
@@ -323,6 +330,7 @@ class PreforkExecutor(_Submitter):
         )
         context = _context(mp_context)
         check_callable("initializer", initializer)
+        check_callable("finalizer", finalizer)
         check_callable("on_yell", on_yell)
         if max_tasks_per_child is not None:
             check_count("max_tasks_per_child", max_tasks_per_child, least=1)
@@ -334,6 +342,8 @@ class PreforkExecutor(_Submitter):
             limits=limits,
             initializer=initializer,
             initargs=tuple(check_iterable("initargs", initargs)),
+            finalizer=finalizer,
+            finalargs=tuple(check_iterable("finalargs", finalargs)),
             max_tasks_per_child=max_tasks_per_child,
             max_memory_per_child=max_memory_per_child,
             preload=_preload(preload),
