@@ -5,10 +5,11 @@ what other processes have registered for their own end. What is the worker's own
 in this order:
 
 1. Threads are joined, daemons excepted.
-2. atexit functions run, the last one registered first. ``weakref.finalize`` is among them.
-3. multiprocessing's finalizers run; children of the worker are joined.
-4. Logging handlers are flushed and closed.
-5. Files are flushed.
+2. atexit functions run, the last one registered first.
+3. Finalizers run that ``weakref.finalize`` has made, ``TemporaryDirectory``'s for one.
+4. multiprocessing's finalizers run; children of the worker are joined.
+5. Logging handlers are flushed and closed.
+6. Files are flushed.
 
 Whatever one of them raises, SystemExit included, the others still run. The supervisor kills
 a worker that takes longer than ``_pool.LEAVE_WITHIN`` for all of it. A worker that is killed
@@ -35,6 +36,7 @@ import contextlib
 import gc
 import logging
 import multiprocessing.util
+import operator
 import os
 import sys
 import threading
@@ -75,8 +77,9 @@ class WorkerExit:
         self._pid = os.getpid()
         self._is_fork_of_caller = is_fork_of_caller
         atexit._clear()
-        # Or weakref would believe that what has just been cleared is still there.
-        _finalize._registered_with_atexit = False
+        # Or weakref would register a function of its own, which runs what was inherited and
+        # ends at the first SystemExit.
+        _finalize._registered_with_atexit = True
         self._first_finalizer = next(_finalize._index_iter)
         self._inherited_handlers = self._handlers() if is_fork_of_caller else []
         gc.freeze()
@@ -85,7 +88,8 @@ class WorkerExit:
         """Do all that is to be done at the worker's end. Never raises."""
         steps = (
             self._join_threads,
-            self._run_atexit,
+            atexit._run_exitfuncs,
+            self._run_finalizers,
             self._finalize_multiprocessing,
             self._close_handlers,
             self._flush_files,
@@ -116,11 +120,19 @@ class WorkerExit:
                 if not thread.daemon and thread is not threading.current_thread():
                     thread.join()
 
-    def _run_atexit(self) -> None:
-        for finalizer, info in list(_finalize._registry.items()):
-            if info.index < self._first_finalizer:
-                finalizer.atexit = False
-        atexit._run_exitfuncs()
+    def _run_finalizers(self) -> None:
+        while finalizers := self._own_finalizers():
+            for finalizer in reversed(finalizers):
+                self._attempt(finalizer)
+
+    def _own_finalizers(self) -> list[Callable[[], object]]:
+        """What weakref.finalize has made here and has not been called, the oldest first."""
+        own = [
+            (info.index, finalizer)
+            for finalizer, info in list(_finalize._registry.items())
+            if info.atexit and info.index >= self._first_finalizer
+        ]
+        return [finalizer for _, finalizer in sorted(own, key=operator.itemgetter(0))]
 
     def _finalize_multiprocessing(self) -> None:
         # Each call that raises has used up a finalizer.
