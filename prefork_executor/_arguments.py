@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 
 TYPE_CHECKING = False
@@ -35,6 +36,25 @@ def check_count(name: str, value: int, least: int) -> None:
 def brief(value: int) -> str:
     """The number, for a message. Python does not print one of thousands of digits."""
     return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
+
+
+def check_buffersize(value: int | None) -> int | None:
+    """The ``buffersize`` of a ``map``, no greater than what iterators can count to.
+
+    Raises:
+        TypeError, ValueError: it is no int, or below 1, in the words of Python's own
+            ``map``, and what it is.
+    """
+    if value is None:
+        return None
+    try:
+        check_int("buffersize", value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"buffersize must be an integer or None, not {kind}") from None
+    if value < 1:
+        raise ValueError(f"buffersize must be None or > 0, not {brief(value)}")
+    return min(value, sys.maxsize)
 
 
 def check_order(name: str, value: int, bound_name: str, bound: int) -> None:

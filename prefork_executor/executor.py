@@ -21,6 +21,7 @@ from multiprocessing.context import BaseContext
 from . import _posix
 from ._arguments import (
     brief,
+    check_buffersize,
     check_callable,
     check_count,
     check_function,
@@ -120,9 +121,7 @@ class _Submitter(Executor):
         check_function("fn", fn)
         seconds = check_seconds("timeout", timeout)
         check_count("chunksize", chunksize, least=1)
-        if buffersize is not None:
-            check_count("buffersize", buffersize, least=1)
-            buffersize = min(buffersize, sys.maxsize)
+        buffersize = check_buffersize(buffersize)
         end = None if seconds is None else time.monotonic() + seconds
         sources = [check_iterable(f"iterables[{i}]", items) for i, items in enumerate(iterables)]
         length = _shortest(iterables)

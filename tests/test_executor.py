@@ -205,8 +205,8 @@ def test_an_abandoned_map_cancels_what_has_not_begun(gate: Any) -> None:
     [
         ({"chunksize": 0}, ValueError, "chunksize must be at least 1"),
         ({"chunksize": 1.5}, TypeError, "chunksize must be an int"),
-        ({"buffersize": 0}, ValueError, "buffersize must be at least 1"),
-        ({"buffersize": "x"}, TypeError, "buffersize must be an int"),
+        ({"buffersize": 0}, ValueError, "buffersize must be None or > 0, not 0"),
+        ({"buffersize": "x"}, TypeError, "buffersize must be an integer or None, not str"),
         ({"timeout": "x"}, TypeError, "timeout must be seconds"),
     ],
 )

@@ -9,20 +9,24 @@ Only imported where CPython's tests are installed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
 import sys
+import tempfile
 import textwrap
 import threading
 import traceback
 import unittest
 import unittest.mock
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -160,7 +164,7 @@ class FailingInitializer(OnPrefork):
 class Deadlock(OnPrefork):
     TIMEOUT = BOUND
 
-    def _check_crash(
+    def _check_error(
         self, error: type[BaseException], func: Callable[..., Any], *args: Any, **_: Any
     ) -> None:
         """Replaces CPython's, through which most tests of this case go: a task must
@@ -174,21 +178,23 @@ class Deadlock(OnPrefork):
         results = [future.result(self.TIMEOUT) for future in (before, behind, after)]
         assert results == [16, 32, 64]
 
+    _check_crash = _check_error  # Its name up to Python 3.13.
+
     def test_exit_at_task_unpickle_is_the_tasks_own_error(self) -> None:
-        self._check_crash(SystemExit, id, deadlock.ExitAtUnpickle())
+        self._check_error(SystemExit, id, deadlock.ExitAtUnpickle())
 
     def test_error_at_task_unpickle_is_the_tasks_own_error(self) -> None:
-        self._check_crash(pickle.UnpicklingError, id, deadlock.ErrorAtUnpickle())
+        self._check_error(pickle.UnpicklingError, id, deadlock.ErrorAtUnpickle())
 
     def test_exit_during_result_unpickle_is_the_tasks_own_error(self) -> None:
-        self._check_crash(
+        self._check_error(
             pickle.UnpicklingError, deadlock._return_instance, deadlock.ExitAtUnpickle
         )
 
     def test_error_during_result_unpickle_is_the_tasks_own_error(self) -> None:
         # CPython's class redirects the stderr of whoever unpickles it: of this process.
         self.addCleanup(setattr, sys, "stderr", sys.stderr)
-        self._check_crash(
+        self._check_error(
             pickle.UnpicklingError, deadlock._return_instance, deadlock.ErrorAtUnpickle
         )
 
@@ -297,6 +303,76 @@ class ProcessPool(OnPrefork):
         futures = [executor.submit(process_pool.mul, i, i) for i in range(6)]
         executor.shutdown()
         assert [future.result() for future in futures] == [0, 1, 4, 9, 16, 25]
+
+    def test_max_tasks_per_child_with_tasks_waiting(self) -> None:
+        for workers, most in ((1, 2), (2, 2)):
+            with self.new_executor(workers, max_tasks_per_child=most) as executor:
+                futures = [executor.submit(process_pool.mul, i, 2) for i in range(8)]
+                assert [future.result(BOUND) for future in futures] == [*range(0, 16, 2)]
+
+    def test_tasks_wait_for_new_workers_after_shutdown(self) -> None:
+        executor = self.new_executor(1, max_tasks_per_child=1)
+        gate, futures = self.submit_gated(executor)
+        executor.shutdown(wait=False)
+        gate.touch()
+        assert [future.result(BOUND) for future in futures] == [0, 1, 2]
+
+    def test_tasks_wait_for_new_workers_when_nobody_refers_to_the_executor(self) -> None:
+        executor = self.new_executor(1, max_tasks_per_child=1)
+        gate, futures = self.submit_gated(executor)
+        reference = weakref.ref(executor)
+        del executor
+        eventually(lambda: gc.collect() >= 0 and reference() is None, "it is collected")
+        gate.touch()
+        assert [future.result(BOUND) for future in futures] == [0, 1, 2]
+
+    def test_no_waiting_task_survives_kill_workers(self) -> None:
+        with self.new_executor(1, max_tasks_per_child=1) as executor:
+            _, futures = self.submit_gated(executor)
+            executor.kill_workers()
+            for future in futures:
+                with pytest.raises((BrokenProcessPool, CancelledError)):
+                    future.result(BOUND)
+
+    def submit_gated(self, executor: PreforkExecutor) -> tuple[Path, list[Future[int]]]:
+        """Three tasks that return 0, 1 and 2 once the gate is there. The first of them runs."""
+        directory = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        started, gate = directory / "started", directory / "gate"
+        futures = [executor.submit(tasks.pass_gate, started, gate, i) for i in range(3)]
+        eventually(started.exists, "the first runs")
+        return gate, futures
+
+    def test_each_future_has_an_error_of_its_own(self) -> None:
+        futures = [self.executor.submit(signal.pause) for _ in range(3)]
+        eventually(lambda: len(pids_of(self.executor, busy=True)) == 3)
+        for pid in pids_of(self.executor, busy=True):
+            os.kill(pid, signal.SIGTERM)
+        errors = [future.exception(BOUND) for future in futures]
+        assert {type(error) for error in errors} == {WorkerDied}
+        assert len({id(error) for error in errors}) == 3
+
+    def test_death_says_the_exit_code(self) -> None:
+        with pytest.raises(BrokenProcessPool, match="exited with status 99") as caught:
+            self.executor.submit(os._exit, 99).result(BOUND)
+        assert isinstance(caught.value, WorkerDied)
+        assert caught.value.exitcode == 99
+
+    def test_ended_workers_end_their_tasks(self) -> None:
+        for end in ("terminate_workers", "kill_workers"):
+            with self.new_executor(1) as executor:
+                _, (running, *_) = self.submit_gated(executor)
+                pids = pids_of(executor)
+                getattr(executor, end)()
+                with pytest.raises(BrokenProcessPool, match=end):
+                    running.result(BOUND)
+                eventually(lambda pids=pids: not any_alive(pids), "they end")
+
+    def test_ended_workers_are_replaced(self) -> None:
+        for end in ("terminate_workers", "kill_workers"):
+            with self.new_executor(1) as executor:
+                before = executor.submit(os.getpid).result(BOUND)
+                getattr(executor, end)()
+                assert executor.submit(os.getpid).result(BOUND) != before
 
     def test_no_thread_can_be_started(self) -> None:
         no_thread = RuntimeError("can't create new thread at interpreter shutdown")

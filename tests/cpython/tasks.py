@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from logging.handlers import QueueHandler
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Semaphore
+from pathlib import Path
 
 _kept: Semaphore | None = None
 
@@ -29,6 +31,14 @@ def fail_and_log_to(queue: Queue[logging.LogRecord]) -> None:
     logger.addHandler(QueueHandler(queue))
     logger.propagate = False
     raise ValueError("error in initializer")
+
+
+def pass_gate(started: Path, gate: Path, number: int) -> int:
+    """Say that it runs, and wait until the gate is there."""
+    started.touch()
+    while not gate.exists() and gate.parent.exists():
+        time.sleep(0.005)
+    return number
 
 
 def never_called() -> None:

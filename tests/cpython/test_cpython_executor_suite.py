@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 import unittest
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -37,17 +38,23 @@ class Exclusion(NamedTuple):
 
     reason: str
     replaced_by: str = ""
+    since: tuple[int, int] = installed.FIRST_VERSION
+    """The Python that was the first to come with them."""
 
 
 NO_PROCESSES = "reads _processes, which PreforkExecutor does not have"
 OWN_ERROR = "wants one task's failure to break the pool; here it is the task's own"
+NO_THREAD = "waits for _executor_manager_thread, which PreforkExecutor does not have"
 BY_NAME = "names ProcessPoolExecutor itself, so it would pass without ours"
+SKIPS_FORK = "skips itself under fork"
 
 EXCLUDED = {
     # Not about executors of processes.
     "test_future.*": Exclusion("tests Future, which is the standard library's here too"),
     "test_thread_pool.*": Exclusion("tests ThreadPoolExecutor"),
     "*.ThreadPool*": Exclusion("the same test on ThreadPoolExecutor"),
+    "test_interpreter_pool.*": Exclusion("tests InterpreterPoolExecutor", since=(3, 14)),
+    "*.InterpreterPool*": Exclusion("the same test on InterpreterPoolExecutor", since=(3, 14)),
     # Initializers.
     "test_init.ProcessPool*FailingInitializerTest.test_initializer": Exclusion(
         'reads _broken, and the log "concurrent.futures" where ours is "prefork_executor"',
@@ -106,7 +113,54 @@ EXCLUDED = {
         "test_max_tasks_per_child_with_the_default_context",
     ),
     "test_process_pool.ProcessPoolFork[!s]*.test_max_tasks_early_shutdown": Exclusion(
-        "skips itself under fork", "test_max_tasks_early_shutdown_under_fork"
+        SKIPS_FORK, "test_max_tasks_early_shutdown_under_fork"
+    ),
+    "test_process_pool.ProcessPoolFork[!s]*.test_max_tasks_per_child_pending_tasks_gh115634": (
+        Exclusion(SKIPS_FORK, "test_max_tasks_per_child_with_tasks_waiting", since=(3, 14))
+    ),
+    "test_process_pool.*.test_shutdown_no_wait_max_tasks_gh119592": Exclusion(
+        NO_THREAD + "; wants waiting tasks to fail once the executor is collected",
+        "test_tasks_wait_for_new_workers_after_shutdown "
+        "test_tasks_wait_for_new_workers_when_nobody_refers_to_the_executor",
+        since=(3, 14),
+    ),
+    "test_process_pool.*.test_gc_during_max_tasks_worker_exit_gh152967": Exclusion(
+        NO_THREAD + "; wants waiting tasks to fail once the executor is collected",
+        "test_tasks_wait_for_new_workers_when_nobody_refers_to_the_executor",
+        since=(3, 14),
+    ),
+    "test_process_pool.*.test_force_shutdown_during_max_tasks_worker_exit": Exclusion(
+        "sets _force_shutting_down", "test_no_waiting_task_survives_kill_workers", since=(3, 14)
+    ),
+    "test_process_pool.*.test_failed_worker_replacement_breaks_pool": Exclusion(
+        "makes a function of ProcessPoolExecutor's fail; ours tries again, as test_scarcity shows",
+        since=(3, 14),
+    ),
+    "test_process_pool.*.test_broken_process_pool_traceback": Exclusion(
+        NO_PROCESSES, "test_each_future_has_an_error_of_its_own", since=(3, 14)
+    ),
+    "test_process_pool.*.test_traceback_when_child_process_terminates_abruptly": Exclusion(
+        "wants a _RemoteTraceback as the cause; here the error itself says it",
+        "test_death_says_the_exit_code",
+        since=(3, 15),
+    ),
+    # Ending the workers.
+    "test_process_pool.*.test_terminate_workers": Exclusion(
+        "replaces _force_shutdown", "test_ended_workers_end_their_tasks", since=(3, 14)
+    ),
+    "test_process_pool.*.test_kill_workers": Exclusion(
+        "replaces _force_shutdown", "test_ended_workers_end_their_tasks", since=(3, 14)
+    ),
+    "test_process_pool.*.test_force_shutdown_workers_invalid_op": Exclusion(
+        "calls _force_shutdown", since=(3, 14)
+    ),
+    "test_process_pool.*.test_force_shutdown_workers": Exclusion(
+        NO_PROCESSES, "test_ended_workers_end_their_tasks", since=(3, 14)
+    ),
+    "test_process_pool.*.test_force_shutdown_workers_stops_pool": Exclusion(
+        NO_PROCESSES + "; wants the pool to be of no more use, where ours goes on",
+        "test_ended_workers_are_replaced",
+        since=(3, 14),
     ),
     "test_process_pool.*.test_python_finalization_error": Exclusion(
         "counts the threads that ProcessPoolExecutor starts", "test_no_thread_can_be_started"
@@ -220,7 +274,8 @@ def test_every_test_of_cpython_is_either_run_or_excluded() -> None:
 
 def test_no_exclusion_is_stale() -> None:
     names = [full_name for _, _, full_name in all_tests()]
-    stale = [tests for tests in EXCLUDED if not any(fnmatchcase(name, tests) for name in names)]
+    due = [tests for tests, exclusion in EXCLUDED.items() if exclusion.since <= sys.version_info]
+    stale = [tests for tests in due if not any(fnmatchcase(name, tests) for name in names)]
     assert stale == []
 
 
