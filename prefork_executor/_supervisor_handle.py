@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import multiprocessing
 import os
 import socket
 import sys
@@ -69,6 +70,25 @@ def _close_what_a_failed_fork_leaves(error: Exception) -> None:
         _posix.close_quietly(left[name] for name in names if name in left)
 
 
+def _start_process(context: BaseContext, args: tuple[object, ...]) -> Any:
+    try:
+        return _start_in(context, args)
+    except ChildProcessError:
+        # The fork server is no child of this process: a server that preloads its application,
+        # say, has used it and then forked this one. multiprocessing waits for it as for a
+        # child, so it starts nothing here, ever. A spawned supervisor inherits as little.
+        return _start_in(multiprocessing.get_context("spawn"), args)
+
+
+def _start_in(context: BaseContext, args: tuple[object, ...]) -> Any:
+    process: Any = context.Process(  # type: ignore[attr-defined]
+        target=supervise, args=args, name="PreforkSupervisor", daemon=False
+    )
+    with _handlers_at_rest(context):
+        process.start()
+    return process
+
+
 class SupervisorHandle:
     """One supervisor process, not yet started.
 
@@ -94,14 +114,8 @@ class SupervisorHandle:
         what of the settings cannot travel."""
         self._starter = threading.get_ident()
         try:
-            process: Any = context.Process(  # type: ignore[attr-defined]
-                target=supervise,
-                args=(self._theirs, settings, os.getpid()),
-                name="PreforkSupervisor",
-                daemon=False,
-            )
-            with _no_false_file(), _handlers_at_rest(context):
-                process.start()
+            with _no_false_file():
+                process = _start_process(context, (self._theirs, settings, os.getpid()))
         except Exception as error:
             _close_what_a_failed_fork_leaves(error)
             explained = _pickling.explain_start(settings.users_things, error)
