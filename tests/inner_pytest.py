@@ -19,7 +19,7 @@ TASKS = """
     from prefork_executor import PreforkExecutor
 
     def until(condition):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.005)

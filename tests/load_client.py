@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 MANY, FEW = 16, 2
 """Connections at a time."""
-BOUND = 60.0
+BOUND = 180.0
 """Seconds without an answer after which a request counts as lost."""
 
 

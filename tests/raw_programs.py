@@ -32,7 +32,7 @@ from prefork_executor import raw
 from prefork_executor._scoreboard import State
 from prefork_executor.raw import *
 
-signal.alarm(120)  # Whatever the test does, nothing stays for longer.
+signal.alarm(900)  # Whatever the test does, nothing stays for longer.
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())

@@ -19,7 +19,7 @@ EXECUTOR = """
 import dataclasses, json, os, signal, sys, threading, time
 from prefork_executor import PreforkExecutor
 
-signal.alarm(120)  # Whatever the test does, nothing stays for longer.
+signal.alarm(900)  # Whatever the test does, nothing stays for longer.
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())

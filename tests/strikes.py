@@ -14,10 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-
-SOON = 15.0
-"""Seconds after which a test takes something for deadlocked, where it must give it up to
-end at all."""
+from conftest import BOUND
 
 
 @contextlib.contextmanager
@@ -29,7 +26,7 @@ def handler_of_sigusr1(handler: Callable[[], None]) -> Iterator[None]:
 
     old = signal.signal(signal.SIGUSR1, lambda *_: handler())
     old_alarm = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, SOON)
+    signal.setitimer(signal.ITIMER_REAL, BOUND)
     try:
         yield
     finally:

@@ -136,7 +136,7 @@ ENDS = """
         assert all([future.cancel() for future in cancelled])
         kinds = {type(future.exception()).__name__ for future in futures + aborted}
         del blocking, futures, aborted, cancelled
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while left := alive():
             if time.monotonic() > deadline:
                 break

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import BOUND
 from raw_programs import KILL, Run, run
 from status_programs import EXECUTOR, command, held_pool, printed_json, seen
 
@@ -214,7 +215,7 @@ def traced(pid: int, environment: dict[str, str]) -> tuple[int, str, str]:
         [sys.executable, "-c", WITHOUT_NEIGHBOUR, "trace", str(pid)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=BOUND,
         check=False,
         env={**os.environ, **environment},
     )

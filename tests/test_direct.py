@@ -19,7 +19,7 @@ import pytest
 from conftest import BOUND, eventually
 from injection import Running, all_go_on, ended_at_once, pool_of
 from light_tasks import big, square
-from strikes import SOON, Strike, handler_of_sigusr1
+from strikes import Strike, handler_of_sigusr1
 
 from prefork_executor import (
     PreforkExecutor,
@@ -404,17 +404,17 @@ def test_a_handler_may_raise_at_any_line_of_result_and_the_result_is_there_later
 ) -> None:
     for wait in strike_at_every_line(lambda: executor, raise_late):
         assert isinstance(wait.error, Late) == wait.has_struck
-        assert wait.future.result(SOON) == 9
-        eventually(lambda: executor.stats().in_flight == 0, bound=SOON)
+        assert wait.future.result(BOUND) == 9
+        eventually(lambda: executor.stats().in_flight == 0, bound=BOUND)
         assert executor._client._ledger._weight == 0
     all_go_on(executor)
 
 
 HANDLERS: dict[str, Callable[[PreforkExecutor, Any], object]] = {
-    "another's result": lambda executor, _: executor.submit(square, 5).result(SOON),
-    "another's exception": lambda executor, _: executor.submit(square, 5).exception(SOON),
-    "its result": lambda _, future: future.result(SOON),
-    "its exception": lambda _, future: future.exception(SOON),
+    "another's result": lambda executor, _: executor.submit(square, 5).result(BOUND),
+    "another's exception": lambda executor, _: executor.submit(square, 5).exception(BOUND),
+    "its result": lambda _, future: future.result(BOUND),
+    "its exception": lambda _, future: future.exception(BOUND),
     "whether it is done": lambda _, future: future.done(),
     "the pool's statistics": lambda executor, _: executor.stats(),
 }
@@ -434,7 +434,7 @@ def test_a_handler_may_ask_for_anything_at_any_line_of_result(
     for wait in strike_at_every_line(lambda: executor, ask, asked.append):
         count += wait.has_struck
         assert wait.error is None
-        assert wait.future.result(SOON) == 9
+        assert wait.future.result(BOUND) == 9
     assert len(got) == count
     if "result" in what:
         assert set(got) <= {9, 25}
@@ -451,8 +451,8 @@ def test_a_handler_may_end_all_workers_and_raise_at_any_line_of_result(
         raise Late
 
     for wait in strike_at_every_line(lambda: executor, end_and_raise):
-        eventually(wait.future.done, bound=SOON)
-        eventually(lambda: executor.stats().in_flight == 0, bound=SOON)
+        eventually(wait.future.done, bound=BOUND)
+        eventually(lambda: executor.stats().in_flight == 0, bound=BOUND)
     all_go_on(executor)
 
 
@@ -465,7 +465,7 @@ CLOSES: dict[str, Callable[[PreforkExecutor], None]] = {
 @pytest.mark.parametrize("how", CLOSES)
 def test_a_handler_may_close_the_executor_at_any_line_of_result(how: str) -> None:
     for wait in strike_at_every_line(lambda: pool_of(1, "fork"), CLOSES[how]):
-        eventually(wait.future.done, bound=SOON)
+        eventually(wait.future.done, bound=BOUND)
         wait.executor.shutdown(wait=False)
         assert wait.executor.join(BOUND)
 

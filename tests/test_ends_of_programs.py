@@ -22,9 +22,6 @@ import pytest
 from conftest import BOUND, eventually
 from injection import is_alive, lines
 
-SOON = 20.0
-"""Seconds, where two are promised: a busy machine must not fail the test. The time it
-took is recorded as a property of the test."""
 MARK = "PREFORK_EXECUTOR_TEST_PROGRAM"
 PROLOGUE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 """Whoever runs the suite may ignore Ctrl-C, and that is inherited."""
@@ -83,8 +80,8 @@ class Program:
 
     def end(self) -> int:
         """Wait until it has ended and nothing of it is left. Returns its status."""
-        status = self.process.wait(SOON)
-        eventually(lambda: not self.processes(), "nothing of it is left", SOON)
+        status = self.process.wait(BOUND)
+        eventually(lambda: not self.processes(), "nothing of it is left")
         return status
 
     def clean_up(self) -> None:

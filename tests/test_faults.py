@@ -170,7 +170,7 @@ def test_a_task_whose_wake_up_went_to_a_worker_that_was_stopped_is_run_by_anothe
         armed.touch()
         future = executor.submit(square, 5)
         try:
-            assert future.result(10) == 25
+            assert future.result(BOUND) == 25
         finally:
             for process in processes:
                 process.resume()

@@ -184,7 +184,7 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
             assert supervisor is not None
             supervisor.kill()
             with pytest.raises(WorkerDied):
-                future.result(timeout=60)
+                future.result(timeout=180)
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)

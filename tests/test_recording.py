@@ -423,7 +423,7 @@ def closed_in_a_fork(made: Recording) -> int:
     """How a child ends that closes its copy: 0, or by a signal if it is stuck."""
     child = os.fork()
     if not child:
-        signal.alarm(10)
+        signal.alarm(int(BOUND))
         made.close()
         os._exit(0)
     return os.waitpid(child, 0)[1]

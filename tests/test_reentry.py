@@ -25,7 +25,7 @@ import pytest
 from conftest import BOUND, eventually
 from injection import all_go_on, ended_at_once, pool_of
 from light_tasks import square
-from strikes import SOON, Strike, handler_of_sigusr1
+from strikes import Strike, handler_of_sigusr1
 
 from prefork_executor import (
     PreforkExecutor,
@@ -73,7 +73,7 @@ def test_a_signal_handler_may_close_the_executor_at_any_line_of_submit(
             future = submit_struck(executor, strike)
         has_struck = strike.has_struck
         executor.shutdown(wait=False)
-        eventually(lambda future=future: future is None or future.done(), f"line {line}", SOON)
+        eventually(lambda future=future: future is None or future.done(), f"line {line}", BOUND)
         assert executor.join(BOUND)
     assert line > 20
 
@@ -130,7 +130,7 @@ STARTS_AT_THE_END = """
 
     def slow_channels(*args):
         begun.set()
-        assert at_the_end.wait(60)
+        assert at_the_end.wait(180)
         return channels(*args)
 
     def submit():
@@ -180,7 +180,7 @@ class Proxy:
         if name.startswith("__") and name not in ("__code__", "__qualname__", "__module__"):
             raise AttributeError(name)
         self.asked.append(name)
-        self.executor.submit(square, 2).result(SOON)
+        self.executor.submit(square, 2).result(BOUND)
         return getattr(square, name)
 
     def __call__(self, x: int) -> int:
@@ -214,7 +214,7 @@ class WaitsForAThread(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         thread = threading.Thread(target=self.executor.submit, args=(square, 2))
         thread.start()
-        thread.join(SOON)
+        thread.join(BOUND)
         self.has_ended.append(not thread.is_alive())
 
 

@@ -22,9 +22,6 @@ from light_tasks import note, square
 from prefork_executor import PreforkExecutor, _client, _pool, _starts
 from prefork_executor._starts import Restarts
 
-SOON = 15.0
-"""Seconds after which a test takes something for blocked."""
-
 
 @pytest.fixture
 def cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -128,7 +125,7 @@ def test_nobody_waits_while_another_supervisor_starts(
 
         user = threading.Thread(target=use, daemon=True)
         user.start()
-        user.join(SOON)
+        user.join(BOUND)
         is_through = not user.is_alive()
         may_start.set()
         assert is_through

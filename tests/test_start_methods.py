@@ -52,7 +52,7 @@ FORKING_PROGRAM = """
     def use_executors(context):
         lock = context.Lock()
         with PreforkExecutor(2, context, keep, (lock,)) as executor:
-            print(executor.submit(is_kept_lock_free).result(60), flush=True)
+            print(executor.submit(is_kept_lock_free).result(180), flush=True)
             print(sum(executor.map(abs, range(-100, 100))), flush=True)
 
     def in_a_fork(function, *args):
@@ -107,7 +107,7 @@ NESTING_PROGRAM = """
         kept = processes()
         with PreforkExecutor(2, method) as executor:
             print(list(executor.map(inner, [method] * 4, range(4))))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while (left := processes() - kept) and time.monotonic() < deadline:
             time.sleep(0.01)
         print(left)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import eventually
+from conftest import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, _posix, _worker
 from prefork_executor import _scoreboard as sb
@@ -77,7 +77,7 @@ def test_tasks_that_come_while_workers_start_have_workers_soon(
         futures = [executor.submit(work_for, str(stop)) for _ in range(2)]
         time.sleep(pause)
         futures += [executor.submit(work_for, str(stop)) for _ in range(6)]
-        eventually(lambda: executor.stats().busy == 8, "a worker for each task", bound=10)
+        eventually(lambda: executor.stats().busy == 8, "a worker for each task")
         stop.touch()
         assert len({future.result() for future in futures}) == 8
 
@@ -154,7 +154,7 @@ def test_a_task_whose_wake_up_went_to_a_worker_that_ends_is_run_by_another(
         assert executor.stats().idle == 4
         (tmp_path / "armed").touch()
         future = executor.submit(int)
-        concurrent.futures.wait([future], timeout=20)
+        concurrent.futures.wait([future], timeout=BOUND)
         if not future.done():
             executor.kill_workers()
         assert future.result() == 0

@@ -25,6 +25,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from conftest import BOUND
 from hypothesis import example, given, settings
 
 from prefork_executor import _channel, _posix, _wire
@@ -388,7 +389,7 @@ def test_all_of_this_holds_with_the_means_of_other_systems() -> None:
         env={**os.environ, "PREFORK_EXECUTOR_FALLBACK": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=2 * BOUND,
         check=False,
     )
     assert done.returncode == 0, done.stdout

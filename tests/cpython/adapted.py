@@ -17,6 +17,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 import traceback
 import unittest
 import unittest.mock
@@ -40,6 +41,8 @@ from test.test_concurrent_futures import test_process_pool as process_pool
 from prefork_executor import PreforkExecutor, WorkerDied
 
 from . import tasks
+
+support.SHORT_TIMEOUT = BOUND  # That of CPython's tests is half a minute.
 
 MANY_TASKS = 5000
 """Submitted to a pool that stands still: several times what its task pipe holds."""
@@ -230,6 +233,12 @@ class Deadlock(OnPrefork):
 
 
 class ProcessPool(OnPrefork):
+    def test_a_map_times_out(self) -> None:
+        results = self.executor.map(time.sleep, [0, 0, 600], timeout=5)
+        with pytest.raises(TimeoutError):
+            list(results)
+        self.executor.kill_workers()
+
     def test_killed_worker_costs_its_own_task_only(self) -> None:
         killed = self.executor.submit(signal.pause)
         eventually(lambda: pids_of(self.executor, busy=True))
@@ -415,6 +424,13 @@ class Shutdown(OnPrefork):
             """)
         assert "cannot schedule new futures" in out
         assert err == ""
+
+    def test_shutdown_ends_after_a_cancel(self) -> None:
+        executor = self.new_executor(1)
+        executor.submit(int).result(BOUND)
+        with within(BOUND):
+            executor.submit(int).cancel()
+            executor.shutdown(wait=True)
 
     def test_workers_end_with_shutdown(self) -> None:
         semaphore = self.get_context().Semaphore(0)

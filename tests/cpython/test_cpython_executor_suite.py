@@ -55,6 +55,13 @@ EXCLUDED = {
     "*.ThreadPool*": Exclusion("the same test on ThreadPoolExecutor"),
     "test_interpreter_pool.*": Exclusion("tests InterpreterPoolExecutor", since=(3, 14)),
     "*.InterpreterPool*": Exclusion("the same test on InterpreterPoolExecutor", since=(3, 14)),
+    # Times that a busy machine may not keep.
+    "test_process_pool.ProcessPool*.test_map_timeout": Exclusion(
+        "wants a pool to start and to answer within five seconds", "test_a_map_times_out"
+    ),
+    "test_shutdown.ProcessPool*.test_hang_gh94440": Exclusion(
+        "wants a pool to end within five seconds", "test_shutdown_ends_after_a_cancel"
+    ),
     # Initializers.
     "test_init.ProcessPool*FailingInitializerTest.test_initializer": Exclusion(
         'reads _broken, and the log "concurrent.futures" where ours is "prefork_executor"',

@@ -1,0 +1,124 @@
+"""Nothing of a test run outlives it, however it ends.
+
+Whatever a process that runs tests starts bears its mark: programs have it in their
+environment, forks have a mapping of that name. A program of its own, the keeper, waits for
+the end of that process and then kills all that bear the mark. A plain leash, such as a pipe or
+a signal at a parent's death, would not do: it would also end what a test expects the pool
+itself to end.
+
+By the mark one can also tell what this run has in ``/dev/shm`` from what others have there.
+Only on Linux; elsewhere a killed run leaves what it leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+
+MARK = "PREFORK_EXECUTOR_TESTS_OF"
+"""The environment variable that programs have."""
+ROUNDS = 100
+"""So often the keeper looks for what is left, with pauses of PAUSE seconds."""
+PAUSE = 0.05
+IS_LINUX = sys.platform.startswith("linux")
+_keepers: list[subprocess.Popen[bytes]] = []
+"""Kept, because a Popen that is let go of complains of a process that runs."""
+
+
+def hold() -> None:
+    """Mark this process and all that it will start, and have a keeper wait for its end."""
+    if not IS_LINUX:
+        return
+    name = f"tests-{uuid.uuid4().hex}"
+    os.environ[MARK] = name
+    _map_named(name)
+    keeper = subprocess.Popen(
+        [sys.executable, "-IS", __file__, str(os.getpid()), name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _keepers.append(keeper)
+
+
+def _map_named(name: str) -> None:
+    """Map a page of that name, for good. Python's own mmap would keep a descriptor."""
+    descriptor = os.memfd_create(name)
+    try:
+        os.ftruncate(descriptor, mmap.PAGESIZE)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE, descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def bearers(name: str) -> Iterator[int]:
+    """The processes that bear this mark."""
+    mark = name.encode()
+    for pid in _processes():
+        if mark in _read(pid, "maps") or MARK.encode() + b"=" + mark in _read(pid, "environ"):
+            yield pid
+
+
+def held_by_others(names: Iterable[str]) -> set[str]:
+    """Those files of ``/dev/shm`` that are another user's, or that a process has mapped
+    which is none of this run."""
+    if not IS_LINUX:
+        return set()
+    ours = {os.getpid(), *bearers(os.environ[MARK])}
+    maps = b"".join(_read(pid, "maps") for pid in _processes() if pid not in ours)
+    return {name for name in names if f"/dev/shm/{name}".encode() in maps or _is_foreign(name)}
+
+
+def _is_foreign(name: str) -> bool:
+    try:
+        return os.stat(f"/dev/shm/{name}").st_uid != os.geteuid()
+    except OSError:
+        return False  # Gone by now.
+
+
+def _processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+
+
+def _read(pid: int, what: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{what}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""  # It has ended, or is another user's.
+
+
+def _keep(pid: int, name: str) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        select.select([process], [], [])
+    for _ in range(ROUNDS):
+        left = [found for found in bearers(name) if not _ends_by_itself(found)]
+        if not left:
+            return
+        for found in left:
+            with contextlib.suppress(OSError):
+                os.kill(found, signal.SIGKILL)
+        time.sleep(PAUSE)
+
+
+def _ends_by_itself(pid: int) -> bool:
+    # multiprocessing's resource tracker does when all others have, and cleans up.
+    return pid == os.getpid() or b"resource_tracker" in _read(pid, "cmdline")
+
+
+if __name__ == "__main__":
+    _keep(int(sys.argv[1]), sys.argv[2])
