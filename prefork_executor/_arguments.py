@@ -16,9 +16,10 @@ FOREVER = 1e9
 longer ones overflow the clocks of the system."""
 
 
-def check_int(name: str, value: object) -> None:
-    """Raises TypeError if it is no int. NumPy's integers are as good."""
-    if type(value) is int:
+def check_int(name: str, value: object, *, takes_bool: bool = False) -> None:
+    """Raises TypeError if it is no int. NumPy's integers are as good. A bool is most likely a
+    mistake, but where ProcessPoolExecutor has the argument it is the int that it is there."""
+    if type(value) is int or (takes_bool and type(value) is bool):
         return
     import numbers  # Hardly anybody needs it.
 
@@ -26,9 +27,10 @@ def check_int(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """Raises TypeError if it is no int, ValueError if it is below ``least``."""
-    check_int(name, value)
+def check_count(name: str, value: int, least: int, *, takes_bool: bool = False) -> None:
+    """Raises TypeError if it is no int (see :func:`check_int`), ValueError if it is below
+    ``least``."""
+    check_int(name, value, takes_bool=takes_bool)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {brief(value)}")
 
@@ -48,7 +50,7 @@ def check_buffersize(value: int | None) -> int | None:
     if value is None:
         return None
     try:
-        check_int("buffersize", value)
+        check_int("buffersize", value, takes_bool=True)
     except TypeError:
         kind = type(value).__name__
         raise TypeError(f"buffersize must be an integer or None, not {kind}") from None

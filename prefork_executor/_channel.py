@@ -16,8 +16,8 @@ import array
 import contextlib
 import errno
 import os
+import posix
 import socket
-import time
 from collections.abc import Sequence
 from pickle import PickleBuffer
 
@@ -26,9 +26,11 @@ from ._payload_files import PayloadFiles, new_file
 from ._posix import (
     CMSG_CLOEXEC,
     Doorbell,
+    Socket,
     close_quietly,
     is_at_end,
     map_private,
+    pause,
     shared_file,
     socket_pair,
 )
@@ -71,7 +73,7 @@ class Packet(NamedTuple):
 
 
 def send(
-    end: socket.socket,
+    end: Socket,
     kind: int,
     number: int,
     extra: int,
@@ -108,11 +110,11 @@ def send(
         raise
     finally:
         if descriptor >= 0:
-            os.close(descriptor)
+            posix.close(descriptor)
 
 
 def send_with_spare(
-    end: socket.socket, kind: int, number: int, extra: int, body: bytes, files: PayloadFiles
+    end: Socket, kind: int, number: int, extra: int, body: bytes, files: PayloadFiles
 ) -> bool:
     """Send a small message, and with it a spare one of the ``files``, for the receiver to use.
     False: it was not sent, because there is none, or no room for it now."""
@@ -125,7 +127,7 @@ def send_with_spare(
         # Whatever it is: who sends the message by itself is told, too, and can say more.
         files.give(file)
         return False
-    os.close(file[0])
+    posix.close(file[0])
     return True
 
 
@@ -156,7 +158,7 @@ def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 def send_descriptors(
-    end: socket.socket, packet: bytes, descriptors: Sequence[int], flags: int = 0
+    end: Socket, packet: bytes, descriptors: Sequence[int], flags: int = 0
 ) -> None:
     """Send a packet that carries open descriptors.
 
@@ -173,10 +175,10 @@ def send_descriptors(
                 raise
             if flags & DONTWAIT:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
-        time.sleep(REFERENCES_INTERVAL)
+        pause(REFERENCES_INTERVAL)
 
 
-def receive_descriptors(end: socket.socket) -> tuple[int, list[int]]:
+def receive_descriptors(end: Socket) -> tuple[int, list[int]]:
     """Wait for a packet that carries descriptors: its kind and these.
 
     Raises:
@@ -201,7 +203,7 @@ def _descriptors(ancillary: Ancillary) -> list[int]:
 class Receiver:
     """Receives messages from one end into one buffer that it uses again."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: Socket) -> None:
         self.end = end
         self._view = memoryview(bytearray(_wire.PACKET_LIMIT + 1))
         self._buffers = [self._view]
@@ -287,7 +289,7 @@ def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memory
         return parts
     finally:
         if descriptor >= 0:
-            os.close(descriptor)
+            posix.close(descriptor)
 
 
 def _read(descriptor: int, size: int, start: int) -> bytes:
@@ -307,7 +309,7 @@ def _read(descriptor: int, size: int, start: int) -> bytes:
 def discard(packet: Packet) -> None:
     """Close what a packet carries, unread."""
     if packet.descriptor >= 0:
-        os.close(packet.descriptor)
+        posix.close(packet.descriptor)
 
 
 # --- what one pool shares -------------------------------------------------------------------
@@ -316,13 +318,13 @@ def discard(packet: Packet) -> None:
 class WorkerChannels(NamedTuple):
     """The ends of the supervisor and its workers."""
 
-    tasks: socket.socket
-    yells: socket.socket
+    tasks: Socket
+    yells: Socket
     doorbell: Doorbell
     board: Scoreboard
 
     @classmethod
-    def receive(cls, control: socket.socket, slots: int) -> WorkerChannels:
+    def receive(cls, control: Socket, slots: int) -> WorkerChannels:
         """Wait for the descriptors that :meth:`PoolChannels.give_to` sends.
 
         Raises:
@@ -330,14 +332,14 @@ class WorkerChannels(NamedTuple):
         """
         _, (tasks, yells, bell_read, bell_write, board) = receive_descriptors(control)
         return cls(
-            tasks=socket.socket(fileno=tasks),
-            yells=socket.socket(fileno=yells),
+            tasks=Socket(fileno=tasks),
+            yells=Socket(fileno=yells),
             doorbell=Doorbell(bell_read, bell_write),
             board=Scoreboard(board, slots),
         )
 
 
-def _pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+def _pair(undo: contextlib.ExitStack) -> tuple[Socket, Socket]:
     """Two connected ends, to be closed if what comes after them fails."""
     ends = socket_pair()
     for end in ends:
@@ -360,7 +362,7 @@ class PoolChannels:
             self.doorbell = Doorbell.new()
             undo.callback(self.doorbell.close)
             board = shared_file(FILE_NAME, Scoreboard.size_for(slots))
-            undo.callback(os.close, board)
+            undo.callback(posix.close, board)
             self.board = Scoreboard(board, slots)
             undo.pop_all()
         self.files = PayloadFiles(on_spare=self.wake)
@@ -368,7 +370,7 @@ class PoolChannels:
         self.recall = Receiver(self._tasks_far)
         self.is_open = True
 
-    def give_to(self, control: socket.socket) -> None:
+    def give_to(self, control: Socket) -> None:
         """Send the far ends to a supervisor."""
         descriptors = [
             self._tasks_far.fileno(),

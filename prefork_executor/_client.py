@@ -29,9 +29,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import BaseContext
 
-from . import _channel, _lifetime, _pickling, _posix, _wire
+from . import _channel, _green, _lifetime, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._audit import Auditor
 from ._batches import Batches
@@ -42,6 +41,7 @@ from ._direct import DirectReader
 from ._dispatch import Dispatcher, Failed
 from ._endings import Endings
 from ._future import TaskFuture
+from ._green import GreenWaiter
 from ._history import History
 from ._ledger import Ledger, Task
 from ._notices import read_notice
@@ -105,7 +105,7 @@ class Client:
 
     # From _start on; _thread is None before.
     _channels: PoolChannels
-    _waiter: Waiter
+    _waiter: Waiter | GreenWaiter
     _dispatcher: Dispatcher
     _auditor: Auditor
     _batches: Batches
@@ -113,7 +113,7 @@ class Client:
 
     def __init__(
         self,
-        context: BaseContext,
+        context: Any,
         settings: Settings,
         on_yell: Callable[[int, Any], object] | None,
     ) -> None:
@@ -394,7 +394,8 @@ class Client:
         _posix.libc()
         channels = PoolChannels(self._settings.limits.max_workers)
         try:
-            self._waiter = Waiter()
+            is_green = _green.threads_are_green()
+            self._waiter = GreenWaiter() if is_green else Waiter()
         except BaseException:
             channels.close()
             raise
@@ -403,7 +404,8 @@ class Client:
         self._take(channels)
         _lifetime.look_after(self)
         try:
-            self._direct.open(channels, self._enter_direct, self._wake)
+            if not is_green:
+                self._direct.open(channels, self._enter_direct, self._wake)
             self._waiter.register(self._channels.yells.fileno(), shared=True)
             self._check_open()  # Or the interpreter's end has not seen this pool.
             self._start_supervisor()

@@ -56,7 +56,7 @@ def survive() -> None:
     """In a process that runs a pool for a caller: take no notice of these signals."""
     global _is_forgotten_in_forks
     for number in _heeded():
-        signal.signal(number, _spare)
+        _posix.set_handler(number, _spare)
     if not _is_forgotten_in_forks:
         _is_forgotten_in_forks = True
         os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)

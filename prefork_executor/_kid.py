@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 from . import _channel, _posix
 from . import _scoreboard as sb
 from ._pool import Seat
-from ._posix import Doorbell, Handler, Waiter
+from ._posix import Doorbell, Handler, Socket, Waiter
 from ._scoreboard import Scoreboard
 from ._tuples import NamedTuple
 from ._wire import Kind
@@ -75,7 +75,7 @@ class Kid:
         self,
         seat: Seat,
         board: Scoreboard,
-        yells: socket.socket,
+        yells: Socket,
         doorbell: Doorbell,
         *,
         hooked: bool,

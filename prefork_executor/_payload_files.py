@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import time
 import weakref
 from collections.abc import Callable
@@ -100,7 +101,7 @@ class PayloadFiles:
         """Nobody looks into this file any more."""
         kept = sum(map(_size, self._free))
         if self._is_closed or len(self._free) >= MOST_FILES or kept + file[1] > MOST_BYTES:
-            os.close(file[0])
+            posix.close(file[0])
             return
         self._used_at = time.monotonic()
         self._free.append(file)
@@ -111,7 +112,7 @@ class PayloadFiles:
         """This file is looked into as long as somebody refers to ``mapping``."""
         descriptor, size = file
         if self._is_closed or size > MOST_BYTES:
-            os.close(descriptor)
+            posix.close(descriptor)
             return
         mapped = list(self._mapped)
         for oldest in mapped[: max(0, len(mapped) + 1 - MOST_FILES)]:
@@ -124,7 +125,7 @@ class PayloadFiles:
         if self._mapped.pop(file[0], None) is None:
             return
         if _forks:
-            os.close(file[0])  # The child that is being forked may be looking into it.
+            posix.close(file[0])  # The child that is being forked may be looking into it.
         else:
             is_first = not self._free
             self.give(file)
@@ -135,7 +136,7 @@ class PayloadFiles:
         end = self._mapped.pop(descriptor, None)
         if end is not None:
             end.detach()
-            os.close(descriptor)
+            posix.close(descriptor)
 
     def give_up_mapped(self) -> None:
         """What is mapped now may be mapped elsewhere, too."""
@@ -152,7 +153,7 @@ class PayloadFiles:
         """Drop them, used or not."""
         with contextlib.suppress(IndexError):
             while True:
-                os.close(self._free.pop()[0])
+                posix.close(self._free.pop()[0])
 
     def close(self) -> None:
         """Drop them, and take no more. Safe to call again."""

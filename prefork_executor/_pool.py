@@ -28,9 +28,11 @@ tells which task died with it); more live workers than the maximum.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import collections
 import logging
 import os
+import posix
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -152,15 +154,15 @@ class WorkerPool:
         self._child_ended = True
         self._last_reason = ""
         self.waiter.register(doorbell.read_end)
-        self._old_handler = signal.signal(signal.SIGCHLD, _ignore)
-        self._old_wakeup = signal.set_wakeup_fd(doorbell.write_end, warn_on_full_buffer=False)
+        self._old_handler = _posix.set_handler(signal.SIGCHLD, _ignore)
+        self._old_wakeup = _signal.set_wakeup_fd(doorbell.write_end, warn_on_full_buffer=False)
 
     def close(self) -> None:
         """Give back the signal handling of a main process that lives on. All workers
         have been reaped."""
-        signal.set_wakeup_fd(self._old_wakeup)
+        _signal.set_wakeup_fd(self._old_wakeup)
         # None: it was not Python that had installed it.
-        signal.signal(signal.SIGCHLD, self._old_handler or signal.SIG_DFL)
+        _posix.set_handler(signal.SIGCHLD, self._old_handler or signal.SIG_DFL)
         self.waiter.close()
 
     @property
@@ -379,7 +381,7 @@ class WorkerPool:
             self._fork_failed(error)
             return None
         if pid == 0:
-            os.close(leash_write)
+            posix.close(leash_write)
             self._become_worker(main, slot)
             _posix.restore_mask(mask)
             return Seat(slot, leash_read)
@@ -388,7 +390,7 @@ class WorkerPool:
         self._chronicle.forked(len(self._workers))
         self.board.words[self.board.base(slot) + sb.PID] = pid
         _posix.restore_mask(mask)
-        os.close(leash_read)
+        posix.close(leash_read)
         return None
 
     def _take_slot(self, slot: int) -> None:
@@ -406,8 +408,8 @@ class WorkerPool:
         logger.warning("a worker could not be forked: %s", error)
 
     def _become_worker(self, main: int, slot: int) -> None:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _signal.set_wakeup_fd(-1)
+        _posix.set_handler(signal.SIGCHLD, signal.SIG_DFL)
         _posix.install_handlers(self._child_handlers)
         _posix.die_with_parent(main)
         # The main process may not have written it yet.
@@ -534,7 +536,7 @@ class WorkerPool:
 
     def _let_go(self, worker: _Worker) -> None:
         if worker.leash >= 0:
-            os.close(worker.leash)
+            posix.close(worker.leash)
             worker.leash = -1
 
     def end_all(self, number: int) -> None:

@@ -23,12 +23,14 @@ between fork and the moment at which the child has put its own in place.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import _socket
 import contextlib
 import functools
 import logging
 import math
 import mmap
 import os
+import posix
 import select
 import signal
 import socket
@@ -40,10 +42,12 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 
+from . import _green
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 if not hasattr(os, "fork"):
     raise ImportError(
@@ -83,15 +87,18 @@ LONGEST_WAIT = 1e6
 waited for so long looks again."""
 
 
+Socket = _socket.socket
+"""Without what ``socket.socket`` adds, and what gevent and eventlet put in its place: see
+`_green.py`."""
 Handler = Callable[[int, types.FrameType | None], object] | int | signal.Handlers | None
 # `_signal`, because the function in `signal` makes an enum of every number: 0.2 ms for a
 # full mask, at every turn of a raw main process's loop.
 ALL_SIGNALS = frozenset(int(number) for number in _signal.valid_signals())
 
 
-def socket_pair() -> tuple[socket.socket, socket.socket]:
+def socket_pair() -> tuple[Socket, Socket]:
     """Two connected sockets that keep messages whole."""
-    ends = socket.socketpair(socket.AF_UNIX, SOCKET_TYPE)
+    ends = _socket.socketpair(socket.AF_UNIX, SOCKET_TYPE)
     for end in ends:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
@@ -99,20 +106,20 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def control_pair() -> tuple[socket.socket, socket.socket]:
+def control_pair() -> tuple[Socket, Socket]:
     """Two connected sockets for which the end of one side is seen at the other,
     on every system. Only on Linux do they keep messages apart as well."""
     kind = socket.SOCK_STREAM if FALLBACK else socket.SOCK_SEQPACKET
-    return socket.socketpair(socket.AF_UNIX, kind)
+    return _socket.socketpair(socket.AF_UNIX, kind)
 
 
-def is_at_end(end: socket.socket) -> bool:
+def is_at_end(end: Socket) -> bool:
     """Whether nothing more will come, because the other end is gone. Reading nothing
     does not say so where messages are kept whole: one may be empty."""
     if FALLBACK:
         is_stream = end.type == socket.SOCK_STREAM
         return is_stream and not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    poll = select.poll()
+    poll = _green.poll()
     poll.register(end.fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
 
@@ -132,7 +139,7 @@ def shared_file(name: str, size: int) -> int:
     try:
         os.ftruncate(descriptor, size)
     except BaseException:
-        os.close(descriptor)
+        posix.close(descriptor)
         raise
     return descriptor
 
@@ -178,7 +185,7 @@ def close_quietly(descriptors: Iterable[int]) -> None:
     """Close descriptors of which some may be closed already."""
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
-            os.close(descriptor)
+            posix.close(descriptor)
 
 
 class Doorbell:
@@ -200,21 +207,21 @@ class Doorbell:
     def ring(self) -> None:
         """Wake the listener. Never blocks: a full pipe wakes it just as well."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self.write_end, b"\0")
+            posix.write(self.write_end, b"\0")
 
     def hush(self) -> bytes:
         """Forget all rings up to now. Returns what rang: a zero for a ring, a
         signal's number for a signal that came."""
         rung = b""
         with contextlib.suppress(BlockingIOError):
-            while more := os.read(self.read_end, 4096):
+            while more := posix.read(self.read_end, 4096):
                 rung += more
         return rung
 
     def disown_read_end(self) -> None:
         """For those who only ring."""
         if self.read_end >= 0:
-            os.close(self.read_end)
+            posix.close(self.read_end)
             self.read_end = -1
 
     def close(self) -> None:
@@ -231,7 +238,7 @@ class Waiter:
     """
 
     def __init__(self) -> None:
-        self._epoll = None if FALLBACK else select.epoll()
+        self._epoll = None if FALLBACK else _green.epoll()
         self._polled: set[int] = set()
 
     def register(self, descriptor: int, *, shared: bool = False) -> None:
@@ -254,7 +261,7 @@ class Waiter:
             seconds = -1 if timeout is None else min(timeout, LONGEST_WAIT)
             return [fd for fd, _ in self._epoll.poll(seconds)]
         # A new object for each call: a signal handler that runs within one may wait, too.
-        poll = select.poll()
+        poll = _green.poll()
         for descriptor in self._polled:
             poll.register(descriptor, select.POLLIN)
         return [fd for fd, _ in poll.poll(_milliseconds(timeout))]
@@ -268,10 +275,15 @@ def _milliseconds(timeout: float | None) -> int | None:
     return None if timeout is None else math.ceil(min(timeout, LONGEST_WAIT) * 1000)
 
 
+def pause(seconds: float) -> None:
+    """Wait. (``time.sleep`` is another function in a program that gevent has patched.)"""
+    _green.poll().poll(_milliseconds(seconds))
+
+
 def readable(descriptor: int, timeout: float | None = 0.0) -> bool:
     """Whether a read would not block, right now or within so many seconds; or LONGEST_WAIT,
     if that is sooner."""
-    poll = select.poll()
+    poll = _green.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(_milliseconds(timeout)))
 
@@ -289,7 +301,10 @@ def fork_masked() -> tuple[int, set[int]]:
     old_mask = current_mask()
     try:
         block_signals(ALL_SIGNALS)
-        return os.fork(), old_mask
+        pid = posix.fork()
+        if not pid:
+            _green.forget_hub()
+        return pid, old_mask
     except BaseException:
         restore_mask(old_mask)
         raise
@@ -328,16 +343,24 @@ def leave(status: int) -> NoReturn:
 def forget_handlers() -> None:
     """In a process that was forked off: the Python handlers of the one that forked it
     are about that one's life. Ignored signals stay ignored."""
-    signal.set_wakeup_fd(-1)
+    _signal.set_wakeup_fd(-1)
     for number in ALL_SIGNALS:
-        if callable(signal.getsignal(number)):
+        if callable(_signal.getsignal(number)):
             with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
+                set_handler(number, signal.SIG_DFL)
+
+
+def set_handler(number: int, handler: Handler) -> Handler:
+    """``signal.signal``, which in a patched program is another for SIGCHLD. Returns what
+    was there; None: it was not Python that had installed it."""
+    new: Any = handler
+    old: Handler = _signal.signal(number, new if callable(new) else int(new))
+    return old
 
 
 def install_handlers(handlers: Mapping[int, Handler]) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler)
+        set_handler(number, handler)
 
 
 def run_handlers() -> None:
@@ -395,10 +418,19 @@ def try_reap(pid: int) -> int | None:
     """The wait status of our own child if it has ended, else None. A child that
     somebody else has waited for counts as ended with status 0."""
     try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        ended, status = posix.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return 0
     return status if ended else None
+
+
+def wait_for_child(pid: int) -> bool:
+    """Wait until our own child has ended, and leave its status to whom it concerns. False:
+    there is no such child; perhaps somebody was quicker."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return True
+    return False
 
 
 def has_stopped(pid: int) -> bool:
@@ -448,13 +480,13 @@ def wait_until_gone(pids: Iterable[int], timeout: float) -> None:
     for pid in pids:
         descriptor = open_pidfd(pid)
         if descriptor is not None:
-            poll = select.poll()
+            poll = _green.poll()
             poll.register(descriptor, select.POLLIN)
             poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            os.close(descriptor)
+            posix.close(descriptor)
             continue
         while _exists(pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
+            pause(0.01)
 
 
 def _exists(pid: int) -> bool:

@@ -85,7 +85,7 @@ from __future__ import annotations
 
 import enum
 import mmap
-import os
+import posix
 import threading
 import time
 from collections.abc import Sequence
@@ -316,5 +316,5 @@ class Scoreboard:
         self.words.release()
         self._bytes.release()
         self._mapping.close()
-        os.close(self.descriptor)
+        posix.close(self.descriptor)
         self.descriptor = -1

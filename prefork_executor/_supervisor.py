@@ -16,29 +16,34 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import gc
 import importlib
 import logging
 import os
 import pickle
+import posix
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from . import _channel, _end_signals, _failures, _pickling, _posix, _wire
+from . import _channel, _contexts, _end_signals, _failures, _green, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
 from ._pickling import Part
 from ._pool import WorkerPool
-from ._posix import Waiter
+from ._posix import Socket, Waiter
 from ._regulator import Counts, Decision
 from ._settings import Settings
 from ._tuples import NamedTuple
 from ._wire import Death, Kind
 from ._worker import live_as_worker
 from .errors import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 logger = logging.getLogger("prefork_executor")
 
@@ -61,7 +66,7 @@ class Notice(NamedTuple):
 class Supervisor:
     """Runs the pool until the caller ends it or has ended."""
 
-    def __init__(self, control: socket.socket, settings: Settings, client: int) -> None:
+    def __init__(self, control: Socket, settings: Settings, client: int) -> None:
         self._control = control
         self._settings = settings
         self._channels = WorkerChannels.receive(control, settings.limits.max_workers)
@@ -89,7 +94,7 @@ class Supervisor:
         """In a new worker: close what belongs to the supervisor alone."""
         self._control.close()
         if self._client is not None:
-            os.close(self._client)
+            posix.close(self._client)
 
     def run(self) -> None:
         """Wait, reap, tell, regulate, act; until the end."""
@@ -134,14 +139,13 @@ class Supervisor:
     def _ending_with_caller(self) -> Iterator[None]:
         """While the user's code runs here, a thread looks after the caller's end."""
         stop_read, stop_write = os.pipe()
-        thread = threading.Thread(target=self._end_with_caller, args=(stop_read,), daemon=True)
-        thread.start()
+        wait_for_end = _green.start_thread(functools.partial(self._end_with_caller, stop_read))
         try:
             yield
         finally:
-            os.close(stop_write)
-            thread.join()
-            os.close(stop_read)
+            posix.close(stop_write)
+            wait_for_end()
+            posix.close(stop_read)
 
     def _end_with_caller(self, stop: int) -> None:
         waiter = Waiter()
@@ -268,12 +272,15 @@ class Supervisor:
                 self._pool.bury(death)
 
 
-def supervise(control: socket.socket, settings: Settings, client: int) -> None:
-    """The supervisor process's main function. ``client`` is the caller's process id."""
+def supervise(connection: Any, settings: Settings, client: int) -> None:
+    """The supervisor process's main function. ``connection`` holds its end of the control
+    socket, ``client`` is the caller's process id."""
+    _green.forget_hub()
     _posix.forget_handlers()
     # Ctrl-C is the caller's to handle; the pool ends with it, in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _posix.install_handlers({signal.SIGINT: signal.SIG_IGN})
     _end_signals.survive()
+    control = Socket(fileno=_contexts.detach(connection))
     _posix.restore_mask(set())
     try:
         supervisor = Supervisor(control, settings, client)

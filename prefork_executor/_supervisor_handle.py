@@ -15,9 +15,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import popen_fork
-from multiprocessing.context import BaseContext
 
-from . import _pickling, _posix, _wire
+from . import _contexts, _green, _pickling, _posix, _wire
+from ._posix import Socket
 from ._settings import Settings
 from ._supervisor import supervise
 from .errors import describe_end
@@ -45,7 +45,7 @@ def _no_false_file() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handlers_at_rest(context: BaseContext) -> Iterator[None]:
+def _handlers_at_rest(context: Any) -> Iterator[None]:
     """Where the supervisor is a fork of this process, let no signal run this one's handlers
     there. It restores the mask itself, when it has forgotten them."""
     if context.get_start_method() != "fork":
@@ -70,7 +70,7 @@ def _close_what_a_failed_fork_leaves(error: Exception) -> None:
         _posix.close_quietly(left[name] for name in names if name in left)
 
 
-def _start_process(context: BaseContext, args: tuple[object, ...]) -> Any:
+def _start_process(context: Any, args: tuple[object, ...]) -> Any:
     try:
         return _start_in(context, args)
     except ChildProcessError:
@@ -80,13 +80,21 @@ def _start_process(context: BaseContext, args: tuple[object, ...]) -> Any:
         return _start_in(multiprocessing.get_context("spawn"), args)
 
 
-def _start_in(context: BaseContext, args: tuple[object, ...]) -> Any:
-    process: Any = context.Process(  # type: ignore[attr-defined]
-        target=supervise, args=args, name="PreforkSupervisor", daemon=False
-    )
+def _start_in(context: Any, args: tuple[object, ...]) -> Any:
+    process = context.Process(target=supervise, args=args, name="PreforkSupervisor", daemon=False)
     with _handlers_at_rest(context):
         process.start()
     return process
+
+
+def _explain_daemon(error: Exception) -> None:
+    """multiprocessing says only that it does not do it."""
+    if isinstance(error, AssertionError) and "daemonic processes" in str(error):
+        raise AssertionError(
+            "this is a daemonic process, and those may have no child processes, so no pool can "
+            "be started here. Start this process with daemon=False, or, if it is a worker of "
+            "multiprocessing.Pool, use an executor's workers for what starts pools of its own."
+        ) from error
 
 
 class SupervisorHandle:
@@ -98,6 +106,7 @@ class SupervisorHandle:
 
     def __init__(self) -> None:
         self.control, self._theirs = _posix.control_pair()
+        self._given: Any = None  # The same as theirs, in the form in which it travels.
         self._unsent: collections.deque[bytes] = collections.deque()
         self._process: Any = None
         self._starter: int | None = None
@@ -105,31 +114,38 @@ class SupervisorHandle:
 
     def start(
         self,
-        context: BaseContext,
+        context: Any,
         settings: Settings,
-        give_channels: Callable[[socket.socket], None],
+        give_channels: Callable[[Socket], None],
     ) -> None:
         """Start the process and give it its ends of the channels. Raises what
         starting a multiprocessing.Process raises, or pickle.PicklingError, which says
         what of the settings cannot travel."""
         self._starter = threading.get_ident()
+        self._given = _contexts.connection_for(context, self._theirs.detach())
         try:
             with _no_false_file():
-                process = _start_process(context, (self._theirs, settings, os.getpid()))
+                process = _start_process(context, (self._given, settings, os.getpid()))
         except Exception as error:
             _close_what_a_failed_fork_leaves(error)
             explained = _pickling.explain_start(settings.users_things, error)
             if explained is None:
+                _explain_daemon(error)
                 raise
             raise explained from error
         finally:
-            self._theirs.close()
+            self._close_theirs()
             self._starter = None
         self._process = process
         # One that has ended already is found out in the same way as any other.
         with contextlib.suppress(ConnectionError):
             give_channels(self.control)
         self._is_started = True
+
+    def _close_theirs(self) -> None:
+        self._theirs.close()
+        if self._given is not None:
+            _posix.close_quietly([_contexts.detach(self._given)])
 
     @property
     def pid(self) -> int | None:
@@ -172,22 +188,30 @@ class SupervisorHandle:
 
     def wait(self) -> str:
         """Wait for its end; say how it ended, as a verb phrase."""
-        self._process.join()
-        exitcode = self._process.exitcode
+        exitcode = self._exitcode()
         if exitcode is None:
             return "ended, and another part of this process took its exit status"
         return describe_end(exitcode, None) if exitcode >= 0 else describe_end(None, -exitcode)
+
+    def _exitcode(self) -> int | None:
+        """Wait for its end. None: its exit status is not known."""
+        # In a thread that is none of the hub's, gevent's waitpid, on which join() rests, would
+        # wait for what only the hub's thread can do.
+        if _green.threads_are_green() or not _posix.wait_for_child(self._process.pid):
+            self._process.join()
+        exitcode: int | None = self._process.exitcode
+        return exitcode
 
     def close(self) -> None:
         """Let go of the process. One that runs still kills its workers and ends."""
         self.control.close()
         if self._process is not None:
-            self._process.join()
-            if self._process.exitcode is None:
+            if self._exitcode() is None:
                 # The caller's process waits for all its children, and was first.
                 # multiprocessing takes such a process for alive, for ever.
                 self._process._popen.returncode = 0
-            self._process.close()
+            if hasattr(self._process._popen, "close"):  # loky's has none.
+                self._process.close()
             self._process = None
 
     def disown(self) -> None:
@@ -195,4 +219,4 @@ class SupervisorHandle:
         this copy is the new supervisor, forked by the thread that is starting it."""
         self.control.close()
         if self._starter != threading.get_ident():
-            self._theirs.close()
+            self._close_theirs()

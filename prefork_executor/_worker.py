@@ -33,7 +33,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from . import _channel, _end_signals, _failures, _pickling, _posix, _wire
+from . import _channel, _contexts, _end_signals, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, Receiver, WorkerChannels
 from ._payload_files import UNUSED, PayloadFiles
@@ -114,7 +114,7 @@ class Worker:
 
     def run(self) -> None:
         """Initialize, serve until told to leave, and do what is to be done at the end."""
-        signal.signal(signal.SIGINT, self._on_interrupt)
+        _posix.install_handlers({signal.SIGINT: self._on_interrupt})
         try:
             if self._initialize():
                 self._send(Kind.READY, self.pid, self._seat.slot, [b""])
@@ -465,6 +465,7 @@ def live_as_worker(seat: Seat, channels: WorkerChannels, settings: Settings) -> 
     code = 1
     try:
         _is_copy = False  # This one is meant to be: the fork was ours.
+        _contexts.tell_kin_of_fork()
         worker = _current = Worker(seat, channels, settings)
         os.register_at_fork(after_in_child=_note_copy)
         process: Any = _WorkerProcess(target=worker.run, name=f"PreforkWorker-{seat.slot}")

@@ -7,7 +7,8 @@ in this order:
 1. Threads are joined, daemons excepted.
 2. atexit functions run, the last one registered first.
 3. Finalizers run that ``weakref.finalize`` has made, ``TemporaryDirectory``'s for one.
-4. multiprocessing's finalizers run; children of the worker are joined.
+4. multiprocessing's finalizers run; children of the worker are joined. The same for packages
+   that are copies of it.
 5. Logging handlers are flushed and closed.
 6. Files are flushed.
 
@@ -43,6 +44,8 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+
+from . import _contexts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +94,7 @@ class WorkerExit:
             atexit._run_exitfuncs,
             self._run_finalizers,
             self._finalize_multiprocessing,
+            _contexts.tell_kin_of_end,
             self._close_handlers,
             self._flush_files,
         )

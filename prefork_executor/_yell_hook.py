@@ -15,8 +15,8 @@ import logging
 import mmap
 import os
 import pickle
+import posix
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from . import _channel, _posix
 from ._channel import DONTWAIT, Packet, Receiver
 from ._kid import YellFlags
-from ._posix import Waiter
+from ._posix import Socket, Waiter
 from ._regulator import BACKOFF_FIRST, BACKOFF_MOST
 from ._wire import Kind
 from .errors import ProtocolError, describe_end
@@ -41,7 +41,7 @@ DataHook = Callable[[int, Any, int | None], object]
 class YellReader:
     """Takes yells from their channel and calls the hook for each."""
 
-    def __init__(self, yells: socket.socket, hook: DataHook | None) -> None:
+    def __init__(self, yells: Socket, hook: DataHook | None) -> None:
         self._receiver = Receiver(yells)
         self._hook = hook
         # Shared with the process that is forked to read. Only one reads at a time.
@@ -168,7 +168,7 @@ class HookProcess:
         """In the main process: tell it that no more will come. In a child: close
         the copy, which would keep it from ending."""
         if self._leash >= 0:
-            os.close(self._leash)
+            posix.close(self._leash)
             self._leash = -1
 
     def _fork(self) -> None:
@@ -179,12 +179,12 @@ class HookProcess:
         try:
             pid, mask = _posix.fork_masked()
         except OSError:
-            os.close(leash)
+            posix.close(leash)
             self.let_go()
             raise
         if pid:
             self._pid = pid
-            os.close(leash)
+            posix.close(leash)
             _posix.restore_mask(mask)
             return
         self._live_and_leave(main, leash)

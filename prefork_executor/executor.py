@@ -6,7 +6,6 @@ import collections
 import contextlib
 import enum
 import itertools
-import multiprocessing
 import operator
 import os
 import signal
@@ -16,9 +15,8 @@ import types
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from multiprocessing.context import BaseContext
 
-from . import _posix
+from . import _contexts, _posix
 from ._arguments import (
     brief,
     check_buffersize,
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from ._client import Client
+    from ._contexts import Context
     from ._regulator import Limits
     from .recording import Recording
     from .stats import ExecutorStats
@@ -120,7 +119,7 @@ class _Submitter(Executor):
         """
         check_function("fn", fn)
         seconds = check_seconds("timeout", timeout)
-        check_count("chunksize", chunksize, least=1)
+        check_count("chunksize", chunksize, least=1, takes_bool=True)
         buffersize = check_buffersize(buffersize)
         end = None if seconds is None else time.monotonic() + seconds
         sources = [check_iterable(f"iterables[{i}]", items) for i, items in enumerate(iterables)]
@@ -266,7 +265,8 @@ class PreforkExecutor(_Submitter):
         max_workers: workers at most, those that are leaving included. None: the
             CPUs this process may use (affinity and cgroup quota), at least 1.
         mp_context: how the supervisor starts: ``"fork"``, ``"forkserver"``,
-            ``"spawn"`` or a multiprocessing context. None: Python's default.
+            ``"spawn"`` or a multiprocessing context, or one of a package like it
+            (``multiprocess``, ``billiard``, ``loky``). None: Python's default.
         initializer: called as ``initializer(*initargs)`` in every new worker.
             If it raises, the pool is broken, and says so.
         initargs: its arguments; locks and queues of the context are welcome.
@@ -304,7 +304,7 @@ class PreforkExecutor(_Submitter):
     def __init__(
         self,
         max_workers: int | None = None,
-        mp_context: BaseContext | str | None = None,
+        mp_context: Context | str | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
@@ -327,12 +327,12 @@ class PreforkExecutor(_Submitter):
         limits = _limits(
             max_workers, min_spare_workers, max_spare_workers, start_workers, idle_timeout
         )
-        context = _context(mp_context)
+        context = _contexts.find_context(mp_context)
         check_callable("initializer", initializer)
         check_callable("finalizer", finalizer)
         check_callable("on_yell", on_yell)
         if max_tasks_per_child is not None:
-            check_count("max_tasks_per_child", max_tasks_per_child, least=1)
+            check_count("max_tasks_per_child", max_tasks_per_child, least=1, takes_bool=True)
         if max_memory_per_child is not None:
             check_count("max_memory_per_child", max_memory_per_child, least=1)
         self._terms = _terms("task_timeout", task_timeout, retries)
@@ -585,6 +585,7 @@ def _limits(
     if max_workers is None:
         max_workers = _posix.available_cpus()
     _check_max_workers(max_workers)
+    max_workers = int(max_workers)
     check_count("min_spare_workers", min_spare, least=0)
     if max_spare is None:
         max_spare = max_workers
@@ -597,7 +598,7 @@ def _limits(
     check_order("start_workers", start, "max_workers", max_workers)
     check_order("max_spare_workers", max_spare, "max_workers", max_workers)
     return Limits(
-        max_workers=int(max_workers),
+        max_workers=max_workers,
         min_spare=int(min_spare),
         max_spare=int(max_spare),
         start_workers=int(start),
@@ -606,7 +607,7 @@ def _limits(
 
 
 def _check_max_workers(max_workers: int) -> None:
-    check_int("max_workers", max_workers)
+    check_int("max_workers", max_workers, takes_bool=True)
     if max_workers <= 0:
         # The standard library's words, which programs may look for.
         raise ValueError("max_workers must be greater than 0")
@@ -642,20 +643,3 @@ def _preload(value: object) -> Callable[[], object] | tuple[str, ...]:
         if not name or name.startswith("."):
             raise ValueError(f"preload must hold absolute module names, not {name!r}")
     return names
-
-
-def _context(mp_context: BaseContext | str | None) -> BaseContext:
-    if mp_context is None:
-        return multiprocessing.get_context()
-    if isinstance(mp_context, str):
-        try:
-            return multiprocessing.get_context(mp_context)
-        except ValueError as error:
-            raise ValueError(f"mp_context: {error}") from None
-    # BaseContext itself, which starts nothing, is no use.
-    if not isinstance(mp_context, BaseContext) or not hasattr(mp_context, "Process"):
-        raise TypeError(
-            "mp_context must be a start method's name or a multiprocessing context, "
-            f"not {type(mp_context).__name__}"
-        )
-    return mp_context
