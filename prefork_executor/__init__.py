@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # Importing typing would be a third of what importing all of this costs.
     from typing import Any
 
-    from ._worker import yell
+    from ._worker import worker_index, yell
     from .stats import ExecutorStats, PoolStats, ScalingDecision, Waits, WorkerStats
 
 __version__ = "0.1.0"
@@ -36,14 +36,17 @@ __all__ = [
     "Waits",
     "WorkerDied",
     "WorkerStats",
+    "worker_index",
     "yell",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # What most programs do not name is imported for those that do.
-    if name == "yell":
-        from ._worker import yell as thing
+    if name in ("worker_index", "yell"):
+        from . import _worker
+
+        thing = getattr(_worker, name)
     elif name in ("ExecutorStats", "PoolStats", "ScalingDecision", "Waits", "WorkerStats"):
         from . import stats
 

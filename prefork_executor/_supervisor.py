@@ -20,6 +20,7 @@ import functools
 import gc
 import importlib
 import logging
+import multiprocessing
 import os
 import pickle
 import posix
@@ -38,7 +39,7 @@ from ._regulator import Counts, Decision
 from ._settings import Settings
 from ._tuples import NamedTuple
 from ._wire import Death, Kind
-from ._worker import live_as_worker
+from ._worker import Caller, live_as_worker
 from .errors import ProtocolError
 
 TYPE_CHECKING = False
@@ -71,6 +72,8 @@ class Supervisor:
         self._settings = settings
         self._channels = WorkerChannels.receive(control, settings.limits.max_workers)
         self._client = _posix.open_pidfd(client)
+        me: Any = multiprocessing.current_process()
+        self._caller = Caller(client, me._parent_name, self._client)
         self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
         self._closing = False
         self._reload = 0
@@ -93,8 +96,6 @@ class Supervisor:
     def _disown(self) -> None:
         """In a new worker: close what belongs to the supervisor alone."""
         self._control.close()
-        if self._client is not None:
-            posix.close(self._client)
 
     def run(self) -> None:
         """Wait, reap, tell, regulate, act; until the end."""
@@ -235,7 +236,7 @@ class Supervisor:
         for _ in range(decision.start):
             seat = self._pool.fork_worker()
             if seat is not None:
-                live_as_worker(seat, self._channels, self._settings)
+                live_as_worker(seat, self._channels, self._settings, self._caller)
 
     def _listen(self, enough: int | None) -> None:
         """Tell the client above how many tasks to ring. It writes its number and

@@ -31,7 +31,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from . import _channel, _contexts, _end_signals, _failures, _pickling, _posix, _wire
 from . import _scoreboard as sb
@@ -40,6 +40,7 @@ from ._payload_files import UNUSED, PayloadFiles
 from ._pool import Seat
 from ._posix import Waiter
 from ._settings import Settings
+from ._tuples import NamedTuple
 from ._wire import Kind
 from ._worker_exit import WorkerExit
 from .errors import ProtocolError
@@ -87,12 +88,36 @@ def yell(data: Any) -> None:
     worker.yell(data)
 
 
+def worker_index() -> int | None:
+    """Which of the pool's workers the calling code runs in, from 0 to ``max_workers - 1``.
+
+    No two workers that live at the same time have the same number, and a worker that takes
+    the place of another has that one's. So it can choose what each worker has of its own: a
+    GPU, a port, a file.
+
+    Returns:
+        The number; None outside a worker, also in a process that a task has started.
+    """
+    worker = _current
+    return worker.index if worker is not None and worker.pid == os.getpid() else None
+
+
+class Caller(NamedTuple):
+    """The process that has the executor, which is what multiprocessing is told to be a
+    worker's parent. ``pidfd`` is readable when it has ended; None: nothing is."""
+
+    pid: int
+    name: str
+    pidfd: int | None
+
+
 class Worker:
     """The loop of one worker process."""
 
     def __init__(self, seat: Seat, channels: WorkerChannels, settings: Settings) -> None:
         self.pid = os.getpid()
         self._exit = WorkerExit(is_fork_of_caller=not settings.tell_main)
+        self.index = seat.slot
         self._seat = seat
         self._channels = channels
         self._settings = settings
@@ -454,12 +479,23 @@ class _WorkerProcess(multiprocessing.process.BaseProcess):
     """What multiprocessing calls the current process inside a worker. Its
     bootstrap does for a forked child all that the standard library and its users
     expect: queues and locks are told of the fork and flushed at the end,
-    ``current_process()`` has a name, coverage can hook in."""
+    ``current_process()`` has a name, coverage can hook in.
+
+    Programs number workers by the name's end, or by ``_identity``, of which the names of
+    processes that a task starts are made as well. Of its parent they ask who it is and
+    whether it still lives, and mean the caller: the supervisor is nobody they know."""
 
     _start_method = None
 
+    def __init__(self, run: Callable[[], None], slot: int, caller: Caller) -> None:
+        super().__init__(target=run, name=f"PreforkWorker-{slot + 1}")
+        self._identity = (slot + 1,)
+        self._parent_pid, self._parent_name = caller.pid, caller.name
 
-def live_as_worker(seat: Seat, channels: WorkerChannels, settings: Settings) -> NoReturn:
+
+def live_as_worker(
+    seat: Seat, channels: WorkerChannels, settings: Settings, caller: Caller
+) -> NoReturn:
     """Be a worker in this freshly forked process, and end it."""
     global _current, _is_copy
     code = 1
@@ -468,7 +504,8 @@ def live_as_worker(seat: Seat, channels: WorkerChannels, settings: Settings) -> 
         _contexts.tell_kin_of_fork()
         worker = _current = Worker(seat, channels, settings)
         os.register_at_fork(after_in_child=_note_copy)
-        process: Any = _WorkerProcess(target=worker.run, name=f"PreforkWorker-{seat.slot}")
-        code = process._bootstrap(parent_sentinel=seat.leash)
+        process: Any = _WorkerProcess(worker.run, seat.slot, caller)
+        sentinel = seat.leash if caller.pidfd is None else caller.pidfd
+        code = process._bootstrap(parent_sentinel=sentinel)
     finally:
         os._exit(code)
