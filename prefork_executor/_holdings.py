@@ -9,13 +9,16 @@ What counts, and what does not:
 
 * *Threads*: all but those of libraries that are known to survive (`_native_threads.py`).
 * *Descriptors*: all but the standard streams and devices that have neither an offset nor a
-  memory. Files that are open for reading count: who reads moves the offset for all.
+  memory, and libraries that C code keeps open to map them (libffi, its own). Files that are
+  open for reading count: who reads moves the offset for all.
   Locks of files need no rule of their own, for there is none without a descriptor.
 * *Children*, ended ones too: nobody but the parent can wait for them.
 * *Shared mappings* that can be written to, and with them semaphores of multiprocessing.
 * *Timers*: a child has none of them.
 * *Functions for the end* of the process: they would run in one process only.
-* *Random generators*: all who are forked would draw the same numbers.
+* *Random generators*: all who are forked would draw the same numbers. Those that workers seed
+  anew do not count (`_random_streams.py`), unless somebody has seeded them already or has drawn
+  from them: each process would begin so.
 * *What only its library knows*: `_UNSEEN` asks.
 
 No answer here is a proof that a fork is right; each is a reason that has been seen to make one
@@ -34,14 +37,13 @@ import signal
 import socket
 import stat
 import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 
-from . import _native_threads
-from ._owners import MAIN_NAMES, owner
+from . import _native_threads, _random_streams
+from ._owners import MAIN_NAMES, Owner, Owners, is_own
 from ._posix import FALLBACK
 from ._tuples import NamedTuple
 from ._watching import Watched, watching
@@ -54,18 +56,18 @@ __all__ = ["Holdings", "Watched", "in_the_way", "watching"]
 
 TELLS = not FALLBACK and os.path.exists("/proc/self/task")
 """Whether this system tells what a process holds."""
-_LOOKS = 5
+_LOOKS = 3
 """How often to look before something is in the way: garbage is collected before the second look,
 and a thread that has just ended may be listed for a moment more."""
 _PAUSE = 0.01
 """Seconds between two looks."""
-_NAMED = 8
-"""Things of one kind whose owner is looked for; each costs some milliseconds."""
 _STANDARD = (0, 1, 2)
 _MEMORYLESS = frozenset({"/dev/null", "/dev/zero", "/dev/full"})
 """Devices that are the same for whoever reads or writes, whatever others do."""
 _RANDOM_DEVICES = frozenset({"/dev/urandom", "/dev/random"})
 """They give everybody other bytes. But a file object over one has some in its buffer."""
+_FREE_MEMORY_ONLY = frozenset({"numba", "torch"})
+"""Libraries whose finalizers do nothing at the end but to free what is the process's own."""
 _TIMERS = {
     signal.ITIMER_REAL: "ITIMER_REAL, or alarm()",
     signal.ITIMER_VIRTUAL: "ITIMER_VIRTUAL",
@@ -84,15 +86,19 @@ class Holdings(NamedTuple):
     mappings: Mapping[str, str]
     """Writable shared ones: address, device and inode; and the path."""
     timers: frozenset[str]
-    finalizers: frozenset[object]
+    finalizers: frozenset[Any]
     generators: Mapping[int, object]
     """By id. They are kept alive here, so that no other can get the same."""
-    random_state: object
+    touched: frozenset[str]
+    """Modules whose global random generator has been seeded, or drawn from."""
+    owners: Owners
+    """What modules hold, to name what is found."""
 
     @classmethod
     def now(cls) -> Holdings:
+        owners, none = Owners(), frozenset[str]()
         if not TELLS:
-            return cls({}, {}, frozenset(), {}, frozenset(), frozenset(), {}, None)
+            return cls({}, {}, frozenset(), {}, none, none, {}, none, owners)
         return cls(
             _threads(),
             _descriptors(),
@@ -100,8 +106,9 @@ class Holdings(NamedTuple):
             _shared_mappings(),
             frozenset(_timers()),
             frozenset(_finalizers()),
-            _generators(),
-            random.getstate(),
+            _generators(owners),
+            frozenset(_random_streams.touched()),
+            owners,
         )
 
 
@@ -115,7 +122,6 @@ def in_the_way(before: Holdings, seen: Watched | None = None) -> list[str]:
     """
     if not TELLS:
         return ["this system does not tell what a process holds"]
-    noted = list(seen.phrases) if seen is not None else []
     for look in range(_LOOKS):
         now = Holdings.now()
         found = [phrase for judge in _JUDGES for phrase in judge(before, now)]
@@ -124,7 +130,7 @@ def in_the_way(before: Holdings, seen: Watched | None = None) -> list[str]:
         if look == 0:
             gc.collect()
         time.sleep(_PAUSE)
-    return list(dict.fromkeys(found + noted))
+    return list(dict.fromkeys(found + (seen.phrases if seen is not None else [])))
 
 
 # --- threads ------------------------------------------------------------------------------------
@@ -144,16 +150,14 @@ def _judge_threads(before: Holdings, now: Holdings) -> Iterator[str]:
         if thread.native_id in new:
             del new[thread.native_id]
             yield _say_thread(thread)
-    own = _read("/proc/self/comm").strip()
-    named = sorted(name for name in new.values() if name != own)
-    named = [name for name in named if name not in _native_threads.SURVIVING_NAMES]
-    unnamed = sum(name == own for name in new.values())
-    if unnamed:
-        unnamed -= _native_threads.surviving(_libraries())
+    # A thread that has not got a name has that of the one which started it.
+    inherited = {_read("/proc/self/comm").strip(), *before.threads.values()}
+    named = sorted(set(new.values()) - inherited - _native_threads.SURVIVING_NAMES)
     if named:
         yield f"threads that a library runs: {', '.join(named)}"
-    if unnamed > 0:
-        yield f"threads without a name that a library runs (OpenMP's, for instance): {unnamed}"
+    unnamed = sum(name in inherited for name in new.values())
+    if unnamed and unnamed > _native_threads.surviving(_libraries()):
+        yield f"threads that a library runs (OpenMP, for instance): {unnamed}"
 
 
 def _say_thread(thread: threading.Thread) -> str:
@@ -182,35 +186,34 @@ def _descriptors() -> dict[int, tuple[str, int, int]]:
 
 
 def _judge_descriptors(before: Holdings, now: Holdings) -> Iterator[str]:
-    count = 0
     for descriptor, target in sorted(now.descriptors.items()):
+        path = target[0]
         if descriptor in _STANDARD or before.descriptors.get(descriptor) == target:
             continue
-        path = target[0]
         if path in _MEMORYLESS:
             continue
-        count += 1
-        holder = _holder(descriptor) if count <= _NAMED else None
-        if path in _RANDOM_DEVICES and holder is None:
-            continue
-        yield _say_descriptor(descriptor, path, holder)
+        holder = now.owners.find(lambda thing: _is_over(thing, descriptor))  # noqa: B023
+        if holder is not None or not (path in _RANDOM_DEVICES or path in _libraries()):
+            yield _say_descriptor(descriptor, path, holder)
 
 
-def _say_descriptor(descriptor: int, path: str, holder: str | None) -> str:
+def _say_descriptor(descriptor: int, path: str, holder: Owner | None) -> str:
     try:
         mode = os.fstat(descriptor).st_mode
     except OSError:
         return f"descriptor {descriptor}"
+    kind, where = "file", f", {path}"
     if stat.S_ISSOCK(mode):
         kind, where = "socket", _peer(descriptor)
     elif stat.S_ISFIFO(mode):
         kind, where = "pipe", ""
     elif path.startswith("anon_inode:"):
-        kind, where = path.removeprefix("anon_inode:").strip("[]"), ""
-    else:
-        kind, where = "file", f", {path}"
-    named = f"the {kind} {holder}" if holder else f"a {kind}"
-    return f"{named} (descriptor {descriptor}{where})"
+        kind, where = "descriptor", f", {path}"
+    return f"{_named(kind, holder)} (descriptor {descriptor}{where})"
+
+
+def _named(kind: str, holder: Owner | None) -> str:
+    return f"a {kind}" if holder is None else f"the {kind} {holder}"
 
 
 def _peer(descriptor: int) -> str:
@@ -229,23 +232,21 @@ def _address(address: Any) -> str:
     return str(address or "")
 
 
-_HAVE_DESCRIPTORS: tuple[Any, ...] = (io.FileIO, socket.socket, *(
-    [select.epoll] if hasattr(select, "epoll") else []
-))  # fmt: skip
+_OVER_DESCRIPTORS: tuple[Any, ...] = (
+    *(io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper),
+    *(socket.socket, *([select.epoll] if hasattr(select, "epoll") else [])),
+)
 
 
-def _holder(descriptor: int) -> str | None:
-    def is_it(thing: object) -> bool:
-        kind = type(thing)
-        for base in _HAVE_DESCRIPTORS:
-            if issubclass(kind, base):
-                with contextlib.suppress(ValueError):
-                    return bool(base.fileno(thing) == descriptor)
-        return kind.__module__ == "multiprocessing.connection" and (
-            _own_attributes(thing).get("_handle") == descriptor
-        )
-
-    return owner(is_it)
+def _is_over(thing: object, descriptor: int) -> bool:
+    """Whether this is Python's object over a descriptor. Methods of a subclass are not called."""
+    kind = type(thing)
+    for base in _OVER_DESCRIPTORS:
+        if issubclass(kind, base):
+            with contextlib.suppress(Exception):
+                return bool(base.fileno(thing) == descriptor)
+    is_connection = kind.__module__ == "multiprocessing.connection"
+    return is_connection and _own_attributes(thing).get("_handle") == descriptor
 
 
 def _own_attributes(thing: object) -> Mapping[str, Any]:
@@ -273,18 +274,20 @@ def _children() -> frozenset[int]:
 
 def _judge_children(before: Holdings, now: Holdings) -> Iterator[str]:
     for pid in sorted(now.children - before.children):
-        holder = owner(lambda thing, pid=pid: _own_attributes(thing).get("pid") == pid)  # type: ignore[misc]
-        named = f"the child process {holder}" if holder else "a child process"
+        holder = now.owners.find(lambda thing: _own_attributes(thing).get("pid") == pid)  # noqa: B023
         try:
-            yield f"{named} ({pid}, {_read(f'/proc/{pid}/comm').strip()})"
+            which = f"{pid}, {_read(f'/proc/{pid}/comm').strip()}"
         except OSError:
-            yield named
+            which = str(pid)
+        yield f"{_named('child process', holder)} ({which})"
 
 
 def _shared_mappings() -> dict[str, str]:
     """Of the writable ones: those that can only be read are files', the same for all."""
     found = {}
     for line in _maps():
+        if "s " not in line:
+            continue  # The quick way past most of some thousand.
         address, access, _, device, inode, *path = line.split(None, 5)
         if access[1] == "w" and access[3] == "s":
             found[f"{address} {device} {inode}"] = path[0] if path else ""
@@ -292,13 +295,12 @@ def _shared_mappings() -> dict[str, str]:
 
 
 def _judge_mappings(before: Holdings, now: Holdings) -> Iterator[str]:
-    new = [path for key, path in now.mappings.items() if key not in before.mappings]
-    for path in sorted(set(new)):
+    for key in now.mappings.keys() - before.mappings.keys():
+        path = now.mappings[key]
         is_lock = "/sem." in path
-        kind = "SemLock" if is_lock else "mmap"
-        holder = owner(lambda thing, kind=kind: type(thing).__name__ == kind)  # type: ignore[misc]
-        what = "semaphore" if is_lock else "shared mapping"
-        yield f"the {what} {holder} ({path})" if holder else f"a {what} ({path})"
+        type_name = "SemLock" if is_lock else "mmap"
+        holder = now.owners.find(lambda thing: type(thing).__name__ == type_name)  # noqa: B023
+        yield f"{_named('semaphore' if is_lock else 'shared mapping', holder)} ({path})"
 
 
 def _timers() -> Iterator[str]:
@@ -319,7 +321,7 @@ def _judge_timers(before: Holdings, now: Holdings) -> Iterator[str]:
 # --- what runs at the end -----------------------------------------------------------------------
 
 
-def _finalizers() -> Iterator[object]:
+def _finalizers() -> Iterator[Any]:
     registry: Mapping[Any, Any] = getattr(weakref.finalize, "_registry", {})
     for finalizer in list(registry):
         if finalizer.alive and finalizer.atexit:
@@ -328,35 +330,30 @@ def _finalizers() -> Iterator[object]:
 
 def _judge_finalizers(before: Holdings, now: Holdings) -> Iterator[str]:
     for finalizer in now.finalizers - before.finalizers:
-        peeked = finalizer.peek()  # type: ignore[attr-defined]
-        if peeked is None:
+        thing, function, *_ = finalizer.peek() or (None, None)
+        holder = now.owners.find(lambda other: other is thing)  # noqa: B023
+        if thing is None or (holder is not None and not is_own(holder.module)):
+            continue  # A library keeps it for its own housekeeping.
+        if getattr(function, "__module__", "").partition(".")[0] in _FREE_MEMORY_ONLY:
             continue
-        thing, function = peeked[0], peeked[1]
-        holder = owner(lambda it, thing=thing: it is thing)  # type: ignore[misc]
-        what = holder or f"a {type(thing).__name__}"
+        what = f"{type(thing).__name__} {holder or ''}".rstrip()
         name = getattr(function, "__qualname__", repr(function))
-        yield f"{what}, with something to do at the end of the process (weakref.finalize: {name})"
+        yield f"the {what}, which has something to do at the end of the process ({name})"
 
 
 # --- random numbers -----------------------------------------------------------------------------
 
 
-def _generators() -> dict[int, object]:
-    kinds = _kinds_of_generators()
-    found = {id(thing): thing for thing in gc.get_objects() if type(thing) in kinds}
-    for thing in list(found.values()):
-        # Names of temporary files: it looks at the process id, and begins anew after a fork.
-        if type(thing).__module__ == "tempfile":
-            found.pop(id(getattr(thing, "_rng", None)), None)
-            del found[id(thing)]
-    for thing in _global_generators():
+def _generators(owners: Owners) -> dict[int, object]:
+    found = {id(thing): thing for thing in owners.instances(_kinds_of_generators())}
+    inner = [getattr(thing, "_bit_generator", None) for thing in found.values()]
+    for thing in (getattr(random, "_inst", None), *_random_streams.renewed(), *inner):
         found.pop(id(thing), None)
     return found
 
 
 def _kinds_of_generators() -> set[type]:
     kinds = _with_subclasses(random.Random) - _with_subclasses(random.SystemRandom)
-    kinds.add(tempfile._RandomNameSequence)  # type: ignore[attr-defined]
     numpy = sys.modules.get("numpy.random")
     for name in ("Generator", "RandomState", "BitGenerator"):
         kind = getattr(numpy, name, None)
@@ -375,22 +372,13 @@ def _with_subclasses(kind: type) -> set[type]:
     return found
 
 
-def _global_generators() -> Iterator[object]:
-    """Those that the workers seed anew."""
-    yield getattr(random, "_inst", None)
-    state = getattr(sys.modules.get("numpy.random.mtrand"), "_rand", None)
-    yield state
-    yield getattr(state, "_bit_generator", None)
-
-
 def _judge_generators(before: Holdings, now: Holdings) -> Iterator[str]:
     for number, thing in now.generators.items():
         if number not in before.generators:
-            holder = owner(lambda it, thing=thing: it is thing)  # type: ignore[misc]
-            kind = type(thing).__name__
-            yield f"the random generator {holder}" if holder else f"a random generator ({kind})"
-    if now.random_state != before.random_state:
-        yield "the generator of the module random, which has been seeded or drawn from"
+            holder = now.owners.find(lambda other: other is thing)  # noqa: B023
+            yield f"{_named('random generator', holder)} ({type(thing).__name__})"
+    for module in sorted(now.touched - before.touched):
+        yield f"the random generator of {module}, which has been seeded or drawn from"
 
 
 # --- what only its library knows ----------------------------------------------------------------
@@ -428,7 +416,8 @@ def _maps() -> list[str]:
 
 
 def _libraries() -> set[str]:
-    return {line.split(None, 5)[5] for line in _maps() if ".so" in line and line.count("/") > 0}
+    """The files of which this process runs code."""
+    return {line.split(None, 5)[5] for line in _maps() if "xp " in line and "/" in line}
 
 
 _JUDGES = (

@@ -33,7 +33,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from . import _channel, _contexts, _end_signals, _failures, _pickling, _posix, _wire
+from . import (
+    _channel,
+    _contexts,
+    _end_signals,
+    _failures,
+    _pickling,
+    _posix,
+    _random_streams,
+    _wire,
+)
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, Receiver, WorkerChannels
 from ._payload_files import UNUSED, PayloadFiles
@@ -502,6 +511,8 @@ def live_as_worker(
     try:
         _is_copy = False  # This one is meant to be: the fork was ours.
         _contexts.tell_kin_of_fork()
+        # Before anything of the user's runs here: what sets a seed has the last word.
+        _random_streams.renew()
         worker = _current = Worker(seat, channels, settings)
         os.register_at_fork(after_in_child=_note_copy)
         process: Any = _WorkerProcess(worker.run, seat.slot, caller)

@@ -43,7 +43,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
-from . import _posix, _raw_options
+from . import _posix, _random_streams, _raw_options
 from ._kid import Kid, YellFlags
 from ._pool import WorkerPool
 from ._posix import Doorbell, Handler
@@ -338,6 +338,7 @@ class PreforkPool:
         seat = self._pool.fork_worker()
         if seat is None:
             return False
+        _random_streams.renew()
         hooked = self._hook is not None
         self._kid = Kid(
             seat,

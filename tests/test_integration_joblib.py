@@ -480,6 +480,17 @@ def test_sharing_can_be_turned_off_as_joblib_says(least: int | None, mode: str |
     assert shared.share_in([task, task, task]) == [task, task, task]
 
 
+def draw(_: int) -> int:
+    time.sleep(0.1)  # So that all workers take part.
+    return int(np.random.randint(10**9))
+
+
+def test_no_two_workers_draw_the_same_random_numbers() -> None:
+    with joblib.parallel_config(backend="prefork", n_jobs=3):
+        drawn = joblib.Parallel(batch_size=1)(joblib.delayed(draw)(i) for i in range(9))
+    assert len(set(drawn)) == 9
+
+
 # --- scikit-learn, and the example -------------------------------------------------------------
 
 
