@@ -28,6 +28,7 @@ from ._posix import (
     Doorbell,
     Socket,
     close_quietly,
+    file_size_limit,
     is_at_end,
     map_private,
     pause,
@@ -361,7 +362,7 @@ class PoolChannels:
             self.yells, self.yells_far = _pair(undo)
             self.doorbell = Doorbell.new()
             undo.callback(self.doorbell.close)
-            board = shared_file(FILE_NAME, Scoreboard.size_for(slots))
+            board = shared_file(FILE_NAME, Scoreboard.size_for(slots, file_size_limit()))
             undo.callback(posix.close, board)
             self.board = Scoreboard(board, slots)
             undo.pop_all()

@@ -26,7 +26,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from ._posix import shared_file
+from ._posix import file_size_limit, shared_file
 
 MOST_FILES = 4
 """Spare, and mapped, files of one process: one that goes, one that comes back, twice."""
@@ -49,8 +49,10 @@ def new_file(size: int) -> _File:
     Raises:
         OSError: no descriptor, or no room.
     """
-    size = -(-size // GRAIN) * GRAIN
-    return shared_file("prefork-payload", size), size
+    grown, most = -(-size // GRAIN) * GRAIN, file_size_limit()
+    if most is not None:
+        grown = max(size, min(grown, most))
+    return shared_file("prefork-payload", grown), grown
 
 
 class PayloadFiles:

@@ -9,7 +9,8 @@ purpose                  Linux                        elsewhere
 =======================  ===========================  ==========================
 whole messages           SOCK_SEQPACKET               SOCK_DGRAM
 waking one idle worker   epoll, EPOLLEXCLUSIVE        poll; all wake, one gets it
-shared memory            memfd                        an unlinked temporary file
+shared memory            memfd                        an unlinked temporary file (also where
+                                                      a sandbox refuses memfds)
 the client's end         a pidfd                      end of file on control
 the supervisor's end     PR_SET_PDEATHSIG             end of file on the leash;
                                                       the client kills workers
@@ -25,6 +26,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import _socket
 import contextlib
+import errno
 import functools
 import logging
 import math
@@ -126,14 +128,22 @@ def is_at_end(end: Socket) -> bool:
 
 def shared_file(name: str, size: int) -> int:
     """A descriptor of a new, empty file of this many bytes that lies in memory
-    (on other systems: in the temporary directory) and vanishes with its users.
+    (on other systems, and where a sandbox refuses that: in the temporary directory) and
+    vanishes with its users.
 
     Raises:
-        OSError: no descriptor, or no room.
+        OSError: no descriptor, or no room, or it would be larger than a file may be.
     """
-    if not FALLBACK:
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
-    else:
+    # Before the system finds it out, which would send SIGXFSZ.
+    most = file_size_limit()
+    if most is not None and size > most:
+        raise OSError(
+            errno.EFBIG,
+            f"{os.strerror(errno.EFBIG)}: {size} bytes of shared memory, where a file of this "
+            f"process may have {most} (RLIMIT_FSIZE, `ulimit -f`)",
+        )
+    descriptor = _memory_file(name)
+    if descriptor is None:
         descriptor, path = tempfile.mkstemp(prefix=name)
         os.unlink(path)
     try:
@@ -142,6 +152,27 @@ def shared_file(name: str, size: int) -> int:
         posix.close(descriptor)
         raise
     return descriptor
+
+
+def _memory_file(name: str) -> int | None:
+    """None: there are none, or they are refused, as by seccomp."""
+    if FALLBACK:
+        return None
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+            raise
+        return None
+
+
+def file_size_limit() -> int | None:
+    """Bytes that a file may have which this process writes, one in memory included. None:
+    any number."""
+    import resource  # Not in what only imports the package.
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 @functools.cache

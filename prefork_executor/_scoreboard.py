@@ -85,6 +85,7 @@ from __future__ import annotations
 
 import enum
 import mmap
+import os
 import posix
 import threading
 import time
@@ -132,6 +133,8 @@ DECISION_BYTES = 128
 MOST_NAMES = 8192
 """Names there is room for; index 0 is none. The ones after these overwrite the first:
 a task that began so long ago may then be shown by another's name."""
+LEAST_NAMES = 64
+"""Names there is room for where files may not be larger than this (RLIMIT_FSIZE)."""
 NAME_BYTES = 128
 MOST_NUMBER = 2**48 - 256
 """Tasks' numbers leave two bytes of a word for the counts beside them. There are enough
@@ -182,6 +185,11 @@ class Sections(NamedTuple):
     names: int
     end: int
 
+    @property
+    def least_end(self) -> int:
+        """With as few names as there may be."""
+        return self.names + LEAST_NAMES * NAME_BYTES
+
     @classmethod
     def of(cls, slots: int) -> Sections:
         areas = (HEADER_WORDS + slots * SLOT_WORDS) * WORD_BYTES
@@ -205,16 +213,20 @@ class Scoreboard:
         self.slots = slots
         self.sections = Sections.of(slots)
         self._areas = self.sections.areas
-        self._mapping = mmap.mmap(descriptor, self.sections.end)
+        size = min(os.fstat(descriptor).st_size, self.sections.end)
+        self._names = (size - self.sections.names) // NAME_BYTES
+        self._mapping = mmap.mmap(descriptor, size)
         self._bytes = memoryview(self._mapping)
         self.words = self._bytes[: self._areas].cast("Q")
         self._lock = threading.Lock()
         self._last_name = 0
 
     @staticmethod
-    def size_for(slots: int) -> int:
-        """Bytes that a board for this many slots takes."""
-        return Sections.of(slots).end
+    def size_for(slots: int, most: int | None = None) -> int:
+        """Bytes that a board for this many slots takes: ``most``, if it can do with that by
+        keeping fewer names."""
+        sections = Sections.of(slots)
+        return sections.end if most is None else min(sections.end, max(sections.least_end, most))
 
     def introduce(
         self, kind: int, client: int, *, min_spare: int, max_spare: int, idle_timeout: float | None
@@ -277,7 +289,7 @@ class Scoreboard:
 
     def enter_name(self, name: str) -> int:
         """Put the next name into the table, cut if need be. Returns its index."""
-        index = self._last_name = self._last_name % (MOST_NAMES - 1) + 1
+        index = self._last_name = self._last_name % (self._names - 1) + 1
         start = self.sections.names + index * NAME_BYTES
         text = name.encode(errors="replace")[: NAME_BYTES - 1]
         self._bytes[start : start + NAME_BYTES] = text.ljust(NAME_BYTES, b"\0")

@@ -148,7 +148,7 @@ class PreforkPool:
         opened.callback(self._yells_far.close)
         self._doorbell = Doorbell.new()
         opened.callback(self._doorbell.close)
-        size = Scoreboard.size_for(limits.max_workers)
+        size = Scoreboard.size_for(limits.max_workers, _posix.file_size_limit())
         self._board = Scoreboard(_posix.shared_file(FILE_NAME, size), limits.max_workers)
         opened.callback(self._board.close)
         self._board.introduce(RAW, self._main, **limits.spares)

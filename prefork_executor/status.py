@@ -400,7 +400,7 @@ def _checked_slots(path: str, header: Sequence[int], size: int) -> int:
             f"scoreboard has layout {header[sb.LAYOUT]}, this one reads {sb.LAYOUT_VERSION}. Use "
             "the command of the environment in which that process runs"
         )
-    is_sound = 0 < slots <= MOST_SLOTS and Sections.of(slots).end <= size
+    is_sound = 0 < slots <= MOST_SLOTS and Sections.of(slots).least_end <= size
     if not is_sound or header[sb.KIND] not in _KINDS or not 0 < header[sb.CLIENT] <= MOST_PID:
         raise UnreadablePool(f"{path} is no sound scoreboard")
     return slots
