@@ -339,6 +339,12 @@ class WorkerChannels(NamedTuple):
             board=Scoreboard(board, slots),
         )
 
+    def close(self) -> None:
+        for end in (self.tasks, self.yells):
+            end.close()
+        self.doorbell.close()
+        self.board.close()
+
 
 def _pair(undo: contextlib.ExitStack) -> tuple[Socket, Socket]:
     """Two connected ends, to be closed if what comes after them fails."""

@@ -24,6 +24,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +62,7 @@ from ._scoreboard import Slot
 from ._settings import Settings, Terms
 from ._starts import Restarts, Starts
 from ._supervisor_handle import SupervisorHandle
+from ._users_code import failure_phrase
 from ._wire import Kind
 from .errors import ProtocolError, ReloadFailed, TaskAborted, WorkerDied, describe_end
 
@@ -88,6 +90,8 @@ AUDIT_INTERVAL = 0.005
 """Seconds between two looks of an audit that waits for a worker to move."""
 GONE_WITHIN = 10.0
 """Seconds to wait for the workers of a dead supervisor to be gone, at most."""
+_NOT_SHARED = "each worker imports the main module for itself; what workers could not share: %s"
+_SHARED = "share_main is True, so workers share what the main module holds: %s"
 
 
 class Phase(enum.Enum):
@@ -132,13 +136,14 @@ class Client:
         self._thread: threading.Thread | None = None
         self._supervisor: SupervisorHandle | None = None
         self._held: HeldMain | None = None
+        self._in_the_way: tuple[str, ...] = ()
         self._has_late = False
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._last_end = 0
         self._last_end_done = 0
         self._reloads: dict[int, Future[None]] = {}
         self._last_reload = 0
-        self._initializer_failures: dict[int, BaseException] = {}
+        self._failures_at_start: dict[int, tuple[str, BaseException]] = {}
         self._starts = Starts(settings.initializer is not None)
         self._is_supervisor_ready = False
         self._restarts = Restarts()
@@ -430,23 +435,27 @@ class Client:
 
     def _start_supervisor(self) -> None:
         """Takes its time, and needs no lock."""
-        self._modules = HeldModules(is_forked=not self._settings.tell_main)
-        if not self._settings.tell_main:
+        self._modules = HeldModules(is_forked=self._settings.is_forked)
+        if self._settings.is_forked:
             self._held = HeldMain.forked()
         self._is_supervisor_ready = False
         self._supervisor = supervisor = SupervisorHandle()
         try:
-            supervisor.start(self._context, self._settings, self._channels.give_to)
+            supervisor.start(self._context, self._settings, self._give_channels)
             self._waiter.register(supervisor.control.fileno())
         except BaseException:
             with self._lock:
                 self._supervisor = self._held = None
             supervisor.close()
             raise
-        self._channels.board.words[sb.MAIN] = supervisor.pid or 0
         with self._lock:
             # Workers whose end has been asked for meanwhile may be its own.
             self._dispatcher.is_held = self._last_end != self._last_end_done
+
+    def _give_channels(self, control: socket.socket) -> None:
+        # From now on the word is written by those over there.
+        self._channels.board.words[sb.MAIN] = (self._supervisor and self._supervisor.pid) or 0
+        self._channels.give_to(control)
 
     def _close(self) -> None:
         if self._supervisor is not None:
@@ -745,13 +754,14 @@ class Client:
             self._restarts.went_well()
             with self._lock:
                 self._is_supervisor_ready = True
-                if self._held is None:
-                    self._held = HeldMain.imported(told)
+        elif kind == Kind.MAIN_HELD:
+            self._on_main_held(*told)
         elif kind == Kind.INITIALIZER_FAILED:
             # What comes of it waits for the worker's death, which lets it log in peace.
-            self._initializer_failures[packet.number] = told
-        elif kind == Kind.PRELOAD_FAILED:
-            self._break(f"preload failed: {type(told).__name__}: {told}", told)
+            self._failures_at_start[packet.number] = (failure_phrase(packet.extra), told)
+        elif kind == Kind.START_FAILED:
+            phrase = failure_phrase(packet.number)
+            self._break(f"{phrase}: {type(told).__name__}: {told}", told)
         elif kind == Kind.MARKER:
             with self._lock:
                 self._auditor.on_marker(packet.number, {done.number for done in outcomes})
@@ -771,6 +781,17 @@ class Client:
         elif kind == Kind.UNBEGUN:
             self._take_back(packet.number, packet.extra)
 
+    def _on_main_held(
+        self, held: dict[str, bytes], reasons: tuple[str, ...], is_shared: bool
+    ) -> None:
+        with self._lock:
+            if self._held is None:
+                self._held = HeldMain.imported(held)
+            said, self._in_the_way = self._in_the_way, reasons
+            self._history.main_not_shared = () if is_shared else reasons
+        if reasons and reasons != said:
+            logger.info(_SHARED if is_shared else _NOT_SHARED, "; ".join(reasons))
+
     def _end_reloads(self, last: int, error: BaseException | None = None) -> None:
         """Every reload up to this one is complete, or has failed."""
         with self._lock:
@@ -786,7 +807,7 @@ class Client:
     def _on_death(self, death: _wire.Death, outcomes: list[Outcome]) -> None:
         self._dispatcher.ready.discard(death.pid)
         exitcode, signal = _posix.split_status(death.status)
-        failure = self._initializer_failures.pop(death.pid, None)
+        failure = self._failures_at_start.pop(death.pid, None)
         if (recorder := self._recorder) is not None:
             recorder.died(death, self._ledger.in_flight)
         is_at_start = failure is not None or death.state == sb.STARTING
@@ -833,9 +854,10 @@ class Client:
         outcomes.append(Outcome(number, 0, None, error, is_death=True))
 
     def _on_failed_start(
-        self, pid: int, how: str, error: BaseException | None, is_new: bool
+        self, pid: int, how: str, failure: tuple[str, BaseException] | None, is_new: bool
     ) -> None:
-        what, is_hopeless = self._starts.failed(pid, how, error)
+        what, is_hopeless = self._starts.failed(pid, how, failure)
+        error = None if failure is None else failure[1]
         if is_new and self._reloads:
             self._give_up_reload(what, error)
         elif self._dispatcher.ready:
@@ -866,9 +888,13 @@ class Client:
 
     def _on_supervisor_end(self, supervisor: SupervisorHandle) -> None:
         self._waiter.unregister(supervisor.control.fileno())
+        pid, how = supervisor.pid, supervisor.wait()
+        # First who forks workers, if that was another process, or there might be more of them.
+        main = self._channels.board.words[sb.MAIN]
+        _posix.wait_until_gone([main] if main not in (0, pid) else [], GONE_WITHIN)
         pids = [slot.pid for slot in self._channels.board.read_all()]
-        how = supervisor.wait()
         _posix.wait_until_gone(pids, GONE_WITHIN)
+        self._channels.board.words[sb.MAIN] = 0
         with self._lock:
             supervisor.close()
             self._supervisor = None
@@ -924,7 +950,7 @@ class Client:
         self._dispatcher.is_held = True
         self._resolve(outcomes)
         self._dispatcher.ready.clear()
-        self._initializer_failures.clear()
+        self._failures_at_start.clear()
         with self._lock:
             self._auditor.forget()
             self._auditor.recall()

@@ -62,6 +62,11 @@ def survive() -> None:
         os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)
 
 
+def is_own(handler: Handler) -> bool:
+    """Whether it is one of this module's."""
+    return handler in (_spare, _leave_after_task)
+
+
 def handlers() -> dict[int, Handler]:
     """What a new worker has to start with. It may get a signal before :func:`begin`."""
     return dict.fromkeys(_heeded(), _leave_after_task)

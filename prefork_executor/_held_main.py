@@ -201,6 +201,22 @@ def main_is_importable() -> bool:
     return file is not None and os.path.exists(os.path.join(ORIGINAL_DIR or "", file))
 
 
+def how_to_import_main() -> dict[str, str]:
+    """What multiprocessing would tell a process that it spawns of ``__main__``; empty if
+    that is not to be imported. A program that is read from standard input says that its file
+    is ``<stdin>``: what its ``__main__`` has travels by value.
+
+    Raises:
+        RuntimeError: this process imports a main module itself, and may start none yet.
+    """
+    if not main_is_importable():
+        return {}
+    import multiprocessing.spawn  # Only who spawns needs it.
+
+    told = multiprocessing.spawn.get_preparation_data("")
+    return {key: value for key, value in told.items() if key.startswith("init_main")}
+
+
 def _definitions() -> list[tuple[str, Any]]:
     namespace = vars(main_module())
     return [(name, thing) for name, thing in list(namespace.items()) if is_definition(thing)]

@@ -41,6 +41,7 @@ class Look(NamedTuple):
     deaths: int
     decisions: tuple[Decided, ...]
     peak: int
+    main_not_shared: tuple[str, ...]
 
 
 class History:
@@ -49,6 +50,7 @@ class History:
     def __init__(self) -> None:
         self.finished = 0
         self.deaths = 0
+        self.main_not_shared: tuple[str, ...] = ()
         self._peak = 0
         self._most_outstanding = 0
         self._header: Sequence[int] = (0,) * sb.HEADER_WORDS
@@ -95,6 +97,7 @@ class History:
             deaths=self.deaths,
             decisions=tuple(self._decisions),
             peak=max(self._peak, len(slots)),
+            main_not_shared=self.main_not_shared,
         )
 
     def snapshot(self, max_workers: int, look: Look) -> ExecutorStats:
@@ -119,6 +122,7 @@ class History:
             finished=look.finished,
             deaths=look.deaths,
             decisions=tuple(ScalingDecision(*decided) for decided in look.decisions),
+            main_not_shared=look.main_not_shared,
             **of_past(header),
         )
 

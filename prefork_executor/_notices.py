@@ -50,8 +50,9 @@ def _decision(_number: int, parts: Parts) -> tuple[float, int, int, int, str]:
     return float(at), int(live), int(start), int(retire), str(reason)
 
 
-def _main(_number: int, parts: Parts) -> dict[str, bytes]:
-    return dict(_pickling.loads(parts))
+def _main(_number: int, parts: Parts) -> tuple[dict[str, bytes], tuple[str, ...], bool]:
+    held, reasons, is_shared = _pickling.loads(parts)
+    return dict(held), tuple(map(str, reasons)), bool(is_shared)
 
 
 def _failure(_number: int, parts: Parts) -> BaseException:
@@ -63,9 +64,10 @@ _READERS: dict[int, Callable[[int, Parts], Any]] = {
     Kind.INITIALIZER_FAILED: _failure,
     Kind.DEATH: _death,
     Kind.DECISION: _decision,
-    Kind.SUPERVISOR_READY: _main,
+    Kind.SUPERVISOR_READY: _nothing,
+    Kind.MAIN_HELD: _main,
     Kind.MARKER: _nothing,
-    Kind.PRELOAD_FAILED: _failure,
+    Kind.START_FAILED: _failure,
     Kind.RELOADED: _nothing,
     Kind.STOPPED: _nothing,
     Kind.WORKERS_TOLD: _nothing,

@@ -51,6 +51,7 @@ from ._held_main import (
     main_module,
     resolve,
 )
+from ._held_main import how_to_import_main as how_to_import_main
 from ._held_main import main_is_importable as main_is_importable
 from ._held_modules import HeldModules as HeldModules
 
@@ -121,6 +122,12 @@ def task_name(fn: object) -> str:
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     module = getattr(fn, "__module__", None)
     return f"{module}.{name}" if module and module != "builtins" else str(name)
+
+
+def module_name(fn: object) -> str:
+    """The module that a function comes from; empty if that is ``__main__``, or unknown."""
+    name = getattr(user_function(fn), "__module__", None)
+    return "" if not isinstance(name, str) or name in MAIN_NAMES else name
 
 
 # --- calls ----------------------------------------------------------------------------

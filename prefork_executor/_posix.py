@@ -79,6 +79,7 @@ of none, or a wait that timed out could take the news with it."""
 SOCKET_TYPE = socket.SOCK_DGRAM if FALLBACK else socket.SOCK_SEQPACKET
 CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 EPOLLEXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
+EPOLLRDHUP = getattr(select, "EPOLLRDHUP", 0)
 PR_SET_PDEATHSIG = 1
 SOCKET_BUFFER = 1024 * 1024
 """Bytes asked for in each direction; the kernel may grant less. Some thousand
@@ -272,11 +273,13 @@ class Waiter:
         self._epoll = None if FALLBACK else _green.epoll()
         self._polled: set[int] = set()
 
-    def register(self, descriptor: int, *, shared: bool = False) -> None:
+    def register(self, descriptor: int, *, shared: bool = False, end_only: bool = False) -> None:
+        """``end_only``: wake when its other end has gone, whatever there is to be read.
+        Without epoll that is not told: the caller looks for himself, now and then."""
         if self._epoll is not None:
-            mask = select.EPOLLIN | (EPOLLEXCLUSIVE if shared else 0)
-            self._epoll.register(descriptor, mask)
-        else:
+            mask = EPOLLRDHUP if end_only else select.EPOLLIN
+            self._epoll.register(descriptor, mask | (EPOLLEXCLUSIVE if shared else 0))
+        elif not end_only:
             self._polled.add(descriptor)
 
     def unregister(self, descriptor: int) -> None:
@@ -443,6 +446,19 @@ def die_with_parent(parent: int) -> None:
         libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def end_by_signal(number: int) -> NoReturn:
+    """End this process as the signal would have ended it, but for a file of its memory."""
+    import resource
+
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with contextlib.suppress(OSError, ValueError):
+        signal.signal(number, signal.SIG_DFL)
+    restore_mask(current_mask() - {number})
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # A stopping one, which has continued.
 
 
 def try_reap(pid: int) -> int | None:

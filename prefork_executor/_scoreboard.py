@@ -12,7 +12,7 @@ header LAYOUT       creator    the version of all that is said here
 header KIND         creator    EXECUTOR or RAW
 header SLOTS        creator    how many slots there are
 header CLIENT       creator    the process that has the pool: the caller's; raw: the main one
-header MAIN         client     the process that forks: the supervisor; raw: as CLIENT
+header MAIN         supervisor the process that forks, or that its forks will; raw: as CLIENT
 header STARTED      creator    when the board was made (ns since the epoch)
 header MIN_SPARE,   creator    as the user has asked for; IDLE_TIMEOUT in milliseconds, NEVER
 MAX_SPARE,                     if there is none

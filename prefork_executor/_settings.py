@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
@@ -29,15 +30,29 @@ class Settings:
     """What a supervisor and its workers need to know, from the executor's constructor,
     where most of it is described.
 
-    ``tell_main``: whether the supervisor is to say what its ``__main__`` holds,
-    which the caller knows if it forked it. ``added``: further initializers and their
-    arguments.
+    Forked, a supervisor has it as it is. On its way to a spawned one, what is the user's is
+    *sealed*: it travels as bytes, and nothing of it runs before it is unsealed, in the process
+    that needs it.
+
+    Attributes:
+        is_forked: the supervisor has the caller's ``__main__`` because it is forked.
+        reducer: the context's, whose pickler starts processes. Only in the caller.
+        has_preload: there is a ``preload``, sealed or not.
+        is_preload_called: it is a callable.
+        share_main: True, False, or None for "auto".
+        added: further initializers and their arguments.
+        main: how the main module is to be imported, in multiprocessing's words; empty if
+            it is not.
+        initializer_modules: where the initializers come from.
+        sealed: the initializers and the finalizer, and their arguments.
+        sealed_preload: a ``preload`` that is called.
     """
 
     def __init__(
         self,
         *,
-        tell_main: bool,
+        is_forked: bool,
+        reducer: Any,
         limits: Limits,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
@@ -46,8 +61,10 @@ class Settings:
         max_tasks_per_child: int | None,
         max_memory_per_child: int | None,
         preload: Callable[[], object] | tuple[str, ...],
+        share_main: bool | None,
     ) -> None:
-        self.tell_main = tell_main
+        self.is_forked = is_forked
+        self.reducer = reducer
         self.limits = limits
         self.initializer = initializer
         self.initargs = initargs
@@ -56,7 +73,14 @@ class Settings:
         self.max_tasks_per_child = max_tasks_per_child
         self.max_memory_per_child = max_memory_per_child
         self.preload = preload
+        self.has_preload = callable(preload) or bool(preload)
+        self.is_preload_called = callable(preload)
+        self.share_main = share_main
         self.added: tuple[_Initializer, ...] = ()
+        self.main: dict[str, str] = {}
+        self.initializer_modules: tuple[str, ...] = ()
+        self.sealed = b""
+        self.sealed_preload = b""
 
     @property
     def initializers(self) -> Iterator[_Initializer]:
@@ -76,15 +100,46 @@ class Settings:
             "preload": self.preload,
         }
 
+    def unseal_initializers(self) -> None:
+        """Raises whatever unpickling them raises."""
+        self.__dict__.update(pickle.loads(self.sealed), sealed=b"")
+
+    def unseal_preload(self) -> None:
+        """If it is sealed. Raises whatever unpickling it raises."""
+        if self.sealed_preload:
+            self.preload = pickle.loads(self.sealed_preload)
+            self.sealed_preload = b""
+
     def __getstate__(self) -> dict[str, Any]:
         from . import _pickling
 
-        theirs = {
-            "initargs": tuple(map(_pickling.portable, self.initargs)),
-            "initializer": _pickling.portable(self.initializer),
-            "finalargs": tuple(map(_pickling.portable, self.finalargs)),
-            "finalizer": _pickling.portable(self.finalizer),
-            "preload": _pickling.portable(self.preload),
-            "added": tuple((_pickling.portable(fn), args) for fn, args in self.added),
+        functions = [fn for fn, _ in (*self.initializers, (self.finalizer, ())) if fn is not None]
+        state = {
+            **self.__dict__,
+            "initializer": None,
+            "initargs": (),
+            "finalizer": None,
+            "finalargs": (),
+            "added": (),
+            "reducer": None,
+            "main": _pickling.how_to_import_main(),
+            "initializer_modules": tuple(dict.fromkeys(map(_pickling.module_name, functions))),
         }
-        return {**self.__dict__, **theirs}
+        if functions or self.initargs or self.finalargs:
+            portable = _pickling.portable
+            theirs = {
+                "initializer": portable(self.initializer),
+                "initargs": tuple(map(portable, self.initargs)),
+                "finalizer": portable(self.finalizer),
+                "finalargs": tuple(map(portable, self.finalargs)),
+                "added": tuple((portable(fn), args) for fn, args in self.added),
+            }
+            state["sealed"] = self._seal(theirs)
+        if callable(self.preload):
+            state["preload"] = ()
+            state["sealed_preload"] = self._seal(_pickling.portable(self.preload))
+        return state
+
+    def _seal(self, thing: object) -> bytes:
+        # Its pickler knows locks and queues, as it does in a Process's arguments.
+        return bytes(self.reducer.ForkingPickler.dumps(thing))

@@ -46,13 +46,15 @@ class Starts:
         """A worker is ready: the next failure is the first."""
         self._failures = 0
 
-    def failed(self, pid: int, how: str, error: BaseException | None) -> tuple[str, bool]:
-        """One more failure. ``how`` is a verb phrase; ``error`` what the initializer
-        raised, if it did. Returns what to say of it, and whether it is hopeless."""
+    def failed(
+        self, pid: int, how: str, failure: tuple[str, BaseException] | None
+    ) -> tuple[str, bool]:
+        """One more failure. ``how`` is a verb phrase; ``failure`` what has failed, as a phrase,
+        and what it raised, if it did. Returns what to say of it, and whether it is hopeless."""
         self._failures += 1
-        if error is not None:
-            name = type(error).__name__
-            return f"the initializer failed in worker {pid}: {name}: {error}", True
+        if failure is not None:
+            what, error = failure
+            return f"{what} in worker {pid}: {type(error).__name__}: {error}", True
         where = "in the initializer" if self._has_initializer else "as they started"
         most = MOST_START_DEATHS
         if not self._has_initializer:

@@ -1,8 +1,9 @@
 """The supervisor: a process that runs a `WorkerPool` for one executor.
 
 Single-threaded whenever it forks, for the life of the pool, whatever threads the
-caller's process has. It runs no task and unpickles nothing but its own start; of the
-user's code it runs ``preload`` alone, before there is any worker. It must outlive no
+caller's process has. It runs no task. Of the user's code it has run at most what was found
+to be fit to be shared by all workers, and that before there were any: `_template.py` has how
+that comes about, and which process the pool then runs in. It must outlive no
 caller: it watches the caller's process (a pidfd where there is one) and its control
 socket, and when either ends it kills every worker and goes.
 
@@ -16,28 +17,24 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import gc
-import importlib
 import logging
 import multiprocessing
 import os
 import pickle
-import posix
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 
-from . import _channel, _contexts, _end_signals, _failures, _green, _pickling, _posix, _wire
+from . import _contexts, _end_signals, _green, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
-from ._pickling import Part
 from ._pool import WorkerPool
-from ._posix import Socket, Waiter
+from ._posix import Socket
 from ._regulator import Counts, Decision
 from ._settings import Settings
+from ._template import Preparation
 from ._tuples import NamedTuple
+from ._users_code import UsersCode
 from ._wire import Death, Kind
 from ._worker import Caller, live_as_worker
 from .errors import ProtocolError
@@ -67,13 +64,22 @@ class Notice(NamedTuple):
 class Supervisor:
     """Runs the pool until the caller ends it or has ended."""
 
-    def __init__(self, control: Socket, settings: Settings, client: int) -> None:
+    def __init__(
+        self,
+        control: Socket,
+        settings: Settings,
+        channels: WorkerChannels,
+        caller: Caller,
+        users: UsersCode,
+        preparation: Preparation,
+    ) -> None:
         self._control = control
         self._settings = settings
-        self._channels = WorkerChannels.receive(control, settings.limits.max_workers)
-        self._client = _posix.open_pidfd(client)
-        me: Any = multiprocessing.current_process()
-        self._caller = Caller(client, me._parent_name, self._client)
+        self._channels = channels
+        self._caller = caller
+        self._client = caller.pidfd
+        self._users = users
+        self._preparation = preparation
         self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
         self._closing = False
         self._reload = 0
@@ -83,26 +89,33 @@ class Supervisor:
             settings.limits,
             self._channels.board,
             self._channels.doorbell,
-            child_handlers={signal.SIGINT: signal.SIG_IGN, **_end_signals.handlers()},
+            child_handlers={
+                signal.SIGINT: signal.SIG_IGN,
+                **_end_signals.handlers(),
+                **users.handlers,
+            },
             disown=self._disown,
             most_memory=settings.max_memory_per_child,
         )
         self._pool.waiter.register(control.fileno())
         if self._client is not None:
             self._pool.waiter.register(self._client)
+        if preparation.parent is not None:
+            self._pool.waiter.register(preparation.parent.fileno())
         limits = settings.limits
         self._channels.board.words[sb.BELL] = int(limits.max_spare < limits.max_workers)
 
     def _disown(self) -> None:
         """In a new worker: close what belongs to the supervisor alone."""
         self._control.close()
+        self._preparation.close()
 
     def run(self) -> None:
         """Wait, reap, tell, regulate, act; until the end."""
-        main = _pickling.introduce_main() if self._settings.tell_main else {}
-        self._tell(_wire.pack(Kind.SUPERVISOR_READY, body=pickle.dumps(main)))
+        self._tell(_wire.pack(Kind.SUPERVISOR_READY))
         while not (self._closing and not self._pool.pids and not self._outbox):
-            self._obey(self._pool.wait(RETRY_SEND if self._outbox else None))
+            self._obey(self._pool.wait(RETRY_SEND if self._outbox else self._preparation.patience))
+            self._preparation.look()
             for death in self._pool.reap():
                 self._tell_unsent(death)
                 self._tell(_wire.pack_death(self._with_cause(death)), death)
@@ -116,54 +129,10 @@ class Supervisor:
                 decision = self._pool.regulate(self._backlog, outstanding)
                 self._act(decision)
                 self._listen(decision.enough)
-
-    def preload(self) -> bool:
-        """Run what is to be run once before workers are forked. False: it failed."""
-        preload = self._settings.preload
-        if not preload:
-            return True
-        try:
-            with self._ending_with_caller():
-                run_preload(preload)
-        except BaseException as error:
-            logger.critical("preload failed", exc_info=True)
-            self._send_waiting(Kind.PRELOAD_FAILED, _failures.dump_failure(error, skip_frames=1))
-            return False
-        _warn_of_threads()
-        return True
-
-    def _send_waiting(self, kind: int, parts: Sequence[Part]) -> None:
-        with contextlib.suppress(ConnectionError):
-            _channel.send(self._channels.yells, kind, 0, 0, parts)
-
-    @contextlib.contextmanager
-    def _ending_with_caller(self) -> Iterator[None]:
-        """While the user's code runs here, a thread looks after the caller's end."""
-        stop_read, stop_write = os.pipe()
-        wait_for_end = _green.start_thread(functools.partial(self._end_with_caller, stop_read))
-        try:
-            yield
-        finally:
-            posix.close(stop_write)
-            wait_for_end()
-            posix.close(stop_read)
-
-    def _end_with_caller(self, stop: int) -> None:
-        waiter = Waiter()
-        for descriptor in (stop, self._control.fileno(), self._client):
-            if descriptor is not None:
-                waiter.register(descriptor)
-        while True:
-            ready = waiter.wait()
-            if stop in ready:
-                waiter.close()
-                return
-            if self._client in ready or _posix.is_at_end(self._control):
-                os._exit(0)
-            waiter.unregister(self._control.fileno())  # A command, which can wait.
+        self._preparation.look(wait=True)
 
     def _obey(self, ready: list[int]) -> None:
-        if self._client in ready:
+        if self._client in ready or self._has_no_parent(ready):
             self._abandon()
         if self._control.fileno() in ready:
             received = self._control.recv(MOST_COMMANDS * _wire.HEADER.size, DONTWAIT)
@@ -171,6 +140,10 @@ class Supervisor:
                 self._abandon()
             for start in range(0, len(received), _wire.HEADER.size):
                 self._do(received[start : start + _wire.HEADER.size])
+
+    def _has_no_parent(self, ready: list[int]) -> bool:
+        parent = self._preparation.parent
+        return parent is not None and parent.fileno() in ready
 
     def _do(self, command: bytes) -> None:
         try:
@@ -236,7 +209,7 @@ class Supervisor:
         for _ in range(decision.start):
             seat = self._pool.fork_worker()
             if seat is not None:
-                live_as_worker(seat, self._channels, self._settings, self._caller)
+                live_as_worker(seat, self._channels, self._settings, self._caller, self._users)
 
     def _listen(self, enough: int | None) -> None:
         """Tell the client above how many tasks to ring. It writes its number and
@@ -283,34 +256,26 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
     _end_signals.survive()
     control = Socket(fileno=_contexts.detach(connection))
     _posix.restore_mask(set())
-    try:
-        supervisor = Supervisor(control, settings, client)
-    except EOFError:
-        return
-    if not supervisor.preload():
-        return
-    # What has been inherited is never garbage here, and not looking at it keeps
-    # its pages shared with the caller and among the workers.
-    gc.freeze()
-    _posix.flush_streams()
-    supervisor.run()
+    # Or nobody could wait for the processes that this one forks.
+    _posix.install_handlers({signal.SIGCHLD: signal.SIG_DFL})
+    with contextlib.closing(control), contextlib.suppress(EOFError):
+        channels = WorkerChannels.receive(control, settings.limits.max_workers)
+        with contextlib.closing(channels):
+            me: Any = multiprocessing.current_process()
+            caller = Caller(client, me._parent_name, _posix.open_pidfd(client))
+            _prepare_and_run(control, settings, channels, caller)
 
 
-def run_preload(preload: Callable[[], object] | tuple[str, ...]) -> None:
-    """Import these modules, or call this."""
-    if callable(preload):
-        preload()
-    else:
-        for name in preload:
-            importlib.import_module(name)
-
-
-def _warn_of_threads() -> None:
-    """A lock that a thread holds at a fork is held for ever in the child."""
-    threads = threading.active_count()
-    if threads > 1:
-        logger.warning(
-            "preload has left %d threads running in the supervisor; workers are forked "
-            "without them, and locks that they hold stay locked there",
-            threads - 1,
-        )
+def _prepare_and_run(
+    control: Socket, settings: Settings, channels: WorkerChannels, caller: Caller
+) -> None:
+    users = UsersCode(settings)
+    preparation = Preparation(settings, users, channels, control, caller.pidfd)
+    with contextlib.closing(preparation):
+        if not preparation.run():
+            return
+        # What has been inherited is never garbage here, and not looking at it keeps
+        # its pages shared with the caller and among the workers.
+        gc.freeze()
+        _posix.flush_streams()
+        Supervisor(control, settings, channels, caller, users, preparation).run()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib
 import multiprocessing
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import popen_fork
@@ -27,21 +27,56 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-@contextlib.contextmanager
-def _no_false_file() -> Iterator[None]:
-    """Where ``__main__`` names a file that is none, hide the name, or multiprocessing
-    would have a spawned supervisor import it. Without it that imports nothing, and
-    what ``__main__`` has travels by value."""
-    main = sys.modules["__main__"]
-    file = getattr(main, "__file__", None)
-    if file is None or _pickling.main_is_importable():
-        yield
-        return
-    del main.__file__
-    try:
-        yield
-    finally:
-        main.__file__ = file
+_LEAVE_MAIN_ALONE = """
+(lambda spawn, prepare: spawn.__dict__.update(
+    prepare=lambda data, *rest, **more: prepare(
+        {key: data[key] for key in data if not key.startswith("init_main")}, *rest, **more
+    )
+))(*(lambda spawn: (spawn, spawn.prepare))(__import__("MODULE", fromlist=["prepare"])))
+or "NAME"
+"""
+"""An expression whose value is a name. On the way there, it lets this module for spawned
+processes prepare its process for everything but the import of ``__main__``."""
+
+
+class _NameOfOneWithoutMain(str):
+    """The name of a process that does not import the caller's ``__main__`` as it starts.
+
+    A spawned process is told its name, the path of ``__main__`` and more in one message. When
+    it has read that, it imports ``__main__``, and only then does it read which function it is
+    to run. multiprocessing knows no way to be told not to. So the name brings it along: as the
+    message is unpickled, in the new process, this module is changed there; and for that the
+    package need not yet be importable."""
+
+    module: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        code = _LEAVE_MAIN_ALONE.replace("MODULE", self.module).replace("NAME", self)
+        return eval, (" ".join(code.split()),)
+
+
+def _process_name(process: type) -> str:
+    """For a process of this class."""
+    package = process.__module__.rpartition(".")[0]
+    name = _NameOfOneWithoutMain("PreforkSupervisor")
+    name.module = f"{package}.spawn"
+    return name
+
+
+def _clean_context(context: Any) -> Any:
+    """This one; or one that spawns, in place of one whose fork server has run the user's code.
+
+    A fork server is told of ``__main__`` by default. From Python 3.13.2 on it does import it,
+    and all that are forked from it share what that made, once and for all."""
+    if context.get_start_method() != "forkserver":
+        return context
+    package = context.Process.__module__.rpartition(".")[0]  # type: ignore[attr-defined]
+    server = getattr(importlib.import_module(f"{package}.forkserver"), "_forkserver", None)
+    preloaded = getattr(server, "_preload_modules", None) or ()
+    start = getattr(getattr(server, "ensure_running", None), "__code__", None)
+    if "__main__" in preloaded and "init_main_from_path" in getattr(start, "co_consts", ()):
+        return context.get_context("spawn")
+    return context
 
 
 @contextlib.contextmanager
@@ -81,7 +116,9 @@ def _start_process(context: Any, args: tuple[object, ...]) -> Any:
 
 
 def _start_in(context: Any, args: tuple[object, ...]) -> Any:
-    process = context.Process(target=supervise, args=args, name="PreforkSupervisor", daemon=False)
+    process = context.Process(
+        target=supervise, args=args, name=_process_name(context.Process), daemon=False
+    )
     with _handlers_at_rest(context):
         process.start()
     return process
@@ -122,10 +159,10 @@ class SupervisorHandle:
         starting a multiprocessing.Process raises, or pickle.PicklingError, which says
         what of the settings cannot travel."""
         self._starter = threading.get_ident()
+        context = _clean_context(context)
         self._given = _contexts.connection_for(context, self._theirs.detach())
         try:
-            with _no_false_file():
-                process = _start_process(context, (self._given, settings, os.getpid()))
+            process = _start_process(context, (self._given, settings, os.getpid()))
         except Exception as error:
             _close_what_a_failed_fork_leaves(error)
             explained = _pickling.explain_start(settings.users_things, error)

@@ -69,17 +69,19 @@ class Kind:
     READY = 19
     """number: the worker's pid; extra: its slot. It will take tasks now."""
     INITIALIZER_FAILED = 20
-    """number: the worker's pid. Body: a pickled Failure."""
+    """number: the worker's pid; extra: which step of its start it was (`_users_code.py`).
+    Body: a pickled Failure."""
     DEATH = 21
     """From the supervisor. number: the pid. Body: DEATH_BODY."""
     DECISION = 22
     """From the supervisor. Body: a pickled decision with its time."""
     SUPERVISOR_READY = 23
-    """Body: pickled, what the supervisor's ``__main__`` holds."""
+    """From the supervisor. It will fork workers now."""
     MARKER = 24
     """From the client to itself. All that was sent before it has been read."""
-    PRELOAD_FAILED = 25
-    """From the supervisor, which ends of it. Body: a pickled Failure."""
+    START_FAILED = 25
+    """From the supervisor, which ends of it. number: which step of its start it was
+    (`_users_code.py`). Body: a pickled Failure."""
     RELOADED = 26
     """From the supervisor. number: of the last RELOAD that is complete."""
     WORKERS_TOLD = 27
@@ -96,6 +98,9 @@ class Kind:
     """From the supervisor. number: a worker's pid, which a signal has stopped."""
     SPAN = 31
     """Only in an OUTCOMES' body. number: the task's; extra: ns it ran. Body: SPAN_BODY."""
+    MAIN_HELD = 38
+    """From who has imported main anew. Body: pickled: what its ``__main__`` holds, what
+    stands in the way of sharing it, whether workers share it."""
     # control
     DESCRIPTORS = 32
     """To the supervisor, with the descriptors of the channels and the board."""

@@ -28,6 +28,7 @@ import errno
 import logging
 import multiprocessing.process
 import os
+import pickle
 import signal
 import sys
 import time
@@ -50,6 +51,7 @@ from ._pool import Seat
 from ._posix import Waiter
 from ._settings import Settings
 from ._tuples import NamedTuple
+from ._users_code import INITIALIZER, MAIN, UsersCode, failure_phrase
 from ._wire import Kind
 from ._worker_exit import WorkerExit
 from .errors import ProtocolError
@@ -123,13 +125,16 @@ class Caller(NamedTuple):
 class Worker:
     """The loop of one worker process."""
 
-    def __init__(self, seat: Seat, channels: WorkerChannels, settings: Settings) -> None:
+    def __init__(
+        self, seat: Seat, channels: WorkerChannels, settings: Settings, users: UsersCode
+    ) -> None:
         self.pid = os.getpid()
-        self._exit = WorkerExit(is_fork_of_caller=not settings.tell_main)
+        self._exit = WorkerExit(is_fork_of_caller=settings.is_forked)
         self.index = seat.slot
         self._seat = seat
         self._channels = channels
         self._settings = settings
+        self._users = users
         self._words = channels.board.words
         self._base = channels.board.base(seat.slot)
         self._receiver = Receiver(channels.tasks)
@@ -189,8 +194,15 @@ class Worker:
             raise KeyboardInterrupt
 
     def _initialize(self) -> bool:
+        step = INITIALIZER
         try:
             self._runs_user_code = True
+            for left in list(self._users.left):
+                step = left.number
+                self._users.run(left)
+                if step == MAIN:
+                    self._introduce_main()
+            step = INITIALIZER
             for initializer, args in self._settings.initializers:
                 initializer(*args)
             self._runs_user_code = False
@@ -198,13 +210,18 @@ class Worker:
         except BaseException as error:
             self._runs_user_code = False
             self._leave_if_copy()
-            logger.critical("the initializer failed in worker %d", self.pid, exc_info=True)
+            logger.critical("%s in worker %d", failure_phrase(step), self.pid, exc_info=True)
             self._leave()
-            self._send(
-                Kind.INITIALIZER_FAILED, self.pid, 0, _failures.dump_failure(error, skip_frames=1)
-            )
+            failure = _failures.dump_failure(error, skip_frames=1)
+            self._send(Kind.INITIALIZER_FAILED, self.pid, step, failure)
             return False
         return True
+
+    def _introduce_main(self) -> None:
+        held = _pickling.introduce_main()
+        if not self._users.is_told:
+            told = (held, (self._users.why_not,), False)
+            self._send(Kind.MAIN_HELD, self.pid, 0, [pickle.dumps(told)])
 
     def _finalize(self) -> None:
         """Call the user's finalizer. Ctrl-C does not interrupt it."""
@@ -503,7 +520,7 @@ class _WorkerProcess(multiprocessing.process.BaseProcess):
 
 
 def live_as_worker(
-    seat: Seat, channels: WorkerChannels, settings: Settings, caller: Caller
+    seat: Seat, channels: WorkerChannels, settings: Settings, caller: Caller, users: UsersCode
 ) -> NoReturn:
     """Be a worker in this freshly forked process, and end it."""
     global _current, _is_copy
@@ -513,7 +530,7 @@ def live_as_worker(
         _contexts.tell_kin_of_fork()
         # Before anything of the user's runs here: what sets a seed has the last word.
         _random_streams.renew()
-        worker = _current = Worker(seat, channels, settings)
+        worker = _current = Worker(seat, channels, settings, users)
         os.register_at_fork(after_in_child=_note_copy)
         process: Any = _WorkerProcess(worker.run, seat.slot, caller)
         sentinel = seat.leash if caller.pidfd is None else caller.pidfd

@@ -289,9 +289,12 @@ class PreforkExecutor(_Submitter):
             :meth:`with_options`. None: as long as it likes.
         retries: how often a task is run again after its worker has died or its time
             was up; see :meth:`with_options`.
-        preload: module names, or a callable, imported or called once in the supervisor
-            before it forks, so that all workers share its memory. It must leave no
-            thread running.
+        preload: module names, or a callable, imported or called once, before workers are
+            forked, so that all of them share its memory. What it leaves behind that cannot
+            be shared (a thread, a connection, an open file) breaks the pool, which says what.
+        share_main: under spawn and forkserver, whether workers share one import of the main
+            module. ``"auto"``: if it leaves nothing behind that cannot be shared, else each
+            worker imports it; :meth:`stats` says why. True: in any case. False: in none.
         on_yell: called as ``on_yell(pid, data)`` in a thread of the caller's
             process for what tasks send by :func:`prefork_executor.yell`, in
             order, before the task's own result. What it raises is logged.
@@ -319,6 +322,7 @@ class PreforkExecutor(_Submitter):
         task_timeout: float | None = None,
         retries: int = 0,
         preload: str | Iterable[str] | Callable[[], object] | None = None,
+        share_main: bool | str = "auto",
         on_yell: Callable[[int, Any], object] | None = None,
     ) -> None:
         # Not with this module: many who import it start no pool.
@@ -337,7 +341,8 @@ class PreforkExecutor(_Submitter):
             check_count("max_memory_per_child", max_memory_per_child, least=1)
         self._terms = _terms("task_timeout", task_timeout, retries)
         settings = Settings(
-            tell_main=context.get_start_method() != "fork",
+            is_forked=context.get_start_method() == "fork",
+            reducer=context.reducer,
             limits=limits,
             initializer=initializer,
             initargs=tuple(check_iterable("initargs", initargs)),
@@ -346,6 +351,7 @@ class PreforkExecutor(_Submitter):
             max_tasks_per_child=max_tasks_per_child,
             max_memory_per_child=max_memory_per_child,
             preload=_preload(preload),
+            share_main=_share_main(share_main),
         )
         self._client = Client(context, settings, on_yell)
         # By this name dask and others read it off any executor of processes.
@@ -626,6 +632,17 @@ def _terms(timeout_name: str, timeout: float | None, retries: int) -> Terms:
     timeout = time_limit(timeout_name, timeout)
     check_count("retries", retries, least=0)
     return Terms(timeout, int(retries))
+
+
+def _share_main(share_main: bool | str) -> bool | None:
+    if isinstance(share_main, bool):
+        return share_main
+    if not isinstance(share_main, str):
+        kind = type(share_main).__name__
+        raise TypeError(f'share_main must be "auto", True or False, not {kind}')
+    if share_main != "auto":
+        raise ValueError(f'share_main must be "auto", True or False, not {share_main!r}')
+    return None
 
 
 def _preload(value: object) -> Callable[[], object] | tuple[str, ...]:

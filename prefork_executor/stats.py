@@ -136,8 +136,12 @@ class ExecutorStats(PoolStats):
         waiting: tasks not yet sent to the workers.
         in_flight: tasks sent and not yet resolved.
         finished: tasks that have returned or raised.
+        main_not_shared: why each worker imports the main module for itself, under spawn and
+            forkserver: what the module holds that workers must not share, a phrase for each
+            thing. Empty: they share one import, or have none.
     """
 
     waiting: int
     in_flight: int
     finished: int
+    main_not_shared: tuple[str, ...] = ()
