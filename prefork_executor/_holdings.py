@@ -424,3 +424,30 @@ _JUDGES = (
     *(_judge_threads, _judge_descriptors, _judge_children, _judge_mappings, _judge_timers),
     *(_judge_finalizers, _judge_generators, _judge_unseen),
 )
+
+
+# --- what preload may not leave -----------------------------------------------------------------
+
+
+def left_running(before: Holdings) -> list[str]:
+    """Of all that, what nobody can mean to be shared: threads, children, connections and files.
+    For ``preload``, which asks for sharing by name. Its data may hold generators and more."""
+    if not TELLS:
+        own = threading.current_thread()
+        return [_say_thread(thread) for thread in threading.enumerate() if thread is not own]
+    for look in range(_LOOKS):
+        now = Holdings.now()
+        # A mapping of a file keeps a descriptor by which nobody reads.
+        mapped = {line.split(None, 5)[-1] for line in _maps()}
+        kept = {fd: to for fd, to in now.descriptors.items() if to[0] not in mapped}
+        now = now._replace(descriptors=kept)
+        found = [phrase for judge in _RUNNING for phrase in judge(before, now)]
+        if not found:
+            break
+        if look == 0:
+            gc.collect()
+        time.sleep(_PAUSE)
+    return list(dict.fromkeys(found))
+
+
+_RUNNING = (_judge_threads, _judge_descriptors, _judge_children)

@@ -181,28 +181,30 @@ class Preparation:
 
     def _run_stage(self, stage: list[Step]) -> bool:
         """Whether this process may go on, and fork workers. If not, it is to end."""
-        from ._holdings import Holdings, in_the_way, watching
-
-        for step in stage:
-            try:
-                if step.prepare is not None:
-                    step.prepare()
-                before = Holdings.now()
-                with watching() as seen:
-                    step.run()
-            except BaseException as error:
-                return self._fail(step.number, error)
-            finally:
-                self._users.keep_handlers()
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._users.left.remove(step)
-            left = in_the_way(before, seen)
-            if step.number == PRELOAD and left:
-                return self._fail(PRELOAD, _left_behind(left))
-            if step.number == MAIN and not self._may_share_main(left):
-                return False
+        if not all(map(self._run_step, stage)):
+            return False
         self._say(SHARED)
         return True
+
+    def _run_step(self, step: Step) -> bool:
+        from ._holdings import Holdings, in_the_way, left_running, watching
+
+        try:
+            if step.prepare is not None:
+                step.prepare()
+            before = Holdings.now()
+            with watching() as seen:
+                step.run()
+        except BaseException as error:
+            return self._fail(step.number, error)
+        finally:
+            self._users.keep_handlers()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._users.left.remove(step)
+        if step.number == MAIN:
+            return self._may_share_main(in_the_way(before, seen))
+        left = left_running(before)
+        return not left or self._fail(PRELOAD, _left_behind(left))
 
     def _may_share_main(self, reasons: list[str]) -> bool:
         is_shared = not reasons or self._settings.share_main is True

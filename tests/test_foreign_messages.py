@@ -210,7 +210,7 @@ TABLE = (64).to_bytes(8, "little")
 
 def is_believed(data: bytes) -> bool:
     """Whether it says, well-formed, that the pool cannot go on."""
-    return data[:1] == bytes([Kind.PRELOAD_FAILED])
+    return data[:1] == bytes([Kind.START_FAILED])
 
 
 # --- the yell channel: the client's I/O thread ---------------------------------------------------
@@ -235,8 +235,8 @@ def is_believed(data: bytes) -> bool:
         (packet(Kind.YELL, b"", flags=BIG), "on_yell failed for a message from worker"),
         (packet(Kind.INITIALIZER_FAILED, b"x"), "malformed message of kind 20"),
         (packet(Kind.INITIALIZER_FAILED, PICKLED[4]), "malformed message of kind 20"),
-        (packet(Kind.PRELOAD_FAILED, b""), "malformed message of kind 25"),
-        (packet(Kind.PRELOAD_FAILED, PICKLED[1]), "malformed message of kind 25"),
+        (packet(Kind.START_FAILED, b""), "malformed message of kind 25"),
+        (packet(Kind.START_FAILED, PICKLED[1]), "malformed message of kind 25"),
         (packet(Kind.DEATH), "a death notice of 0 bytes"),
         (packet(Kind.DEATH, bytes(55)), "a death notice of 55 bytes"),
         (packet(Kind.DEATH, bytes(57)), "a death notice of 57 bytes"),
@@ -244,9 +244,9 @@ def is_believed(data: bytes) -> bool:
         (packet(Kind.DECISION, PICKLED[-1][:-1]), "malformed message of kind 22"),
         (packet(Kind.DECISION, PICKLED[3]), "malformed message of kind 22"),
         (packet(Kind.DECISION, pickle.dumps((1, "x", [], None, 5))), "malformed message of kind"),
-        (packet(Kind.SUPERVISOR_READY), "malformed message of kind 23"),
-        (packet(Kind.SUPERVISOR_READY, PICKLED[1]), "malformed message of kind 23"),
-        (packet(Kind.SUPERVISOR_READY, PICKLED[6]), "malformed message of kind 23"),
+        (packet(Kind.MAIN_HELD), "malformed message of kind 38"),
+        (packet(Kind.MAIN_HELD, PICKLED[1]), "malformed message of kind 38"),
+        (packet(Kind.MAIN_HELD, PICKLED[6]), "malformed message of kind 38"),
         (packet(Kind.READY, b"", flags=BIG), "malformed message of kind 19"),
         (packet(Kind.MARKER, b"", flags=BIG), "malformed message of kind 24"),
         (packet(Kind.RELOADED, TABLE, flags=BIG), "malformed message of kind 26"),
