@@ -43,15 +43,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from . import _reducers, _wire
 from ._by_value import BY_VALUE, pickle_by_rule, rule_pickler
 from ._culprit import describe, find_culprit
-from ._held_main import HeldMain as HeldMain
-from ._held_main import introduce_main as introduce_main
 from ._held_main import (
+    MAIN_NAMES,
     is_definition,
     is_here,
     main_module,
     resolve,
 )
+from ._held_main import HeldMain as HeldMain
 from ._held_main import how_to_import_main as how_to_import_main
+from ._held_main import introduce_main as introduce_main
 from ._held_main import main_is_importable as main_is_importable
 from ._held_modules import HeldModules as HeldModules
 

@@ -200,6 +200,7 @@ class Preparation:
         finally:
             self._users.keep_handlers()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _end_signals.survive()
         self._users.left.remove(step)
         if step.number == MAIN:
             return self._may_share_main(in_the_way(before, seen))
