@@ -24,7 +24,6 @@ import logging
 import os
 import pickle
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -452,7 +451,7 @@ class Client:
             # Workers whose end has been asked for meanwhile may be its own.
             self._dispatcher.is_held = self._last_end != self._last_end_done
 
-    def _give_channels(self, control: socket.socket) -> None:
+    def _give_channels(self, control: _posix.Socket) -> None:
         # From now on the word is written by those over there.
         self._channels.board.words[sb.MAIN] = (self._supervisor and self._supervisor.pid) or 0
         self._channels.give_to(control)

@@ -8,6 +8,7 @@ travels to the process is pickled by the package's own means, so its locks and q
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import sys
 import types
@@ -84,6 +85,16 @@ def connection_for(context: Any, descriptor: int) -> Any:
     for end in ends:
         end.close()
     return type(ends[0])(descriptor)
+
+
+def dumps(context: Any, thing: object) -> bytes:
+    """Pickle a thing as the context's package pickles the arguments of a process. Only while
+    that starts one may there be locks and queues in it."""
+    reducer = getattr(context, "reducer", None)
+    if reducer is None:
+        package = type(context).__module__.partition(".")[0]
+        reducer = importlib.import_module(f"{package}.reduction")
+    return bytes(reducer.ForkingPickler.dumps(thing))
 
 
 def detach(connection: Any) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 
+from . import _contexts
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -36,7 +38,7 @@ class Settings:
 
     Attributes:
         is_forked: the supervisor has the caller's ``__main__`` because it is forked.
-        reducer: the context's, whose pickler starts processes. Only in the caller.
+        context: what starts the supervisor. Only in the caller.
         has_preload: there is a ``preload``, sealed or not.
         is_preload_called: it is a callable.
         share_main: True, False, or None for "auto".
@@ -52,7 +54,7 @@ class Settings:
         self,
         *,
         is_forked: bool,
-        reducer: Any,
+        context: Any,
         limits: Limits,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
@@ -64,7 +66,7 @@ class Settings:
         share_main: bool | None,
     ) -> None:
         self.is_forked = is_forked
-        self.reducer = reducer
+        self.context = context
         self.limits = limits
         self.initializer = initializer
         self.initargs = initargs
@@ -121,7 +123,7 @@ class Settings:
             "finalizer": None,
             "finalargs": (),
             "added": (),
-            "reducer": None,
+            "context": None,
             "main": _pickling.how_to_import_main(),
             "initializer_modules": tuple(dict.fromkeys(map(_pickling.module_name, functions))),
         }
@@ -141,5 +143,4 @@ class Settings:
         return state
 
     def _seal(self, thing: object) -> bytes:
-        # Its pickler knows locks and queues, as it does in a Process's arguments.
-        return bytes(self.reducer.ForkingPickler.dumps(thing))
+        return _contexts.dumps(self.context, thing)

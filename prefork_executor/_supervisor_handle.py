@@ -70,7 +70,7 @@ def _clean_context(context: Any) -> Any:
     and all that are forked from it share what that made, once and for all."""
     if context.get_start_method() != "forkserver":
         return context
-    package = context.Process.__module__.rpartition(".")[0]  # type: ignore[attr-defined]
+    package = context.Process.__module__.rpartition(".")[0]
     server = getattr(importlib.import_module(f"{package}.forkserver"), "_forkserver", None)
     preloaded = getattr(server, "_preload_modules", None) or ()
     start = getattr(getattr(server, "ensure_running", None), "__code__", None)

@@ -26,7 +26,6 @@ import logging
 import os
 import pickle
 import signal
-import socket
 import time
 from collections.abc import Sequence
 
@@ -34,7 +33,7 @@ from . import _channel, _end_signals, _failures, _pickling, _posix
 from . import _scoreboard as sb
 from ._channel import WorkerChannels
 from ._pickling import Part
-from ._posix import Waiter
+from ._posix import Socket, Waiter
 from ._settings import Settings
 from ._users_code import MAIN, PRELOAD, Step, UsersCode, failure_phrase
 from ._wire import Kind
@@ -64,7 +63,7 @@ class Preparation:
         settings: Settings,
         users: UsersCode,
         channels: WorkerChannels,
-        control: socket.socket,
+        control: Socket,
         client: int | None,
     ) -> None:
         self._settings = settings
@@ -72,7 +71,7 @@ class Preparation:
         self._channels = channels
         self._control = control
         self._client = client
-        self._parent: socket.socket | None = None
+        self._parent: Socket | None = None
         self._leaving: Leaving | None = None
 
     def run(self) -> bool:
@@ -91,7 +90,7 @@ class Preparation:
         return True
 
     @property
-    def parent(self) -> socket.socket | None:
+    def parent(self) -> Socket | None:
         """At its end if the process that watches this one has ended; None: none does."""
         return self._parent
 
@@ -130,7 +129,7 @@ class Preparation:
         if pid:
             _posix.restore_mask(mask)
             there.close()
-            with here:
+            with contextlib.closing(here):
                 self._watch(pid, here)
             return False
         _posix.die_with_parent(parent)
@@ -142,7 +141,7 @@ class Preparation:
         self._channels.board.words[sb.MAIN] = os.getpid()
         return True
 
-    def _watch(self, pid: int, link: socket.socket) -> None:
+    def _watch(self, pid: int, link: Socket) -> None:
         """Wait for what the child says. Returns if it is of no use."""
         child = _posix.open_pidfd(pid)
         waiter = Waiter()
@@ -156,9 +155,9 @@ class Preparation:
         finally:
             waiter.close()
             if child is not None:
-                os.close(child)
+                _posix.close_quietly([child])
 
-    def _see_to(self, pid: int, link: socket.socket, waiter: Waiter, is_told: bool) -> None:
+    def _see_to(self, pid: int, link: Socket, waiter: Waiter, is_told: bool) -> None:
         is_shared = False
         while True:
             ready = waiter.wait(None if is_told else LOOK_INTERVAL)
@@ -199,7 +198,7 @@ class Preparation:
             return self._fail(step.number, error)
         finally:
             self._users.keep_handlers()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _posix.install_handlers({signal.SIGINT: signal.SIG_IGN})
             _end_signals.survive()
         self._users.left.remove(step)
         if step.number == MAIN:
@@ -255,7 +254,7 @@ class Leaving:
                 self._is_killed = True
             if not wait:
                 return False
-            time.sleep(LOOK_INTERVAL / 10)
+            _posix.pause(LOOK_INTERVAL / 10)
         return True
 
 
@@ -279,7 +278,7 @@ def _end_with_caller(pid: int, patience: float) -> NoReturn:
         if time.monotonic() >= deadline:
             _posix.send_signal(pid, signal.SIGKILL)
             break
-        time.sleep(LOOK_INTERVAL / 10)
+        _posix.pause(LOOK_INTERVAL / 10)
     os._exit(0)
 
 

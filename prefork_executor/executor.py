@@ -342,7 +342,7 @@ class PreforkExecutor(_Submitter):
         self._terms = _terms("task_timeout", task_timeout, retries)
         settings = Settings(
             is_forked=context.get_start_method() == "fork",
-            reducer=context.reducer,
+            context=context,
             limits=limits,
             initializer=initializer,
             initargs=tuple(check_iterable("initargs", initargs)),
