@@ -64,6 +64,7 @@ fixed time."""
 
 
 def pytest_configure() -> None:
+    leash.leave_pid_1()
     leash.hold()
     hear_signals()
 

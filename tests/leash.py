@@ -34,6 +34,23 @@ _keepers: list[subprocess.Popen[bytes]] = []
 """Kept, because a Popen that is let go of complains of a process that runs."""
 
 
+def leave_pid_1() -> None:
+    """In a container the tests may be its first process, which inherits every orphan and must
+    reap it, or it stays a zombie. So that process does only that, and a fork of it goes on."""
+    if os.getpid() != 1:
+        return
+    tests = os.fork()
+    if not tests:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # That of a terminal reaches the tests as well.
+    signal.signal(signal.SIGTERM, lambda number, _: os.kill(tests, number))
+    while True:
+        pid, status = os.wait()
+        if pid == tests:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+
+
 def hold() -> None:
     """Mark this process and all that it will start, and have a keeper wait for its end."""
     if not IS_LINUX:

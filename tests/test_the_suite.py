@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -29,9 +29,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts pytest on a test module of this source, under this suite's rules."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(source: str, *args: str, **options: object) -> subprocess.Popen[str]:
+    def start(
+        source: str, *args: str, before: Sequence[str] = (), **options: object
+    ) -> subprocess.Popen[str]:
         (tmp_path / "test_inner.py").write_text(textwrap.dedent(source))
-        command = [sys.executable, "-m", "pytest", "-c", str(PROJECT / "pyproject.toml")]
+        command = [*before, sys.executable, "-m", "pytest", "-c", str(PROJECT / "pyproject.toml")]
         command += ["-n", "0", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *args]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
         started.append(
@@ -163,3 +165,30 @@ def test_nothing_of_it_is_left_when_it_is_killed(
             everybody += process.children(recursive=True)
     inner.kill()
     eventually(lambda: not any(map(is_alive, everybody)), "all have ended")
+
+
+NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def may_make_namespaces() -> bool:
+    try:
+        return (
+            subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
+        )
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not may_make_namespaces(), reason="no new process namespaces for us here")
+def test_it_may_be_the_first_process_of_a_container(start: Start) -> None:
+    source = """
+        import os, subprocess, sys
+        import psutil
+        from conftest import eventually
+
+        def test_an_orphan_is_reaped():
+            program = "import os; child = os.fork(); child and print(child)"
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+            eventually(lambda: not psutil.pid_exists(int(done.stdout)))
+        """
+    passed(start(source, before=NAMESPACE))

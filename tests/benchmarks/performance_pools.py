@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import multiprocessing
 import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ FIXED = "PreforkExecutor, fixed size"
 ONE_BY_ONE = "PreforkExecutor, one task a message"
 STANDARD = "ProcessPoolExecutor"
 FORKSERVER = "ProcessPoolExecutor (forkserver)"
+INTERPRETERS = "InterpreterPoolExecutor"
 OLD = "multiprocessing.Pool"
 BARE = "bare socketpair"
 
@@ -171,6 +173,21 @@ class ForkserverPool(StandardPool):
 
     name = FORKSERVER
     start_method = "forkserver"
+
+
+class InterpreterPool(ExecutorPool):
+    """concurrent.futures.InterpreterPoolExecutor: interpreters in threads of one process."""
+
+    name = INTERPRETERS
+    module = "concurrent.futures.interpreter"
+    entry = "InterpreterPoolExecutor"
+
+    def __init__(self, workers: int = WORKERS, **_: Any) -> None:
+        from concurrent.futures import InterpreterPoolExecutor
+
+        # A new interpreter has not what this one's sys.path was given meanwhile.
+        search = f"import sys; sys.path[:] = {sys.path!r}"
+        self.executor = InterpreterPoolExecutor(workers, initializer=exec, initargs=(search,))
 
 
 class OldPool(Pool):
@@ -364,10 +381,14 @@ def _each(fn: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]
     return [fn(*call) for call in calls]
 
 
+HAS_INTERPRETERS = sys.version_info >= (3, 14)
+
 POOLS: dict[str, type[Pool]] = {
     pool.name: pool
     for pool in (
-        *(OurPool, StandardPool, ForkserverPool, OldPool, LokyPool, PebblePool, MpirePool),
+        *(OurPool, StandardPool, ForkserverPool),
+        *([InterpreterPool] if HAS_INTERPRETERS else []),
+        *(OldPool, LokyPool, PebblePool, MpirePool),
         *(DeadpoolPool, JoblibPool, BareSocketpair, FixedPool, OneByOnePool),
     )
 }
