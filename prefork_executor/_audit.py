@@ -41,9 +41,9 @@ A worker that is told to leave as a message wakes it takes the message first.
 
 from __future__ import annotations
 
+import posix
 from collections.abc import Callable, Container, Iterable, Sequence
 
-from . import _channel
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, PoolChannels
 from ._ledger import Ledger
@@ -99,6 +99,7 @@ class Auditor:
         self._channels = channels
         self._audits: list[Audit] = []
         self._last_marker = 0
+        self._unread: list[int] = []
         self.dropped: list[str] = []
         """What was found in the pipe and was no task, to be logged without the lock: a
         handler of the user's may wait for a thread that submits."""
@@ -124,7 +125,8 @@ class Auditor:
             except ProtocolError as error:
                 self.dropped.append(str(error))
                 continue
-            _channel.discard(packet)
+            if packet.descriptor >= 0:
+                self._unread.append(packet.descriptor)
             if packet.kind == Kind.CALL:
                 numbers.append(packet.number)
             elif packet.kind == Kind.CALLS:
@@ -137,6 +139,12 @@ class Auditor:
         audit = Audit(self._ledger.in_flight, self._channels.board.read_all())
         if audit.suspects:
             self._audits.append(audit)
+
+    def close_unread(self) -> None:
+        """Close the files of big payloads that have come back. Not with the lock held: that
+        frees their memory, which takes its time."""
+        while self._unread:
+            posix.close(self._unread.pop())
 
     def look(self) -> None:
         """Go on with those that wait for a worker to move."""

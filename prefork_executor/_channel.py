@@ -73,6 +73,58 @@ class Packet(NamedTuple):
     descriptor: int
 
 
+class Parcel:
+    """A big payload in its file, ready to be sent. Copying it took its time; sending it takes
+    none. Its file is closed with it, if it was not sent."""
+
+    __slots__ = ("_file", "table")
+
+    def __init__(self, file: tuple[int, int], table: list[int]) -> None:
+        self._file: tuple[int, int] | None = file
+        self.table = table
+
+    def send(self, end: Socket, kind: int, number: int, extra: int, flags: int = 0) -> None:
+        """Send it, once. Raises what :func:`send` raises; after BlockingIOError, it can be
+        sent again."""
+        if self._file is None:
+            raise ValueError("a parcel that has been sent")
+        packet = _wire.pack_big(kind, number, extra, self.table)
+        send_descriptors(end, packet, [self._file[0]], flags)
+        self.close()
+
+    def give_to(self, files: PayloadFiles) -> None:
+        """It will not be sent: its file may carry another."""
+        file, self._file = self._file, None
+        if file is not None:
+            files.give(file)
+
+    def close(self) -> None:
+        """Let go of its file. Safe to call again."""
+        file, self._file = self._file, None
+        if file is not None:
+            posix.close(file[0])
+
+    __del__ = close
+
+
+def wrap(parts: Sequence[Part], files: PayloadFiles | None = None) -> Parcel:
+    """Copy a payload into one of the ``files``, or a new one.
+
+    Raises:
+        OSError: no descriptor or no memory was left for it.
+        BufferError, ValueError: a buffer cannot be read.
+    """
+    views = [part.raw() if isinstance(part, PickleBuffer) else memoryview(part) for part in parts]
+    if len(views) > _wire.MOST_PARTS:
+        raise OSError(errno.EMSGSIZE, f"a payload of {len(views)} out-of-band buffers")
+    starts = _wire.offsets([view.nbytes for view in views])
+    file = (files.take if files is not None else new_file)(starts[-1])
+    parcel = Parcel(file, _table(views))
+    for view, start in zip(views, starts, strict=False):
+        _write_all(file[0], view, start)
+    return parcel
+
+
 def send(
     end: Socket,
     kind: int,
@@ -94,24 +146,15 @@ def send(
         if isinstance(body, bytes) and len(body) <= _wire.INLINE_LIMIT:
             end.send(_wire.pack(kind, number, extra, body), flags)
             return
-    views = [part.raw() if isinstance(part, PickleBuffer) else memoryview(part) for part in parts]
-    if len(views) > _wire.MOST_PARTS:
-        raise OSError(errno.EMSGSIZE, f"a payload of {len(views)} out-of-band buffers")
-    starts = _wire.offsets([view.nbytes for view in views])
-    descriptor, _ = file = (files.take if files is not None else new_file)(starts[-1])
+    parcel = wrap(parts, files)
     try:
-        for view, start in zip(views, starts, strict=False):
-            _write_all(descriptor, view, start)
-        packet = _wire.pack_big(kind, number, extra, _table(views))
-        send_descriptors(end, packet, [descriptor], flags)
+        parcel.send(end, kind, number, extra, flags)
     except BlockingIOError:
         if files is not None:
-            descriptor = -1
-            files.give(file)  # For the next try.
+            parcel.give_to(files)  # For the next try.
         raise
     finally:
-        if descriptor >= 0:
-            posix.close(descriptor)
+        parcel.close()
 
 
 def send_with_spare(

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
-from . import _channel, _green, _lifetime, _pickling, _posix, _wire
+from . import _channel, _failures, _green, _lifetime, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._audit import Auditor
 from ._batches import Batches
@@ -48,6 +48,7 @@ from ._notices import read_notice
 from ._outcomes import (
     Outcome,
     fail_all,
+    is_about_the_task,
     open_outcome,
     open_pickled,
     resolve,
@@ -55,7 +56,7 @@ from ._outcomes import (
     settle,
     tell_all,
 )
-from ._pickling import HeldMain, HeldModules, NeedsMain
+from ._pickling import HeldMain, HeldModules
 from ._posix import Waiter
 from ._scoreboard import Slot
 from ._settings import Settings, Terms
@@ -83,6 +84,11 @@ MEASURED, SHORT_MEASURED = 16, 64
 """Of the tasks that find others waiting, the wait of one in so many is measured; of those
 known to be short, of which there are many, one in the second number. Of those that find
 none, of each: then there is time for it."""
+MOST_WAITING = 64 * 1024 * 1024
+"""Bytes of pickled calls that wait, from which on what is submitted is kept as it is, and
+pickled when its turn has come."""
+READY_AT_ONCE = 1024 * 1024
+"""Bytes of calls that are pickled, or copied, by the I/O thread before it looks around."""
 BATCH = 64
 """Messages read before their futures are resolved and new tasks are sent."""
 AUDIT_INTERVAL = 0.005
@@ -136,7 +142,6 @@ class Client:
         self._supervisor: SupervisorHandle | None = None
         self._held: HeldMain | None = None
         self._in_the_way: tuple[str, ...] = ()
-        self._has_late = False
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._last_end = 0
         self._last_end_done = 0
@@ -160,11 +165,11 @@ class Client:
             self._start()
         future = TaskFuture()
         future.client = self._direct
+        held = self._held
+        payload = None
         try:
-            parts = _pickling.dump_call(fn, args, kwargs, self._held, self._modules)
-            call = None
-        except NeedsMain as wait:
-            parts, call = None, wait.call
+            if self._ledger.waiting_bytes < MOST_WAITING:
+                payload = _pickling.dump_call(fn, args, kwargs, held, self._modules)
         except pickle.PicklingError as error:
             self._check_open()
             # Its traceback would lead to this frame, and from here to the future.
@@ -172,9 +177,14 @@ class Client:
             return future
         try:
             # Not under the lock: this may run code of the user's, a proxy's, say.
-            task = Task(future, self._ledger.timing_of(fn), parts, call, terms)
+            task = Task(future, self._ledger.timing_of(fn), terms, payload, held)
+            future.task = task
+            if payload is None:
+                task.keep((fn, args, kwargs))
             if (recorder := self._recorder) is not None:
                 recorder.submitted(task)
+            if task.bulk and self._dispatcher.is_to_send_now():
+                self._wrap(task)
             self._accept(task)
         except BaseException:
             # A signal handler may have raised half-way: the I/O thread does the rest.
@@ -183,31 +193,48 @@ class Client:
             raise
         return future
 
+    def _wrap(self, task: Task) -> None:
+        """In the caller's thread, before it is in the books."""
+        try:
+            task.wrap(self._channels.files)
+        except BaseException as error:
+            if not is_about_the_task(error):
+                raise
+            # The I/O thread finds the same, and tells the future.
+
     def _accept(self, task: Task) -> None:
         failed: Failed = []
         with self._lock:
             ledger = self._ledger
             self._check_open()
+            if task.names is not None and task.held is not self._held:
+                task.unbind()  # The supervisor is another than a moment ago.
             if self._is_starting:
                 # A signal handler, or a finalizer: the I/O thread will send it.
-                ledger.waiting.append(task)
-                self._has_late = self._has_late or task.parts is None
+                ledger.enqueue(task)
                 return
             is_next = self._dispatcher.is_to_send_now()
             waiting = len(ledger.waiting)
             if not waiting % MEASURED and (not waiting % SHORT_MEASURED or not task.is_short):
                 task.submitted = time.monotonic_ns() >> _wire.TICK
-            ledger.waiting.append(task)
-            if task.parts is None:
-                self._has_late = True
-                # If it has become known since, the I/O thread may be asleep.
-                self._wake()
+            ledger.enqueue(task)
             # A signal handler, or a finalizer, may have submitted or shut down meanwhile.
-            elif is_next and ledger.waiting and ledger.waiting[0] is task:
-                ledger.number(task)
-                say_running(task.future)
-                self._dispatcher.send(task, task.parts, failed)
+            if is_next and ledger.waiting and ledger.waiting[0] is task:
+                if (not task.bulk and task.late is None) or task.parcel is not None:
+                    ledger.number(task)
+                    say_running(task.future)
+                    self._dispatcher.send(task, failed)
+                else:
+                    self._wake()  # To get it ready.
+            elif task.late is not None and not ledger.in_flight:
+                self._wake()  # What it waited for may have become known since.
+            parcel = None
+            if task.parcel is not None and task.number not in ledger.in_flight:
+                parcel = task.unwrap()
             self._report()
+        if parcel is not None:
+            # Somebody was quicker: what waits is not to be in memory twice.
+            parcel.give_to(self._channels.files)
         if failed:
             fail_all(failed)
 
@@ -286,8 +313,8 @@ class Client:
             raise ValueError("future must be one that this executor's submit() has returned")
         with self._lock:
             self._check_own()
-            task = self._ledger.find(future)
-            if task is None:
+            task = future.task
+            if task is None or future.has_ended:
                 return False
             self._requests.append(functools.partial(self._abort_now, task))
             self._wake()
@@ -519,9 +546,10 @@ class Client:
                 self._history.note_backlog(self._ledger, self._channels.board)
         while self._requests:
             self._requests.popleft()()
-        if self._has_late and self._held is not None:
-            self._pickle_late(self._held)
         self._resolve(outcomes)
+        while self._get_ready():
+            self._resolve(outcomes)
+        self._auditor.close_unread()
         while self._auditor.dropped:
             logger.error("what was no task was dropped: %s", self._auditor.dropped.pop(0))
         if self._supervisor is None and self._is_to_end():
@@ -667,15 +695,17 @@ class Client:
 
     def _abort_now(self, task: Task) -> None:
         with self._lock:
+            verdict = TaskAborted(task.name)
             if self._ledger.in_flight.get(task.number) is task:
                 self._auditor.recall()
-            gone = []
+            is_dropped = False
             if self._ledger.in_flight.get(task.number) is task:
-                task.verdict = TaskAborted(task.name)
+                task.verdict = verdict
                 self._endings.look_now()
-            else:
-                gone = self._ledger.give_up([task])
-        fail_all([(task, TaskAborted(task.name)) for task in gone])
+            elif is_dropped := self._ledger.drop(task, verdict):
+                self._report()
+        if is_dropped:
+            fail_all([(task, verdict)])
 
     def _end_workers_now(self, doomed: list[Task], number: int, reason: str, end: int) -> None:
         with self._lock:
@@ -696,25 +726,47 @@ class Client:
         _cancel_all([task for task in gone if not task.number])
         fail_all([(task, BrokenProcessPool(reason)) for task in gone if task.number])
 
-    def _pickle_late(self, held: HeldMain) -> None:
-        """Pickle the calls that waited until it was known what the workers hold.
-        Not under the lock: this runs the user's code."""
+    def _get_ready(self) -> bool:
+        """Pickle, or copy, what is to be sent next and is not ready. Not under the lock: it
+        takes its time, and pickling runs the user's code. False: there was nothing to do."""
         failed: dict[int, tuple[Task, BaseException]] = {}
+        held = self._held
+        if held is None or self._broken is not None:
+            return False
         with self._lock:
-            late = [task for task in self._ledger.waiting if task.call is not None]
-            self._has_late = False
-        for task in late:
+            tasks = self._dispatcher.next_to_prepare()
+        done = 0
+        for task in tasks:
             try:
-                assert task.call is not None
-                task.parts = _pickling.dump_call(*task.call, held, self._modules)
-                task.call = None
+                done += self._get_one_ready(task, held, is_first=task is tasks[0])
             except BaseException as error:
                 # Even SystemExit: it is the user's object that raised it in our thread.
                 failed[id(task)] = (task, error.with_traceback(None))
+            if done >= READY_AT_ONCE:
+                break
         if failed:
             with self._lock:
                 gone = self._ledger.give_up(task for task, _ in failed.values())
             fail_all([failed[id(task)] for task in gone])
+        return bool(tasks)
+
+    def _get_one_ready(self, task: Task, held: HeldMain, *, is_first: bool) -> int:
+        """Returns how many bytes that took."""
+        late, size = task.late, 0
+        if task.is_dropped or task.future.cancelled():
+            return 0
+        if late is not None:
+            payload = late.payload(task.name, held, self._modules)
+            size = task.bind(payload, held)
+        # The others only if that is no matter: there may be no room for them yet.
+        is_to_wrap = task.bulk and (is_first or task.bulk < READY_AT_ONCE)
+        if is_to_wrap and task.parcel is None:
+            try:
+                task.wrap(self._channels.files)
+            except BaseException as error:
+                _failures.add_note(error, f"Task {task.name} could not be sent to a worker.")
+                raise
+        return size + task.bulk
 
     def _on_yell_packet(self, packet: Packet) -> None:
         if self._on_yell is None and not self._yell_hooks:
@@ -783,9 +835,10 @@ class Client:
     def _on_main_held(
         self, held: dict[str, bytes], reasons: tuple[str, ...], is_shared: bool
     ) -> None:
+        # Not under the lock: what main holds is compared by its hash.
+        known = HeldMain.imported(held) if self._held is None else self._held
         with self._lock:
-            if self._held is None:
-                self._held = HeldMain.imported(held)
+            self._held = known
             said, self._in_the_way = self._in_the_way, reasons
             self._history.main_not_shared = () if is_shared else reasons
         if reasons and reasons != said:
@@ -915,7 +968,6 @@ class Client:
         if not self._restarts.is_due():
             return
         try:
-            self._held = None
             self._start_supervisor()
         except Exception as error:
             what = self._restarts.not_started(error)
@@ -954,6 +1006,10 @@ class Client:
             self._auditor.forget()
             self._auditor.recall()
             self._ledger.take_back(list(self._ledger.in_flight))
+            # What the next workers have in their __main__ is still to be seen.
+            self._held = None
+            for task in self._ledger.waiting:
+                task.unbind()
 
     def _break(self, reason: str, cause: BaseException | None = None) -> None:
         """The pool cannot go on: fail every task, end every process."""

@@ -3,20 +3,21 @@
 A task is sent in the thread that submits it, if it is the next and there is room; else
 by the I/O thread, as outcomes come in. Nobody ever waits for room, and there is no need
 to watch for the pipe to become writable: what fills it are tasks in flight, so an
-outcome is bound to come. All of this happens with the client's lock held.
+outcome is bound to come. All of this happens with the client's lock held; so nothing is
+pickled and nothing big is copied here, but beforehand, without the lock.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from . import _batches, _channel, _wire
 from ._batches import Batches
-from ._channel import DONTWAIT, PoolChannels
+from ._channel import DONTWAIT, Parcel, PoolChannels
 from ._endings import Endings
 from ._ledger import AHEAD, Ledger, Task
 from ._outcomes import begin, is_about_the_task
-from ._pickling import Part
 from ._wire import Kind
 
 Failed = list[tuple[Task, BaseException]]
@@ -75,26 +76,43 @@ class Dispatcher:
         while ledger.waiting and self.has_room():
             task = ledger.waiting[0]
             if task.verdict is not None:
-                # It came back, from a death that it has survived, after it was aborted.
-                ledger.waiting.popleft()
+                # It came back, from a death that it has survived, after it was aborted; or it
+                # has been told so, and kept its place.
+                ledger.dequeue()
                 failed.append((task, task.verdict))
                 continue
-            if task.parts is None:
-                return  # Until it has been pickled, which waits for the supervisor.
+            if not self.is_ready(task):
+                if task.future.cancelled() and not begin(task):
+                    ledger.dequeue()
+                    continue
+                return  # Until it is, see next_to_prepare.
             if (most := self._fair_share()) > 1 and _batches.shared_body(task) is not None:
                 if not self._send_batch(most):
                     return
                 continue
             if not begin(task):
-                ledger.waiting.popleft()
+                ledger.dequeue()
                 continue
             ledger.number(task)
-            if not self.send(task, task.parts, failed):
+            if not self.send(task, failed):
                 return
+
+    def is_ready(self, task: Task) -> bool:
+        """Whether it can be sent without work that takes its time."""
+        return task.parts is not None and (not task.bulk or task.parcel is not None)
+
+    def next_to_prepare(self) -> list[Task]:
+        """The tasks whose turn has come, if the first has to be made ready: pickled, or
+        copied into its file. That is not done with the lock held, nor before there is room
+        for it."""
+        waiting = self._ledger.waiting
+        if not waiting or self.is_ready(waiting[0]) or waiting[0].is_dropped or not self.has_room():
+            return []
+        return list(itertools.islice(waiting, _batches.MOST))
 
     def _fair_share(self) -> int:
         """How many of the tasks that wait one worker may get in one message."""
-        return min(_batches.MOST, len(self._ledger.waiting) // max(1, len(self.ready)))
+        return min(_batches.MOST, self._ledger.backlog // max(1, len(self.ready)))
 
     def _send_batch(self, most: int) -> bool:
         """Send the tasks that are the next to wait in one message, as far as they may
@@ -129,7 +147,7 @@ class Dispatcher:
             body = _batches.shared_body(task)
             if task.verdict is not None or body is None:
                 break
-            ledger.waiting.popleft()
+            ledger.dequeue()
             if begin(task):
                 ledger.number(task)
                 ledger.sent(task)
@@ -152,18 +170,21 @@ class Dispatcher:
         timing.index = self._channels.board.enter_name(timing.name)
         return timing.index
 
-    def send(self, task: Task, parts: list[Part], failed: Failed) -> bool:
-        """Send the task that is the next to wait, and numbered. False: the pipe is full."""
+    def send(self, task: Task, failed: Failed) -> bool:
+        """Send the task that is the next to wait, ready and numbered. False: the pipe is
+        full."""
         ledger = self._ledger
         try:
             # In the books before it is sent: its outcome may be there at once.
-            ledger.sent(task)
-            ledger.waiting.popleft()
+            ledger.send_next()
             extra = task.timing.index or self._enter_name(task)
             if task.submitted:
                 extra = _wire.about(extra, task.submitted)
-            tasks, files = self._channels.tasks, self._channels.files
-            _channel.send(tasks, Kind.CALL, task.number, extra, parts, DONTWAIT, files)
+            if task.parcel is not None:
+                self._send_parcel(task, task.parcel, extra)
+            elif task.parts is not None:
+                tasks = self._channels.tasks
+                _channel.send(tasks, Kind.CALL, task.number, extra, task.parts, DONTWAIT)
         except BlockingIOError:
             ledger.take_back([task.number])
             self._on_full_pipe()
@@ -180,10 +201,14 @@ class Dispatcher:
             self._wake()
         return True
 
+    def _send_parcel(self, task: Task, parcel: Parcel, extra: int) -> None:
+        parcel.send(self._channels.tasks, Kind.CALL, task.number, extra, DONTWAIT)
+        task.unwrap()
+
     def _on_interrupted_send(self, task: Task) -> None:
         ledger = self._ledger
         if ledger.waiting and ledger.waiting[0] is task and task.number in ledger.in_flight:
-            ledger.waiting.popleft()
+            ledger.dequeue()
         # Left to the I/O thread, where no handler can raise again.
         self.was_interrupted = True
 

@@ -98,7 +98,8 @@ def _dump_graph(error: BaseException, skip_frames: int) -> list[_Node]:
     for current in graph:  # It grows as we go, breadth first.
         cause, context = index_of(current.__cause__), index_of(current.__context__)
         members = [index_of(member) for member in _members(current)]
-        node = _dump_one(current, skip_frames if current is error else 0)
+        is_outermost = current is error
+        node = _dump_one(current, skip_frames if is_outermost else 0, is_outermost=is_outermost)
         found = [member for member in members if member is not None]
         nodes.append(node._replace(cause=cause, context=context, members=found))
     if len(graph) == _MOST_EXCEPTIONS:
@@ -142,14 +143,14 @@ def _members(error: BaseException) -> tuple[BaseException, ...]:
 # --- in the worker ------------------------------------------------------------------------
 
 
-def _dump_one(error: BaseException, skip_frames: int) -> _Node:
+def _dump_one(error: BaseException, skip_frames: int, *, is_outermost: bool) -> _Node:
     text = _safely(str, error)
     way, core, extras = _dump_core(error, text)
     return _Node(
         way=way,
         core=core,
         extras=extras,
-        facts=_facts(error, text),
+        facts=_facts(error, text, is_outermost=is_outermost),
         notes=_notes(error),
         traceback=_frames(error, skip_frames),
         suppress_context=error.__suppress_context__,
@@ -240,7 +241,16 @@ def _dump_stand_in(error: BaseException, reason: BaseException | None) -> tuple[
     return _pickling.dump_whole(details), (attributes, fields)
 
 
-def _facts(error: BaseException, text: str) -> dict[str, Any]:
+def _brief_repr(error: BaseException) -> str:
+    """Without the members of a group: they have their own, and a group in groups would be
+    in each of theirs."""
+    if not isinstance(error, BaseExceptionGroup):
+        return repr(error)
+    kind, message, count = type(error).__name__, error.message, len(error.exceptions)
+    return f"{kind}({message!r}, <{count} exceptions>)"
+
+
+def _facts(error: BaseException, text: str, *, is_outermost: bool) -> dict[str, Any]:
     known = _known_facts(error)
     if known is not None:
         return known
@@ -249,7 +259,7 @@ def _facts(error: BaseException, text: str) -> dict[str, Any]:
         "name": names[0],
         "bases": names[:-1],
         "text": text,
-        "repr": _safely(repr, error),
+        "repr": _safely(repr if is_outermost else _brief_repr, error),
         "message": str(error.message) if isinstance(error, BaseExceptionGroup) else "",
     }
 
@@ -346,21 +356,28 @@ def _safely(convert: Callable[[Any], str], thing: Any) -> str:
 
 def _make_all(nodes: list[_Node]) -> list[BaseException]:
     made: dict[int, BaseException] = {}
-    groups = []
-    for index, node in enumerate(nodes):
-        if node.members:
-            groups.append(index)
-        else:
-            made[index] = _make(node, [])
-    # A group is made of its members, so the innermost come first. That is mostly
-    # from the last to the first, and each round makes at least one.
-    while groups:
-        ready = [index for index in groups if all(m in made for m in nodes[index].members)]
-        for index in ready or groups:
-            members = [made[member] for member in nodes[index].members if member in made]
-            made[index] = _make(nodes[index], members)
-        groups = [index for index in groups if index not in made]
+    for index in _members_first(nodes):
+        members = [made[member] for member in nodes[index].members if member in made]
+        made[index] = _make(nodes[index], members)
     return [made[index] for index in range(len(nodes))]
+
+
+def _members_first(nodes: list[_Node]) -> Iterator[int]:
+    """The order in which they can be made: a group is made of its members."""
+    lacking = [len(set(node.members)) for node in nodes]
+    groups_of: dict[int, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for member in set(node.members):
+            groups_of.setdefault(member, []).append(index)
+    ready = [index for index, lack in enumerate(lacking) if not lack]
+    for index in ready:  # It grows as we go.
+        yield index
+        for group in groups_of.get(index, ()):
+            lacking[group] -= 1
+            if not lacking[group]:
+                ready.append(group)
+    # Groups that hold themselves, which only a subclass can bring about.
+    yield from (index for index, lack in enumerate(lacking) if lack)
 
 
 def _make(node: _Node, members: list[BaseException]) -> BaseException:

@@ -69,6 +69,8 @@ class TaskFuture(_Future):
     bell than a lock."""
 
     client: Client | None = None
+    task: Any = None
+    """What its client knows it by. Let go of when it ends: that refers to the future."""
 
     def __init__(self) -> None:
         if not _IS_KNOWN:
@@ -193,6 +195,7 @@ class TaskFuture(_Future):
 
     def _invoke_callbacks(self) -> None:
         # In every end, and the first thing after it.
+        self.task = None
         self._ring()
         super()._invoke_callbacks()  # type: ignore[misc]
 
@@ -221,6 +224,7 @@ class TaskFuture(_Future):
             (result,) = step
         self._result = result
         self._state = FINISHED
+        self.task = None
         if self._done_callbacks:
             self._invoke_callbacks()
         else:
@@ -235,4 +239,5 @@ class TaskFuture(_Future):
         if type(step) is tuple:
             self._complete(step)
             cells[cell] = _FINISHING
+            self.task = None
         return type(step) is tuple or step is _FINISHING

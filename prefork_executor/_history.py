@@ -91,7 +91,7 @@ class History:
             slots=slots,
             names=[_task_name(slot, ledger) for slot in slots],
             waits=waits,
-            waiting=len(ledger.waiting),
+            waiting=ledger.backlog,
             in_flight=len(ledger.in_flight),
             finished=self.finished,
             deaths=self.deaths,

@@ -26,6 +26,15 @@ In these cases, and where pickle fails, cloudpickle's pickler goes over it, with
 the rule above. A function of ``__main__`` that the worker holds travels as its
 bare qualified name, so that ordinary scripts keep the quick way.
 
+Which workers
+-------------
+What a payload refers to in ``__main__`` is right for the workers of one supervisor. It is
+noted beside the payload, as the objects that are meant. If the supervisor is another when
+the task is sent, or was not known when it was submitted, these are looked at again; those
+that its workers do not hold go along by value, beside the bytes of the call, which stay as
+they are. So the arguments are pickled once, at submit, and nothing of them is ever rebuilt
+in the caller's process; and a task runs the code it was submitted with.
+
 Big buffers (protocol 5) are not copied into the pickle, nor are big bytes that are an
 argument or a result themselves. A task's function gets
 them, like all of its arguments, as its own: what it changes nobody else sees.
@@ -65,28 +74,13 @@ if TYPE_CHECKING:
 Part = bytes | pickle.PickleBuffer
 OUT_OF_BAND = _wire.INLINE_LIMIT
 """Bytes from which on a buffer travels out of band: what does not fit a packet."""
-MOST_BUFFERS = _wire.MOST_PARTS - 1
-"""Buffers of one payload that travel out of band; any more go into the pickle."""
+MOST_BUFFERS = _wire.MOST_PARTS - 2
+"""Buffers of one payload that travel out of band; any more go into the pickle. Two parts are
+pickles: that of a call, and that of the definitions it needs."""
 
 _OF_MAIN = b"_main__"
 """In a pickle, either name of ``__main__``."""
 _modules = sys.modules
-
-
-class NeedsMain(Exception):  # noqa: N818 - a condition, not an error
-    """The call refers to ``__main__`` and it is not yet known what the worker's
-    ``__main__`` holds. Never leaves the package: the call waits until it is.
-
-    Attributes:
-        call: what to give to :func:`dump_call` then: the arguments as they were
-            now, so that it makes no difference what becomes of them.
-    """
-
-    def __init__(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        super().__init__()
-        self.call = (fn, *_snapshot(args, dict(kwargs)))
 
 
 # --- what a task runs -----------------------------------------------------------------
@@ -110,9 +104,12 @@ class Chunk:
         return [fn(*args) for args in zip(*columns, strict=True)]
 
 
+_AROUND = (functools.partial, Chunk)
+
+
 def user_function(fn: Any) -> Any:
     """The function of the user's, out of partials and chunks."""
-    while isinstance(fn, functools.partial | Chunk):
+    while isinstance(fn, _AROUND):
         fn = fn.func if isinstance(fn, functools.partial) else fn.fn
     return fn
 
@@ -134,29 +131,43 @@ def module_name(fn: object) -> str:
 # --- calls ----------------------------------------------------------------------------
 
 
+class Names:
+    """The definitions of ``__main__`` that a payload refers to by their names, as the objects
+    that are meant. It is right for workers that hold these, and no others."""
+
+    __slots__ = ("things",)
+
+    def __init__(self) -> None:
+        self.things: dict[str, Any] = {}
+
+
 def dump_call(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     held: HeldMain | None,
     modules: HeldModules,
-) -> list[Part]:
-    """A call as a payload. ``held`` is None while it is not known; ``modules`` are those
-    that the workers find.
+) -> tuple[list[Part], Names | types.FunctionType | None]:
+    """A call as a payload, and what it refers to in ``__main__``: nothing, one function, or
+    more. ``modules`` are those that the workers find.
+
+    ``held`` is None while it is not known. Then whatever ``__main__`` has now is referred to,
+    and :func:`dump_for` makes of it what is right when it is known.
 
     Raises:
-        NeedsMain: the call cannot be pickled rightly before ``held`` is known.
         pickle.PicklingError: something in it cannot be pickled; the message
             says what.
     """
     target: Any = fn
+    main_function = None
     inner = fn.fn if type(fn) is Chunk else fn
-    if type(inner) is types.FunctionType and inner.__module__ == "__main__":
-        if held is None:
-            raise NeedsMain(fn, args, kwargs)
-        if held.holds(inner):
-            name = inner.__qualname__
-            target = Chunk(name) if inner is not fn else name
+    if (
+        type(inner) is types.FunctionType
+        and inner.__module__ == "__main__"
+        and (is_here(inner) if held is None else held.holds(inner))
+    ):
+        main_function, name = inner, inner.__qualname__
+        target = Chunk(name) if inner is not fn else name
     for value in args:
         if type(value) is bytes and len(value) >= OUT_OF_BAND:
             args = tuple(map(_apart, args))
@@ -174,14 +185,50 @@ def dump_call(
         and not ("cloudpickle" in _modules and _by_value_modules())
         and ((len(_modules) == modules.count and not modules.names) or not modules.are_in(parts[0]))
     ):
-        return parts
-    if held is None:
-        raise NeedsMain(fn, args, kwargs)
+        return parts, main_function
     refer = _FromCaller(held, modules)
     try:
-        return _dump_by_rule(call, refer)
+        parts = _dump_by_rule(call, refer)
     except Exception as error:
-        raise _explain_call(fn, args, kwargs, refer, error) from error
+        raise _explain_call(fn, args, kwargs, _FromCaller(held, modules), error) from error
+    if main_function is not None:
+        refer.names.things[main_function.__qualname__] = main_function
+    return parts, refer.names if refer.names.things else None
+
+
+def dump_for(
+    parts: list[Part],
+    names: Names | types.FunctionType,
+    held: HeldMain,
+    modules: HeldModules,
+    task: str,
+) -> tuple[list[Part], Names | types.FunctionType]:
+    """A call's payload for workers that hold this: of the definitions that it refers to, those
+    that they do not hold go with it, by value. The arguments stay the bytes that they are.
+
+    Raises:
+        pickle.PicklingError: one of these cannot be pickled; the message says what.
+    """
+    things = names.things if isinstance(names, Names) else {names.__qualname__: names}
+    missing = {name: thing for name, thing in things.items() if not held.holds(thing)}
+    if not missing:
+        return parts, names
+    refer = _FromCaller(held, modules)
+    body = parts[0]
+    is_small = isinstance(body, bytes) and len(body) < OUT_OF_BAND
+    try:
+        head = pickle_by_rule((missing, body if is_small else None), refer, None)
+    except Exception as error:
+        why_not = _why_not(_FromCaller(held, modules))
+        name = next((name for name in missing if why_not(missing[name]) is not None), "")
+        reason = find_culprit(missing[name], name, why_not) if name else describe(error)
+        raise pickle.PicklingError(
+            f"task {task} cannot be sent to a worker, whose __main__ has not what it had when "
+            f"the task was submitted: {reason}"
+        ) from error
+    # Those that go along now are needed again for the next workers.
+    refer.names.things.update(things)
+    return [head, *parts[1 if is_small else 0 :]], refer.names
 
 
 def _apart(value: Any) -> Any:
@@ -194,31 +241,60 @@ def load_call(
     parts: Sequence[memoryview | bytes],
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """The function and its arguments. Raises whatever unpickling raises."""
-    target, args, kwargs = loads(parts)
+    call = loads(parts)
+    if len(call) == 2:
+        definitions, body = call
+        return _load_with(definitions, [*parts[1:]] if body is None else [body, *parts[1:]])
+    target, args, kwargs = call
     if type(target) is str:
-        target = _of_main(target)
+        target = definition(target)
     elif type(target) is Chunk and type(target.fn) is str:
-        target = Chunk(_of_main(target.fn))
+        target = Chunk(definition(target.fn))
     return target, args, kwargs
 
 
-def _of_main(name: str) -> Any:
-    fn = resolve(vars(main_module()), name)
-    if fn is None:
+def _load_with(
+    definitions: dict[str, Any], parts: list[memoryview | bytes]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The call in this payload, with these in the place of what ``__main__`` has."""
+    _brought.update(definitions)
+    try:
+        return load_call(parts)
+    finally:
+        _brought.clear()
+
+
+_brought: dict[str, Any] = {}
+"""The definitions that came with the call that is being unpickled."""
+
+
+def definition(name: str) -> Any:
+    """What this name in ``__main__`` means to the call that is being unpickled. Payloads
+    name it."""
+    if name in _brought:
+        return _brought[name]
+    thing = resolve(vars(main_module()), name)
+    if thing is None:
         raise AttributeError(f"the worker's __main__ has no {name!r}")
-    return fn
+    return thing
 
 
 class _FromCaller:
     """How things travel from the caller to a worker."""
 
-    def __init__(self, held: HeldMain, modules: HeldModules) -> None:
+    def __init__(self, held: HeldMain | None, modules: HeldModules) -> None:
         self._held = held
         self._modules = modules
+        self.names = Names()
+        """What was referred to by its name."""
 
     def __call__(self, thing: Any) -> Any:
         if is_definition(thing):
-            return NotImplemented if self._held.holds(thing) else None
+            held = self._held
+            if not (is_here(thing) if held is None else held.holds(thing)):
+                return None
+            self.names.things[thing.__qualname__] = thing
+            return definition, (thing.__qualname__,)
         place = thing.__name__ if type(thing) is types.ModuleType else thing.__module__
         return BY_VALUE if self._modules.is_strange(place) else None
 
@@ -233,19 +309,6 @@ def _by_value_modules() -> bool:
     # Another thread may be importing it. Then nobody can have told it anything yet.
     told = getattr(_modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
     return told is not None and bool(told())
-
-
-def _snapshot(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Copies, as a worker would have got them; the originals if that fails."""
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        data = pickle.dumps((args, kwargs), 5, buffer_callback=buffers.append)
-        if _reducers.OF_CONNECTIONS not in data:
-            copies: tuple[Any, ...] = pickle.loads(data, buffers=buffers)
-            return copies
-    except Exception:
-        pass
-    return args, kwargs
 
 
 # --- what a supervisor starts with ----------------------------------------------------------

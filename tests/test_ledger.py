@@ -8,7 +8,6 @@ import gc
 import operator
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import hypothesis.strategies as st
@@ -18,8 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from prefork_executor import _scoreboard as sb
 from prefork_executor._audit import Audit
+from prefork_executor._future import TaskFuture
 from prefork_executor._ledger import AHEAD, ONE, SHORT, Ledger, Task, Timing
 from prefork_executor._scoreboard import Slot
+from prefork_executor._settings import NO_TERMS
 
 MILLISECOND = 1_000_000
 
@@ -29,7 +30,7 @@ def some_function() -> None:
 
 
 def new_task(ledger: Ledger, fn: Callable[..., Any] = some_function) -> Task:
-    return Task(Future(), ledger.timing_of(fn), [b""], None)
+    return Task(TaskFuture(), ledger.timing_of(fn), NO_TERMS, ([b"payload"], None), None)
 
 
 def send(ledger: Ledger, task: Task) -> int:
@@ -229,7 +230,7 @@ def test_tasks_that_come_back_are_the_next_to_be_sent_in_their_order() -> None:
     ledger = Ledger()
     tasks = [new_task(ledger) for _ in range(5)]
     numbers = [send(ledger, task) for task in tasks[:4]]
-    ledger.waiting.append(tasks[4])
+    ledger.enqueue(tasks[4])
     ledger.take_back([numbers[2], numbers[0], numbers[3]])
     assert list(ledger.waiting) == [tasks[0], tasks[2], tasks[3], tasks[4]]
     assert list(ledger.in_flight.values()) == [tasks[1]]
@@ -256,7 +257,7 @@ def test_only_what_was_never_sent_can_be_withdrawn() -> None:
     ledger = Ledger()
     sent, unsent = new_task(ledger), new_task(ledger)
     ledger.take_back([send(ledger, sent)])
-    ledger.waiting.append(unsent)
+    ledger.enqueue(unsent)
     assert ledger.withdraw() == [unsent]
     assert list(ledger.waiting) == [sent]
 
@@ -270,12 +271,13 @@ class Books(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.waiting: list[Task] = []
         self.in_flight: dict[int, Task] = {}
+        self.dropped: set[Task] = set()
         self.numbers_used: list[int] = []
 
     @rule()
     def submit(self) -> None:
         task = new_task(self.ledger)
-        self.ledger.waiting.append(task)
+        self.ledger.enqueue(task)
         self.waiting.append(task)
 
     @precondition(lambda self: self.waiting)
@@ -286,8 +288,11 @@ class Books(RuleBasedStateMachine):
         assert number not in self.numbers_used
         self.numbers_used.append(number)
         if works:
-            self.ledger.sent(self.ledger.waiting.popleft())
-            self.in_flight[number] = self.waiting.pop(0)
+            assert self.ledger.dequeue() is task
+            self.waiting.pop(0)
+            if not task.is_dropped:
+                self.ledger.sent(task)
+                self.in_flight[number] = task
 
     @precondition(lambda self: self.numbers_used)
     @rule(data=st.data(), duration=st.sampled_from([None, 0, 10, MILLISECOND]))
@@ -304,19 +309,32 @@ class Books(RuleBasedStateMachine):
 
     @rule()
     def withdraw(self) -> None:
-        assert self.ledger.withdraw() == [task for task in self.waiting if not task.number]
-        self.waiting = [task for task in self.waiting if task.number]
+        gone = [task for task in self.waiting if not task.number and not task.is_dropped]
+        assert self.ledger.withdraw() == gone
+        self.waiting = [task for task in self.waiting if task not in gone]
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        """Its place is kept, so the others are where they were."""
+        task = data.draw(st.sampled_from(self.waiting))
+        assert self.ledger.drop(task, RuntimeError()) == (task not in self.dropped)
+        self.dropped.add(task)
 
     @rule()
     def clear(self) -> None:
-        assert set(self.ledger.clear()) == {*self.waiting, *self.in_flight.values()}
+        left = {*self.waiting, *self.in_flight.values()} - self.dropped
+        assert set(self.ledger.clear()) == left
         self.waiting, self.in_flight = [], {}
 
     @invariant()
     def the_books_are_right(self) -> None:
         assert list(self.ledger.waiting) == self.waiting
         assert self.ledger.in_flight == self.in_flight
-        assert self.ledger.outstanding == len(self.waiting) + len(self.in_flight)
+        backlog = [task for task in self.waiting if task not in self.dropped]
+        assert self.ledger.backlog == len(backlog)
+        assert self.ledger.outstanding == len(backlog) + len(self.in_flight)
+        assert self.ledger.waiting_bytes == len(b"payload") * len(backlog)
 
     @invariant()
     def the_window_holds_what_is_in_flight(self) -> None:
