@@ -58,6 +58,7 @@ from ._outcomes import (
 )
 from ._pickling import HeldMain, HeldModules
 from ._posix import Waiter
+from ._roster import Processes, Roster, Seen
 from ._scoreboard import Slot
 from ._settings import Settings, Terms
 from ._starts import Restarts, Starts
@@ -128,6 +129,9 @@ class Client:
     ) -> None:
         self._context = context
         self._settings = settings
+        self._roster = Roster(self._live_workers, self._end_worker, self._stop)
+        self.processes = Processes(self._roster)
+        """The workers, for whoever looks for them as a ProcessPoolExecutor's."""
         self._on_yell = on_yell
         self._yell_hooks: dict[type, Callable[[int, Any], object]] = {}
         self._lock = threading.RLock()
@@ -305,6 +309,62 @@ class Client:
         self.shutdown(wait=False, cancel=True)
         self.end_workers(signal.SIGTERM, reason)
 
+    def _stop(self, reason: str) -> None:
+        """Break the pool: the program has ended all of its processes. Does not wait."""
+        if self._is_copy:
+            return
+        with self._lock:
+            if self._thread is not None and self._phase is not Phase.ENDED:
+                self._dispatcher.is_held = True
+                self._requests.append(functools.partial(self._break, reason))
+                self._wake()
+
+    def _live_workers(self) -> list[Seen]:
+        with self._lock:
+            if self._thread is None or not self._channels.is_open:
+                return []
+            slots = self._channels.board.read_all()
+        return [Seen(slot.pid, slot.born, slot.place) for slot in slots]
+
+    def _end_worker(self, pid: int, number: int) -> None:
+        with self._lock:
+            if self._supervisor is not None:
+                self._supervisor.tell(Kind.END_WORKER, pid, number)
+
+    @property
+    def settings(self) -> Settings:
+        """What the caller has asked for."""
+        return self._settings
+
+    @property
+    def context(self) -> Any:
+        """How the supervisor starts."""
+        return self._context
+
+    @property
+    def broken(self) -> str:
+        """Why the pool cannot go on; empty if it can."""
+        return "" if self._broken is None else self._broken[0]
+
+    @property
+    def is_shut_down(self) -> bool:
+        return self._phase is not Phase.OPEN
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The I/O thread, from the first task on."""
+        return self._thread
+
+    def unfinished(self) -> tuple[list[Task], list[Task]]:
+        """The tasks that were sent to workers, and those that wait for that."""
+        with self._lock:
+            return list(self._ledger.in_flight.values()), list(self._ledger.waiting)
+
+    def start(self) -> None:
+        """Start the pool, if it has not been started."""
+        if self._thread is None:
+            self._start()
+
     def abort(self, future: Future[Any]) -> bool:
         """See PreforkExecutor.abort."""
         if not isinstance(future, Future):
@@ -467,7 +527,7 @@ class Client:
         self._is_supervisor_ready = False
         self._supervisor = supervisor = SupervisorHandle()
         try:
-            supervisor.start(self._context, self._settings, self._give_channels)
+            supervisor.start(self._context, self._settings, self._give_channels, self._stop)
             self._waiter.register(supervisor.control.fileno())
         except BaseException:
             with self._lock:
@@ -859,6 +919,7 @@ class Client:
     def _on_death(self, death: _wire.Death, outcomes: list[Outcome]) -> None:
         self._dispatcher.ready.discard(death.pid)
         exitcode, signal = _posix.split_status(death.status)
+        self._roster.ended(death.pid, death.born, -(signal or 0) if exitcode is None else exitcode)
         failure = self._failures_at_start.pop(death.pid, None)
         if (recorder := self._recorder) is not None:
             recorder.died(death, self._ledger.in_flight)
@@ -995,6 +1056,7 @@ class Client:
                 recorder.died(_as_killed(slot), self._ledger.in_flight)
             if slot.state == sb.BUSY:
                 self._lose(slot.task, outcomes, slot.pid, None, int(signal.SIGKILL))
+            self._roster.ended(slot.pid, slot.born, -int(signal.SIGKILL))
             count_end(self._channels.board, slot, was_told=False, is_crash=False)
             self._channels.board.clear(slot.place)
             self._channels.board.words[sb.DONE_BEFORE] += slot.done
@@ -1036,6 +1098,7 @@ class Client:
             self._phase = Phase.ENDED
         fail_all([(task, BrokenProcessPool("the executor was shut down")) for task in left])
         self._direct.close()
+        self._roster.all_ended()
         self._end_reloads(self._last_reload)
         if (recorder := self._recorder) is not None:
             recorder.on_shutdown()

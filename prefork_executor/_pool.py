@@ -543,13 +543,23 @@ class WorkerPool:
         """Send every worker this signal, whatever it does. One that survives it
         takes no other task, and is killed when its time is up."""
         for worker in self._workers.values():
-            worker.ended_at = worker.ended_at or time.monotonic_ns()
-            is_told = worker.retired_at is None and number == self._retire_signal
-            self._retire(worker)
-            if not is_told:
-                self._doom(worker, number)
+            self._end(worker, number)
         self._child_ended = True  # Whatever has been missed so far.
         self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_kill())
+
+    def end_worker(self, pid: int, number: int) -> None:
+        """The same for one of them; nothing if there is none of this process id."""
+        worker = self._workers.get(pid)
+        if worker is not None:
+            self._end(worker, number)
+            self.look_again()
+
+    def _end(self, worker: _Worker, number: int) -> None:
+        worker.ended_at = worker.ended_at or time.monotonic_ns()
+        is_told = worker.retired_at is None and number == self._retire_signal
+        self._retire(worker)
+        if not is_told:
+            self._doom(worker, number)
 
     def end_task(self, place: int, task: int) -> None:
         """End the worker in this slot if it holds this very task: by SIGTERM, and by

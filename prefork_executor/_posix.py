@@ -517,6 +517,27 @@ def open_pidfd(pid: int) -> int | None:
         return None
 
 
+def sentinel_of(pid: int, is_there: Callable[[], bool]) -> int:
+    """A descriptor that is ready when this process has ended. ``is_there`` tells whether it is
+    still the one that is meant; else one is returned that is ready. Where nothing tells of
+    an end it never is.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+    descriptor = open_pidfd(pid)
+    if is_there():
+        if descriptor is not None:
+            return descriptor
+        read_end, write_end = os.pipe()
+        os.set_inheritable(write_end, False)
+        return read_end
+    close_quietly([descriptor] if descriptor is not None else [])
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    return read_end
+
+
 def wait_until_gone(pids: Iterable[int], timeout: float) -> None:
     """SIGKILL what is left of these processes and wait until they have ended,
     ``timeout`` seconds at most. For workers whose supervisor is dead: they are

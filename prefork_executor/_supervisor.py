@@ -158,6 +158,8 @@ class Supervisor:
         elif kind == Kind.END_WORKERS:
             self._pool.end_all(number)
             self._tell(_wire.pack(Kind.WORKERS_TOLD, extra))
+        elif kind == Kind.END_WORKER:
+            self._pool.end_worker(number, extra)
         elif kind == Kind.END_TASK:
             self._pool.end_task(extra, number)
         elif kind == Kind.RELOAD:

@@ -20,6 +20,7 @@ from . import _contexts, _green, _pickling, _posix, _wire
 from ._posix import Socket
 from ._settings import Settings
 from ._supervisor import supervise
+from ._supervisor_process import give_brake
 from .errors import describe_end
 
 TYPE_CHECKING = False
@@ -154,10 +155,12 @@ class SupervisorHandle:
         context: Any,
         settings: Settings,
         give_channels: Callable[[Socket], None],
+        stop: Callable[[str], None],
     ) -> None:
         """Start the process and give it its ends of the channels. Raises what
         starting a multiprocessing.Process raises, or pickle.PicklingError, which says
-        what of the settings cannot travel."""
+        what of the settings cannot travel. ``stop`` is called with a reason when the
+        program ends the process as one of its children."""
         self._starter = threading.get_ident()
         context = _clean_context(context)
         self._given = _contexts.connection_for(context, self._theirs.detach())
@@ -173,6 +176,7 @@ class SupervisorHandle:
         finally:
             self._close_theirs()
             self._starter = None
+        give_brake(process, stop)
         self._process = process
         # One that has ended already is found out in the same way as any other.
         with contextlib.suppress(ConnectionError):

@@ -116,6 +116,8 @@ class Kind:
     in RELOADED."""
     KEEP_OLD = 37
     """To the supervisor: give up what RELOAD asked for."""
+    END_WORKER = 38
+    """To the supervisor: end this worker. number: its pid; extra: the signal."""
 
 
 SPAN_BODY = struct.Struct("<QII")
@@ -161,10 +163,11 @@ def unpack_command(packet: bytes) -> tuple[int, int, int]:
     if len(packet) != HEADER.size:
         raise ProtocolError(f"a command of {len(packet)} bytes")
     kind, _, _, number, extra = HEADER.unpack(packet)
-    if not Kind.SHUTDOWN <= kind <= Kind.KEEP_OLD:
+    if not Kind.SHUTDOWN <= kind <= Kind.END_WORKER:
         raise ProtocolError(f"a command of kind {kind}")
-    if kind == Kind.END_WORKERS and number not in signal.valid_signals():
-        raise ProtocolError(f"a command to end workers by signal {number}")
+    sent = {Kind.END_WORKERS: number, Kind.END_WORKER: extra}.get(kind)
+    if sent is not None and sent not in signal.valid_signals():
+        raise ProtocolError(f"a command to end workers by signal {sent}")
     return kind, number, extra
 
 

@@ -14,7 +14,7 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 
 from . import _contexts, _posix
 from ._arguments import (
@@ -29,6 +29,7 @@ from ._arguments import (
     check_seconds,
     time_limit,
 )
+from ._process_pool import ProcessPool
 from ._settings import Settings, Terms
 
 TYPE_CHECKING = False
@@ -58,7 +59,7 @@ class _Keep(enum.Enum):
     KEEP = enum.auto()
 
 
-class _Submitter(Executor):
+class _Submitter(ProcessPool):
     """What an executor and its views share: ``submit`` and ``map``, on some terms."""
 
     _client: Client

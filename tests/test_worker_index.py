@@ -56,11 +56,8 @@ def hold_alone(directory: str, task: int) -> int:
     return index
 
 
-def test_no_two_live_workers_have_the_same_index_whatever_becomes_of_them(
-    start_method: str, tmp_path: Path
-) -> None:
-    options = {"max_tasks_per_child": 3, "mp_context": start_method}
-    with ended_at_once(PreforkExecutor(3, **options)) as executor:  # type: ignore[arg-type]
+def test_no_two_live_workers_have_the_same_index_whatever_becomes_of_them(tmp_path: Path) -> None:
+    with ended_at_once(PreforkExecutor(3, "fork", max_tasks_per_child=3)) as executor:
         futures = [executor.submit(hold_alone, str(tmp_path), task) for task in range(60)]
         eventually(lambda: executor.stats().workers)
         reloaded = executor.reload()
