@@ -513,9 +513,10 @@ def test_spares_are_kept_ready_while_workers_are_busy(gate: Any) -> None:
 
 
 def test_start_workers_are_started_with_the_pool() -> None:
-    with PreforkExecutor(5, start_workers=4) as executor:
+    # On a busy machine one may be idle for long before the last has started.
+    with PreforkExecutor(5, start_workers=4, idle_timeout=None) as executor:
         executor.submit(square, 1).result()
-        eventually(lambda: len(executor.stats().workers) == 4)
+        eventually(lambda: len(executor.stats().workers) >= 4)
 
 
 def test_one_worker_is_enough_for_one_task_after_another() -> None:
