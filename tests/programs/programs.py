@@ -11,7 +11,13 @@ from .running import HERE, OWN, Program
 
 SECONDS = r"\d+(\.\d+)? ?(s|ms|seconds?)\b"
 ASKS = "it asks for the class of the executor, and ours is not a ProcessPoolExecutor yet"
-CLOCK = r"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]"
+DARKER = """
+import sys
+from darker.__main__ import main_with_error_handling
+sys.argv[1:] = ["--workers", "2", "untidy"]
+sys.exit(main_with_error_handling())
+"""
+KEDRO = {"KEDRO_LOGGING_CONFIG": "quiet.yml"}
 UNTIDY = """\
 import os
 import sys
@@ -71,6 +77,11 @@ def untidy_repository(work: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def quiet_log(work: Path) -> None:
+    """A configuration by which only warnings are logged."""
+    (work / "quiet.yml").write_text("version: 1\n", encoding="utf-8")
+
+
 def tool(name: str, *args: str, does: str, **more: Any) -> Program:
     """A program that is run as ``python -m NAME ...`` on untidy modules."""
     given: dict[str, Any] = {"needs": (name,), "prepare": untidy_modules, **more}
@@ -113,8 +124,8 @@ PROGRAMS = [
     script("dynesty", "dynesty"),
     script("deap", "deap"),
     script("adaptive", "adaptive", same_count=False, fails=ASKS),
-    script("kedro", "kedro", noise=(CLOCK,), fails=ASKS),
-    script("kedro_default", "kedro", noise=(CLOCK,), light=False),
+    script("kedro", "kedro", prepare=quiet_log, environment=KEDRO, fails=ASKS),
+    script("kedro_default", "kedro", prepare=quiet_log, environment=KEDRO, light=False),
     script("taskiq", "taskiq", fails=ASKS),
     script("apscheduler", "apscheduler", start_methods=(OWN,)),
     script("ocrmypdf", "ocrmypdf"),
@@ -157,10 +168,13 @@ PROGRAMS = [
         prepare=untidy_queries,
         noise=(SECONDS,),
     ),
-    tool(
+    Program(
         "darker",
-        *("--workers", "2", "untidy"),
-        does="Formats what has changed since the last commit, a file a task.",
+        "Formats what has changed since the last commit, a file a task.",
+        # Its main module by name, as its command does: run as `-m darker`, ProcessPoolExecutor
+        # finds none of its functions under forkserver and spawn.
+        needs=("darker",),
+        argv=("-c", DARKER),
         prepare=untidy_repository,
     ),
     Program(
@@ -170,7 +184,7 @@ PROGRAMS = [
         argv=(
             *("-m", "libcst.tool", "codemod"),
             *("convert_format_to_fstring.ConvertFormatStringCommand", "untidy"),
-            *("--jobs", "2", "--no-format"),
+            *("--jobs", "2", "--no-format", "--hide-progress"),
         ),
         prepare=untidy_modules,
         noise=(SECONDS,),
@@ -180,6 +194,7 @@ PROGRAMS = [
         "The tests of compileall that come with CPython; some compile with two workers.",
         needs=("test.test_compileall",),
         argv=("-m", "unittest", "-v", "test.test_compileall"),
+        start_methods=("fork", "spawn"),
         light=False,
         noise=(SECONDS,),
     ),

@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -62,6 +62,7 @@ class Program:
             its import is edited, and the library keeps the standard class to ask for.
             Otherwise the class is replaced everywhere.
         prepare: makes its files in the directory that it is started in.
+        environment: what it finds in its environment besides.
         start_methods: those that it is run with.
         exitcode: how it ends.
         light: whether it is run when nobody asks for the whole.
@@ -76,6 +77,7 @@ class Program:
     needs: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     prepare: Callable[[Path], None] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
     start_methods: tuple[str, ...] = ("fork", "forkserver", "spawn")
     exitcode: int = 0
     light: bool = True
@@ -142,6 +144,7 @@ def _run_in(
     token = uuid.uuid4().hex
     environment = {
         **_quiet(os.environ),
+        **program.environment,
         "PYTHONPATH": str(HERE / "swap"),
         "TMPDIR": str(temporary),
         "HOME": str(home),

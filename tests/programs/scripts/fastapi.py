@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 
 from fastapi import BackgroundTasks, FastAPI, Request
-from fastapi.testclient import TestClient
 
 
 def fibonacci(n: int) -> int:
@@ -40,6 +39,8 @@ async def later(request: Request, n: int, tasks: BackgroundTasks) -> str:
 
 
 if __name__ == "__main__":
+    from fastapi.testclient import TestClient  # Not in workers: it warns.
+
     with TestClient(app) as client:
         print([client.get(f"/now/{n}").json() for n in range(15)])
         print([client.get(f"/later/{n}").json() for n in range(5)])

@@ -1,14 +1,11 @@
 """`ParallelRunner` runs the nodes of a pipeline, the data in a manager's process; the executor
 is ours, and kedro asks for its class."""
 
-import logging
 from concurrent.futures import ProcessPoolExecutor
 
 from kedro.io import SharedMemoryDataCatalog
 from kedro.pipeline import node, pipeline
 from kedro.runner import ParallelRunner
-
-logging.disable()  # It logs times.
 
 
 class Runner(ParallelRunner):

@@ -1,12 +1,8 @@
 """The same, the executor made by kedro itself."""
 
-import logging
-
 from kedro.io import SharedMemoryDataCatalog
 from kedro.pipeline import node, pipeline
 from kedro.runner import ParallelRunner
-
-logging.disable()  # It logs times.
 
 
 def plus_one(x: int) -> int:

@@ -41,4 +41,5 @@ if __name__ == "__main__":
         task_finished=take,
     )
     print(sorted(taken))
-    print(sorted(told))
+    # The last records may come after its listener has left.
+    print("page 0" in told, "started False" in told)
