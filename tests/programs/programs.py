@@ -17,7 +17,6 @@ from darker.__main__ import main_with_error_handling
 sys.argv[1:] = ["--workers", "2", "untidy"]
 sys.exit(main_with_error_handling())
 """
-KEDRO = {"KEDRO_LOGGING_CONFIG": "quiet.yml"}
 UNTIDY = """\
 import os
 import sys
@@ -82,6 +81,13 @@ def quiet_log(work: Path) -> None:
     (work / "quiet.yml").write_text("version: 1\n", encoding="utf-8")
 
 
+KEDRO: dict[str, Any] = {
+    "prepare": quiet_log,
+    "environment": {"KEDRO_LOGGING_CONFIG": "quiet.yml"},
+    "below": (3, 15),
+}
+
+
 def tool(name: str, *args: str, does: str, **more: Any) -> Program:
     """A program that is run as ``python -m NAME ...`` on untidy modules."""
     given: dict[str, Any] = {"needs": (name,), "prepare": untidy_modules, **more}
@@ -116,6 +122,7 @@ PROGRAMS = [
         *("-j2", "--persistent=n", "--score=n", "untidy"),
         does="Lints with `map`; each worker gets the linter from the initializer.",
         exitcode=20,
+        below=(3, 15),  # dill, by which it pickles its linter, does not know its code objects.
     ),
     tool("yapf", *("-i", "-p", "-vv", "untidy", "-r"), does="Formats files, a file a task."),
     script("tqdm", "tqdm"),
@@ -124,8 +131,8 @@ PROGRAMS = [
     script("dynesty", "dynesty"),
     script("deap", "deap"),
     script("adaptive", "adaptive", same_count=False, fails=ASKS),
-    script("kedro", "kedro", prepare=quiet_log, environment=KEDRO, fails=ASKS),
-    script("kedro_default", "kedro", prepare=quiet_log, environment=KEDRO, light=False),
+    script("kedro", "kedro", **KEDRO, fails=ASKS),
+    script("kedro_default", "kedro", **KEDRO, light=False),
     script("taskiq", "taskiq", fails=ASKS),
     script("apscheduler", "apscheduler", start_methods=(OWN,)),
     script("ocrmypdf", "ocrmypdf"),
@@ -137,7 +144,7 @@ PROGRAMS = [
     script("pygad", "pygad"),
     script("platypus", "platypus"),
     script("pipefunc", "pipefunc"),
-    script("cython", "Cython", light=False),
+    script("cython", "Cython", "setuptools", light=False),
     script("tornado", "tornado"),
     script("more_executors", "more_executors"),
     tool(

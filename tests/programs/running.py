@@ -69,6 +69,7 @@ class Program:
         noise: what differs from run to run, as regular expressions.
         ordered: whether the order of its lines tells anything.
         same_count: whether both pools get the same number of tasks.
+        below: the first Python on which the program itself does not work yet.
         fails: why it cannot do the same with PreforkExecutor; empty if it can.
     """
 
@@ -84,6 +85,7 @@ class Program:
     noise: tuple[str, ...] = ()
     ordered: bool = False
     same_count: bool = True
+    below: tuple[int, int] = (4, 0)
     fails: str = ""
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from .programs import PROGRAMS
 from .running import BOUND, PREFORK, STANDARD, Outcome, Program, run
 
+PAGE = Path(__file__).parents[2] / "docs" / "migrating.md"
 WHOLE = bool(os.environ.get("PREFORK_EXECUTOR_LONG"))
 """Whether every program is run with every start method: that takes some
 ten minutes on two processors."""
@@ -46,6 +48,8 @@ def test_a_program_does_the_same_with_either_pool(
 ) -> None:
     if not all(map(is_installed, program.needs)):
         pytest.skip("it is not installed: the extra 'programs' brings it")
+    if sys.version_info >= program.below:
+        pytest.skip("the program itself does not work on this Python")
     with_standard = run(program, STANDARD, start_method, tmp_path / "standard")
     assert_in_order(program, with_standard)
     with_prefork = run(program, PREFORK, start_method, tmp_path / "prefork")
@@ -70,3 +74,10 @@ def assert_same(program: Program, found: Outcome, expected: Outcome) -> None:
     assert found.temporary <= expected.temporary
     if program.same_count:
         assert (found.executors, found.tasks) == (expected.executors, expected.tasks)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_the_table_has_every_program(program: Program) -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## Programs that were tried")[2].lower()
+    name = program.name.removesuffix("_default")
+    assert name in table or name.replace("_", "-") in table
