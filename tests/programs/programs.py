@@ -10,7 +10,6 @@ from typing import Any
 from .running import HERE, OWN, Program
 
 SECONDS = r"\d+(\.\d+)? ?(s|ms|seconds?)\b"
-ASKS = "it asks for the class of the executor, and ours is not a ProcessPoolExecutor yet"
 DARKER = """
 import sys
 from darker.__main__ import main_with_error_handling
@@ -130,10 +129,10 @@ PROGRAMS = [
     script("emcee", "emcee"),
     script("dynesty", "dynesty"),
     script("deap", "deap"),
-    script("adaptive", "adaptive", same_count=False, fails=ASKS),
-    script("kedro", "kedro", **KEDRO, fails=ASKS),
+    script("adaptive", "adaptive", same_count=False),
+    script("kedro", "kedro", **KEDRO),
     script("kedro_default", "kedro", **KEDRO, light=False),
-    script("taskiq", "taskiq", fails=ASKS),
+    script("taskiq", "taskiq"),
     script("apscheduler", "apscheduler", start_methods=(OWN,)),
     script("ocrmypdf", "ocrmypdf"),
     script("aiohttp", "aiohttp"),

@@ -16,9 +16,11 @@ def work(x: int) -> int:
     return x + 1
 
 
+broker = InMemoryBroker()
+task = broker.register_task(work, "work")  # Here, so that workers that import this find it.
+
+
 async def main(executor: ProcessPoolExecutor) -> None:
-    broker = InMemoryBroker()
-    task = broker.register_task(work, "work")
     broker.receiver = Receiver(broker, executor=executor)
     for x in range(5):
         sent = await task.kiq(x)
