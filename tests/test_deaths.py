@@ -288,8 +288,8 @@ def is_alive(process: psutil.Process) -> bool:
 # --- supervisors and workers that cannot start ---
 
 
-def die_in_supervisor() -> None:
-    """Unpickled in a spawned supervisor, before it is ready."""
+def die_at_once() -> None:
+    """Called where it is unpickled: in a worker, before that is ready."""
     os._exit(9)
 
 
@@ -297,13 +297,13 @@ class DeadlyWhenUnpickled:
     """An argument that ends the process that unpickles it."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
-        return die_in_supervisor, ()
+        return die_at_once, ()
 
 
-def test_a_supervisor_that_cannot_start_breaks_the_pool_and_says_so() -> None:
+def test_an_argument_that_ends_every_worker_breaks_the_pool_and_says_so() -> None:
     with PreforkExecutor(1, "spawn", square, (DeadlyWhenUnpickled(),)) as executor:
         future = executor.submit(square, 1)
-        with pytest.raises(concurrent.futures.BrokenExecutor, match="supervisors in a row"):
+        with pytest.raises(concurrent.futures.BrokenExecutor, match="workers in a row died"):
             future.result()
 
 
