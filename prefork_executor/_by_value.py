@@ -1,7 +1,7 @@
 """Pickling by value: cloudpickle's pickler, with the rules of this package.
 
 cloudpickle is imported when the first call needs it, and not before. What it does otherwise
-than we need, and what it does wrong, is mended here and nowhere else:
+than we need is mended here, what it does not know of newer Pythons in `_newer_python.py`:
 
 * What is registered (`_reducers.py`) goes before what cloudpickle would do.
 * What goes by reference is for the caller of this module to say.
@@ -20,7 +20,7 @@ import sys
 import types
 from collections.abc import Callable
 
-from . import _reducers
+from . import _newer_python, _reducers
 from ._held_main import MAIN_NAMES, resolve
 
 TYPE_CHECKING = False
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     Refer = Callable[[Any], Any]
     """Says of a function, a class or a module how it travels: NotImplemented, by its name;
-    a pair as ``__reduce__`` returns it; BY_VALUE; or None: as cloudpickle thinks."""
+    a pair as ``__reduce__`` returns it; BY_VALUE; or None: as cloudpickle thinks. Its method
+    ``change_globals``, if it has one, may change the globals that a function takes along."""
 
 BY_VALUE = "by value"
 _MOST_CODES = 256
@@ -67,6 +68,7 @@ def rule_pickler() -> Any:
             self.dispatch_table = {**self._own, **self._registered}
             super().__init__(file, protocol=5, buffer_callback=callback)
             self._override = _reducers.override()
+            self._change_globals = getattr(refer, "change_globals", None)
             self._refer = refer
 
         def reducer_override(self, obj: Any) -> Any:
@@ -89,10 +91,19 @@ def rule_pickler() -> Any:
             if way is not None and way is not BY_VALUE:
                 return way
             if kind is types.FunctionType:
-                by_value = self._dynamic_function_reduce if way else super().reducer_override
-                return by_value(obj)
+                return self._reduce_function(obj, is_by_value=way is BY_VALUE)
             by_value = maker._dynamic_class_reduce if way else super().reducer_override
             return _with_its_name(obj, by_value(obj))
+
+        def _reduce_function(self, function: types.FunctionType, *, is_by_value: bool) -> Any:
+            if not is_by_value and maker._should_pickle_by_reference(function):
+                return NotImplemented
+            reduced = self._dynamic_function_reduce(_newer_python.with_annotations(function))
+            found = reduced[2][1]["__globals__"]
+            _newer_python.keep_lazy(found)
+            if self._change_globals is not None:
+                self._change_globals(function, found)
+            return reduced
 
         def _reduce_cached(self, obj: Any) -> Any:
             # cloudpickle would send any lru_cache by reference.
@@ -109,11 +120,20 @@ def rule_pickler() -> Any:
                 return NotImplemented
             left = ("__builtins__", "__spec__", "__loader__")
             state = {name: value for name, value in vars(module).items() if name not in left}
+            _newer_python.keep_lazy(state)
             return maker.dynamic_subimport, (module.__name__, state)
 
-        _reduce_specially: ClassVar = {_Cached: _reduce_cached, types.ModuleType: _reduce_module}
+        _reduce_specially: ClassVar = {
+            _Cached: _reduce_cached,
+            types.ModuleType: _reduce_module,
+            **{kind: _as_method(reduce) for kind, reduce in _newer_python.reducers().items()},
+        }
 
     return RulePickler
+
+
+def _as_method(reduce: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda _pickler, thing: reduce(thing)
 
 
 def _with_its_file(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -146,6 +166,7 @@ def _with_its_name(kind: type, reduced: Any) -> Any:
     if isinstance(reduced, tuple) and len(reduced) == 6:
         attributes = reduced[2][0]
         attributes["__qualname__"] = kind.__qualname__
+        _newer_python.keep_annotations(kind, attributes)
         if kind.__module__ in MAIN_NAMES:
             attributes["__module__"] = "__main__"
     return reduced

@@ -120,6 +120,7 @@ class Client:
     _auditor: Auditor
     _batches: Batches
     _modules: HeldModules
+    _held: HeldMain
 
     def __init__(
         self,
@@ -144,7 +145,6 @@ class Client:
         self._broken: tuple[str, BaseException | None] | None = None
         self._thread: threading.Thread | None = None
         self._supervisor: SupervisorHandle | None = None
-        self._held: HeldMain | None = None
         self._in_the_way: tuple[str, ...] = ()
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._last_end = 0
@@ -524,6 +524,8 @@ class Client:
         self._modules = HeldModules(is_forked=self._settings.is_forked)
         if self._settings.is_forked:
             self._held = HeldMain.forked()
+        else:
+            self._held = HeldMain.expected()
         self._is_supervisor_ready = False
         self._supervisor = supervisor = SupervisorHandle()
         try:
@@ -531,7 +533,7 @@ class Client:
             self._waiter.register(supervisor.control.fileno())
         except BaseException:
             with self._lock:
-                self._supervisor = self._held = None
+                self._supervisor, self._held = None, HeldMain.expected()
             supervisor.close()
             raise
         with self._lock:
@@ -791,7 +793,7 @@ class Client:
         takes its time, and pickling runs the user's code. False: there was nothing to do."""
         failed: dict[int, tuple[Task, BaseException]] = {}
         held = self._held
-        if held is None or self._broken is not None:
+        if not held.is_known or self._broken is not None:
             return False
         with self._lock:
             tasks = self._dispatcher.next_to_prepare()
@@ -896,7 +898,9 @@ class Client:
         self, held: dict[str, bytes], reasons: tuple[str, ...], is_shared: bool
     ) -> None:
         # Not under the lock: what main holds is compared by its hash.
-        known = HeldMain.imported(held) if self._held is None else self._held
+        known = self._held
+        if not known.is_known:
+            known = HeldMain.imported(held, is_common=is_shared)
         with self._lock:
             self._held = known
             said, self._in_the_way = self._in_the_way, reasons
@@ -1069,7 +1073,7 @@ class Client:
             self._auditor.recall()
             self._ledger.take_back(list(self._ledger.in_flight))
             # What the next workers have in their __main__ is still to be seen.
-            self._held = None
+            self._held = HeldMain.expected()
             for task in self._ledger.waiting:
                 task.unbind()
 

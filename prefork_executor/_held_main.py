@@ -20,6 +20,12 @@ Data is not compared: a global table of a gigabyte stays where it is, and a
 worker sees it as it was when the supervisor started, as under
 ProcessPoolExecutor. Code that finds a definition by other means than its name in
 ``__main__`` (in a table, by ``globals()[...]``) is data's business likewise.
+
+What was true of one supervisor's workers need not be of the next's. So a payload goes with
+the HeldMain that it was made for, which keeps the objects that were meant; `_pickling.dump_for`
+compares. Workers that import main each for itself may differ as well, if the script is edited
+meanwhile: to them a definition is called by its name and what it and all that it uses looked
+like, and they compare by themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ import functools
 import os
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.process import ORIGINAL_DIR  # type: ignore[attr-defined]
 
 from ._tuples import NamedTuple
@@ -68,10 +74,28 @@ class _Conditions(NamedTuple):
 
 
 class HeldMain:
-    """The definitions that the workers' ``__main__`` holds, as the caller's objects."""
+    """The definitions that the workers' ``__main__`` holds, as the caller's objects.
 
-    def __init__(self, held: Mapping[str, object]) -> None:
+    Attributes:
+        is_known: that is so; else it is what this process had when the supervisor was
+            started, and what workers hold of it is still to be heard.
+        is_common: they have it from one process; else each has imported main for itself, and
+            the script may have been changed between two imports.
+    """
+
+    def __init__(
+        self,
+        held: Mapping[str, object],
+        fingerprints: Mapping[str, bytes] | None = None,
+        *,
+        is_known: bool = True,
+    ) -> None:
         self._held = dict(held)
+        self.is_known = is_known
+        self.is_common = fingerprints is None
+        self._used: dict[int, list[object]] = {}
+        self._fingerprints = fingerprints or {}
+        self._marks: dict[int, str] = {}
         # By id, because a metaclass may make its classes unhashable. What is
         # in here is kept alive by _held, so its id is its own.
         self._conditions: dict[int, _Conditions] = {}
@@ -86,15 +110,48 @@ class HeldMain:
         return cls(dict(_definitions()))
 
     @classmethod
-    def imported(cls, fingerprints: Mapping[str, bytes]) -> HeldMain:
-        """For a supervisor that has told what it holds."""
-        return cls(
-            {
-                name: thing
-                for name, thing in _definitions()
-                if fingerprints.get(name) == _fingerprint(thing)
-            }
-        )
+    def expected(cls) -> HeldMain:
+        """While it is not known what the workers hold."""
+        return cls(dict(_definitions()), is_known=False)
+
+    @classmethod
+    def imported(cls, fingerprints: Mapping[str, bytes], *, is_common: bool = True) -> HeldMain:
+        """For workers of which one, or the process that they are forked from, has told what
+        it holds."""
+        held = {
+            name: thing
+            for name, thing in _definitions()
+            if fingerprints.get(name) == _fingerprint(thing)
+        }
+        return cls(held, None if is_common else fingerprints)
+
+    def definition(self, name: str) -> object:
+        """The definition of this name; None: there is none."""
+        return self._held.get(name)
+
+    def used_by(self, thing: Any) -> list[object]:
+        """All that one of these definitions needs of the others, and itself."""
+        used = self._used.get(id(thing))
+        if used is None:
+            name: str = thing.__qualname__
+            if resolve(self._held, name) is not thing:
+                return [thing]
+            names = _used_definitions(name, self._held)
+            used = self._used[id(thing)] = [self._held[name] for name in names]
+        return used
+
+    def name_for(self, thing: Any) -> str:
+        """How to call a definition that they hold: its name; and if each has imported main
+        for itself, by what :func:`find_definition` sees that it is the same there."""
+        if self.is_common:
+            return str(thing.__qualname__)
+        mark = self._marks.get(id(thing))
+        if mark is None:
+            names = sorted(_used_definitions(thing.__qualname__, self._held))
+            mark = "\0".join([thing.__qualname__, _digest(names, self._fingerprints), *names])
+            if resolve(self._held, thing.__qualname__) is thing:
+                self._marks[id(thing)] = mark
+        return mark
 
     def holds(self, thing: Any) -> bool:
         """Whether the workers have this very definition, and all that it uses."""
@@ -179,6 +236,49 @@ def resolve(namespace: Mapping[str, object], qualname: str) -> object:
     return thing
 
 
+def find_definition(called: str) -> Any:
+    """What :meth:`HeldMain.name_for` calls so.
+
+    Raises:
+        AttributeError: this process's ``__main__`` has nothing of this name.
+        RuntimeError: it has another than is meant.
+    """
+    name, *mark = called.split("\0")
+    thing = resolve(vars(main_module()), name)
+    if thing is None:
+        raise AttributeError(f"the worker's __main__ has no {name!r}")
+    if mark and _digest(mark[1:], _introduced) != mark[0]:
+        raise RuntimeError(
+            f"{name!r} of __main__, or what it uses, is not in this worker what it was when the "
+            "task was submitted: the script has been changed since the pool began"
+        )
+    return thing
+
+
+_introduced: dict[str, bytes] = {}
+"""What :func:`introduce_main` has told."""
+
+
+def _used_definitions(name: str, definitions: Mapping[str, object]) -> set[str]:
+    """Those of these definitions that one needs, directly or not, and itself."""
+    todo, seen = [name.partition(".")[0]], set()
+    while todo:
+        name = todo.pop()
+        if name in definitions and name not in seen:
+            seen.add(name)
+            todo.extend(_names_used(definitions[name]))
+    return seen
+
+
+def _digest(names: Iterable[str], fingerprints: Mapping[str, bytes]) -> str:
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        digest.update(fingerprints.get(name, bytes(16)))
+    return digest.hexdigest()
+
+
 def introduce_main() -> dict[str, bytes]:
     """What this process's ``__main__``, imported anew, holds, for the other side's
     comparison. Its definitions take its right name, so that they are known by it
@@ -187,7 +287,8 @@ def introduce_main() -> dict[str, bytes]:
     for part in (part for _, thing in definitions for part in (thing, *_classes_in(thing))):
         with contextlib.suppress(AttributeError, TypeError):
             part.__module__ = "__main__"
-    return {name: _fingerprint(thing) for name, thing in definitions}
+    _introduced.update({name: _fingerprint(thing) for name, thing in definitions})
+    return dict(_introduced)
 
 
 def main_is_importable() -> bool:

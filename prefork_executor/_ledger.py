@@ -98,17 +98,19 @@ class Kept:
 
 
 class Unbound:
-    """A payload of which it is to be seen whether the workers have what it refers to."""
+    """A payload of which it is to be seen whether the workers have what it refers to. It was
+    made for others, that held ``then``, or were expected to."""
 
-    __slots__ = ("_names", "_parts")
+    __slots__ = ("_names", "_parts", "_then")
 
-    def __init__(self, parts: list[Part], names: Any) -> None:
+    def __init__(self, parts: list[Part], names: Any, then: HeldMain) -> None:
         self._parts = parts
         self._names = names
+        self._then = then
 
     def payload(self, task: str, held: HeldMain, modules: HeldModules) -> Payload:
         """What is to be sent. Raises pickle.PicklingError, or what the user's code raises."""
-        return dump_for(self._parts, self._names, held, modules, task)
+        return dump_for(self._parts, self._names, self._then, held, modules, task)
 
 
 class Task:
@@ -134,14 +136,14 @@ class Task:
         timing: Timing,
         terms: Terms,
         payload: Payload | None,
-        held: HeldMain | None,
+        held: HeldMain,
     ) -> None:
         self.future = future
         self.timing = timing
         self.terms = terms
         self.parts: list[Part] | None
         self.names: Any
-        self.held: HeldMain | None
+        self.held = held
         self.parcel: Parcel | None = None
         self.late: Kept | Unbound | None = None
         self.is_dropped = False
@@ -153,21 +155,21 @@ class Task:
         self.record: Any = None
         self.weight = ONE
         if payload is None:
-            self.parts = self.names = self.held = None
+            self.parts = self.names = None
             self.size = self.bulk = 0
         else:
             self.size = self.bind(payload, held)
 
-    def bind(self, payload: Payload, held: HeldMain | None) -> int:
-        """This is its payload, right for these workers; None: they are not known. Returns
-        how many bytes of it are in no other's hands."""
+    def bind(self, payload: Payload, held: HeldMain) -> int:
+        """This is its payload, right for these workers. Returns how many bytes of it are in
+        no other's hands."""
         self.parts, self.names = parts, names = payload
         self.held = held
         self.late = None
         first = parts[0]
         size = len(first) if type(first) is bytes else _size(first)
         self.bulk = sum(map(_size, parts)) if len(parts) > 1 or size > INLINE_LIMIT else 0
-        if names is not None and held is None:
+        if names is not None and not held.is_known:
             self.unbind()
         return size
 
@@ -178,7 +180,7 @@ class Task:
     def unbind(self) -> None:
         """The workers are others than those that its payload was made for."""
         if self.parts is not None and self.names is not None:
-            self.late = Unbound(self.parts, self.names)
+            self.late = Unbound(self.parts, self.names, self.held)
             self.parts = self.parcel = None
 
     def wrap(self, files: PayloadFiles) -> None:

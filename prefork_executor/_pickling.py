@@ -54,10 +54,9 @@ from ._by_value import BY_VALUE, pickle_by_rule, rule_pickler
 from ._culprit import describe, find_culprit
 from ._held_main import (
     MAIN_NAMES,
+    find_definition,
     is_definition,
     is_here,
-    main_module,
-    resolve,
 )
 from ._held_main import HeldMain as HeldMain
 from ._held_main import how_to_import_main as how_to_import_main
@@ -145,14 +144,12 @@ def dump_call(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    held: HeldMain | None,
+    held: HeldMain,
     modules: HeldModules,
 ) -> tuple[list[Part], Names | types.FunctionType | None]:
     """A call as a payload, and what it refers to in ``__main__``: nothing, one function, or
-    more. ``modules`` are those that the workers find.
-
-    ``held`` is None while it is not known. Then whatever ``__main__`` has now is referred to,
-    and :func:`dump_for` makes of it what is right when it is known.
+    more. ``modules`` are those that the workers find. As long as what they hold is only
+    expected, :func:`dump_for` makes of it what is right when it is known.
 
     Raises:
         pickle.PicklingError: something in it cannot be pickled; the message
@@ -161,12 +158,9 @@ def dump_call(
     target: Any = fn
     main_function = None
     inner = fn.fn if type(fn) is Chunk else fn
-    if (
-        type(inner) is types.FunctionType
-        and inner.__module__ == "__main__"
-        and (is_here(inner) if held is None else held.holds(inner))
-    ):
-        main_function, name = inner, inner.__qualname__
+    if type(inner) is types.FunctionType and inner.__module__ == "__main__" and held.holds(inner):
+        main_function = inner
+        name = inner.__qualname__ if held.is_common else held.name_for(inner)
         target = Chunk(name) if inner is not fn else name
     for value in args:
         if type(value) is bytes and len(value) >= OUT_OF_BAND:
@@ -199,27 +193,30 @@ def dump_call(
 def dump_for(
     parts: list[Part],
     names: Names | types.FunctionType,
+    then: HeldMain,
     held: HeldMain,
     modules: HeldModules,
     task: str,
 ) -> tuple[list[Part], Names | types.FunctionType]:
-    """A call's payload for workers that hold this: of the definitions that it refers to, those
-    that they do not hold go with it, by value. The arguments stay the bytes that they are.
+    """A call's payload for workers that hold this, made of one for those that held ``then``:
+    of the definitions that it refers to, those that they do not hold go with it, by value.
+    The arguments stay the bytes that they are.
 
     Raises:
         pickle.PicklingError: one of these cannot be pickled; the message says what.
     """
     things = names.things if isinstance(names, Names) else {names.__qualname__: names}
-    missing = {name: thing for name, thing in things.items() if not held.holds(thing)}
-    if not missing:
+    refer = _FromCaller(held, modules, then)
+    missing = {name: thing for name, thing in things.items() if not refer.is_held(thing)}
+    if not missing and held.is_common:
         return parts, names
-    refer = _FromCaller(held, modules)
     body = parts[0]
     is_small = isinstance(body, bytes) and len(body) < OUT_OF_BAND
     try:
-        head = pickle_by_rule((missing, body if is_small else None), refer, None)
+        # Those that they hold go as their names, by which each worker sees that it has them.
+        head = pickle_by_rule((things, body if is_small else None), refer, None)
     except Exception as error:
-        why_not = _why_not(_FromCaller(held, modules))
+        why_not = _why_not(_FromCaller(held, modules, then))
         name = next((name for name in missing if why_not(missing[name]) is not None), "")
         reason = find_culprit(missing[name], name, why_not) if name else describe(error)
         raise pickle.PicklingError(
@@ -268,35 +265,56 @@ _brought: dict[str, Any] = {}
 """The definitions that came with the call that is being unpickled."""
 
 
-def definition(name: str) -> Any:
-    """What this name in ``__main__`` means to the call that is being unpickled. Payloads
-    name it."""
-    if name in _brought:
-        return _brought[name]
-    thing = resolve(vars(main_module()), name)
-    if thing is None:
-        raise AttributeError(f"the worker's __main__ has no {name!r}")
-    return thing
+_found: dict[str, Any] = {}
+"""Definitions of this process's ``__main__``, by what calls call them."""
+_MOST_FOUND = 1024
+
+
+def definition(called: str) -> Any:
+    """What this definition of ``__main__`` means to the call that is being unpickled.
+    Payloads name this function. Raises what :func:`find_definition` raises."""
+    if called in _brought:
+        return _brought[called]
+    if "\0" not in called:
+        return find_definition(called)
+    if called not in _found:
+        # To see that it is what is meant takes its time.
+        if len(_found) >= _MOST_FOUND:
+            _found.clear()
+        _found[called] = find_definition(called)
+    return _found[called]
 
 
 class _FromCaller:
     """How things travel from the caller to a worker."""
 
-    def __init__(self, held: HeldMain | None, modules: HeldModules) -> None:
+    def __init__(self, held: HeldMain, modules: HeldModules, then: HeldMain | None = None) -> None:
         self._held = held
         self._modules = modules
+        self._then = then
         self.names = Names()
         """What was referred to by its name."""
 
     def __call__(self, thing: Any) -> Any:
         if is_definition(thing):
-            held = self._held
-            if not (is_here(thing) if held is None else held.holds(thing)):
+            if not self.is_held(thing):
                 return None
             self.names.things[thing.__qualname__] = thing
-            return definition, (thing.__qualname__,)
+            return definition, (self._held.name_for(thing),)
         place = thing.__name__ if type(thing) is types.ModuleType else thing.__module__
         return BY_VALUE if self._modules.is_strange(place) else None
+
+    def is_held(self, thing: Any) -> bool:
+        """Whether the workers have it, and all that it used then."""
+        held, then = self._held, self._then
+        return held.holds(thing) and (then is None or all(map(held.holds, then.used_by(thing))))
+
+    def change_globals(self, function: types.FunctionType, found: dict[str, Any]) -> None:
+        """Those that a function is to have that goes by value: its definitions are what they
+        were then."""
+        if self._then is not None and function.__module__ in MAIN_NAMES:
+            was = {name: self._then.definition(name) for name in found}
+            found.update({name: thing for name, thing in was.items() if thing is not None})
 
 
 def _from_worker(thing: Any) -> Any:

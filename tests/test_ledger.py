@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prefork_executor import _scoreboard as sb
 from prefork_executor._audit import Audit
 from prefork_executor._future import TaskFuture
+from prefork_executor._held_main import HeldMain
 from prefork_executor._ledger import AHEAD, ONE, SHORT, Ledger, Task, Timing
 from prefork_executor._scoreboard import Slot
 from prefork_executor._settings import NO_TERMS
@@ -30,7 +31,7 @@ def some_function() -> None:
 
 
 def new_task(ledger: Ledger, fn: Callable[..., Any] = some_function) -> Task:
-    return Task(TaskFuture(), ledger.timing_of(fn), NO_TERMS, ([b"payload"], None), None)
+    return Task(TaskFuture(), ledger.timing_of(fn), NO_TERMS, ([b"payload"], None), HeldMain({}))
 
 
 def send(ledger: Ledger, task: Task) -> int:
