@@ -58,6 +58,7 @@ from ._outcomes import (
 )
 from ._pickling import HeldMain, HeldModules
 from ._posix import Waiter
+from ._resource_tracking import Tracker
 from ._roster import Processes, Roster, Seen
 from ._scoreboard import Slot
 from ._settings import Settings, Terms
@@ -145,6 +146,7 @@ class Client:
         self._broken: tuple[str, BaseException | None] | None = None
         self._thread: threading.Thread | None = None
         self._supervisor: SupervisorHandle | None = None
+        self._tracker: Tracker | None = None
         self._in_the_way: tuple[str, ...] = ()
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._last_end = 0
@@ -499,6 +501,7 @@ class Client:
                 self._direct.open(channels, self._enter_direct, self._wake)
             self._waiter.register(self._channels.yells.fileno(), shared=True)
             self._check_open()  # Or the interpreter's end has not seen this pool.
+            self._share_tracker()
             self._start_supervisor()
             thread = threading.Thread(target=self._run, name="prefork-executor-io")
             thread.start()
@@ -518,6 +521,12 @@ class Client:
         self._dispatcher = Dispatcher(
             self._ledger, channels, self._endings, self._batches, self._wake
         )
+
+    def _share_tracker(self) -> None:
+        if self._settings.is_forked:  # Else multiprocessing passes it on.
+            self._tracker = Tracker.new()
+        if self._tracker is not None:
+            self._waiter.register(self._tracker.descriptor)
 
     def _start_supervisor(self) -> None:
         """Takes its time, and needs no lock."""
@@ -549,6 +558,8 @@ class Client:
         if self._supervisor is not None:
             self._supervisor.close()
             self._supervisor = None
+        if self._tracker is not None:
+            self._tracker.close()
         self._waiter.close()
         self._channels.close()
 
@@ -628,6 +639,9 @@ class Client:
             self._direct.reading.acquire()
         if not ready:
             self._channels.files.drop_unused()
+        if (tracker := self._tracker) is not None and tracker.descriptor in ready:
+            self._waiter.unregister(tracker.descriptor)
+            tracker.start()
         supervisor = self._supervisor
         if supervisor is None:
             self._replace_supervisor()
@@ -1115,6 +1129,8 @@ class Client:
         self._waiter.close()
         if self._supervisor is not None:
             self._supervisor.disown()
+        if self._tracker is not None:
+            self._tracker.disown()
         self._lock = threading.RLock()
         self._direct.disown(self._lock)
         self._is_copy = True

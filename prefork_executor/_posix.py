@@ -42,7 +42,7 @@ import tempfile
 import time
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from . import _green
 
@@ -327,7 +327,8 @@ def readable(descriptor: int, timeout: float | None = 0.0) -> bool:
 
 def fork_masked() -> tuple[int, set[int]]:
     """Fork with every signal blocked. Returns what fork returned, and the mask
-    to restore: by the parent at once, by the child when its handlers stand.
+    to restore: by the parent at once, by the child when its handlers stand. The child has
+    multiprocessing's resource tracker, if this process has one.
 
     Raises:
         OSError: the fork failed; the mask is restored.
@@ -335,13 +336,31 @@ def fork_masked() -> tuple[int, set[int]]:
     old_mask = current_mask()
     try:
         block_signals(ALL_SIGNALS)
-        pid = posix.fork()
+        with _tracker_kept():
+            pid = posix.fork()
         if not pid:
             _green.forget_hub()
         return pid, old_mask
     except BaseException:
         restore_mask(old_mask)
         raise
+
+
+@contextlib.contextmanager
+def _tracker_kept() -> Iterator[None]:
+    """For a fork by this thread. From Python 3.13.14 and 3.14.5 on, a fork closes the child's
+    copy of the resource tracker's pipe, unless it is one of multiprocessing's own; these say
+    so beforehand."""
+    resource_tracker = sys.modules.get("multiprocessing.resource_tracker")
+    intent = getattr(resource_tracker, "_fork_intent", None)
+    if intent is None:
+        yield
+        return
+    intent.preserve_fd = True
+    try:
+        yield
+    finally:
+        intent.preserve_fd = False
 
 
 def current_mask() -> set[int]:
