@@ -97,7 +97,7 @@ class Tracker:
 
     def _look_no_more(self) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            _posix.close_quietly((self.descriptor,))
             self.descriptor = -1
 
 
@@ -129,8 +129,8 @@ def _uninstall() -> bool:
             return False
         if is_ours:
             tracker._fd = None
-            os.close(_pipe.write_end)
-        os.close(_pipe.read_end)
+            _posix.close_quietly((_pipe.write_end,))
+        _posix.close_quietly((_pipe.read_end,))
         _pipe = None
     return True
 
@@ -147,7 +147,7 @@ def _start() -> None:
     with tracker._lock:
         if tracker._fd == _pipe.write_end:
             tracker._pid = pid
-        os.close(_pipe.read_end)
+        _posix.close_quietly((_pipe.read_end,))
         _pipe = None
 
 
