@@ -208,16 +208,49 @@ if __name__ == "__main__":
 
 def test_a_pool_whose_tasks_share_no_memory_starts_no_tracker(tmp_path: Path) -> None:
     program = """
-if __name__ == "__main__":
+def tries():
     for _ in range(2):
         with PreforkExecutor(2, METHOD, max_tasks_per_child=1) as executor:
             list(executor.map(abs, range(5)))
             before = trackers()
-        print(before, trackers(), resource_tracker._resource_tracker._fd)
+        yield before + trackers()
+
+if __name__ == "__main__":
+    finders = list(sys.meta_path)
+    print(*tries(), finders == sys.meta_path, resource_tracker._resource_tracker._fd)
     name, _ = make()
     print(len(trackers()), use_up(name))
 """
-    assert run(tmp_path, "fork", program) == "[] [] None\n[] [] None\n1 42\n"
+    assert run(tmp_path, "fork", program) == "[] [] True None\n1 42\n"
+
+
+def test_a_program_that_has_not_imported_what_it_needs_for_shared_memory_shares_it_all_the_same(
+    tmp_path: Path,
+) -> None:
+    program = """
+import os, sys
+from prefork_executor import PreforkExecutor
+
+def make():
+    from multiprocessing import shared_memory
+    block = shared_memory.SharedMemory(create=True, size=4096)
+    block.buf[0] = 42
+    block.close()
+    return block.name
+
+if __name__ == "__main__":
+    with PreforkExecutor(1, "fork", max_tasks_per_child=1) as executor:
+        executor.submit(abs, -1).result(60)
+        own, theirs = make(), executor.submit(make).result(60)
+        executor.submit(abs, -1).result(60)
+    from multiprocessing import shared_memory
+    for name in (own, theirs):
+        block = shared_memory.SharedMemory(name)
+        print(block.buf[0])
+        block.close()
+        block.unlink()
+"""
+    assert run_script(tmp_path, program) == "42\n42\n"
 
 
 def test_the_caller_and_several_pools_share_one_tracker(tmp_path: Path) -> None:
