@@ -527,12 +527,16 @@ class WorkerPool:
         self._check_at = time.monotonic() + self._leave_within
 
     def _retire(self, worker: _Worker) -> None:
+        self._tell_to_leave(worker)
+        self._let_go(worker)
+
+    def _tell_to_leave(self, worker: _Worker) -> None:
+        """One that waits is told when it is let go as well."""
         if worker.retired_at is None:
             worker.retired_at = time.monotonic_ns()
             self.board.words[self.board.base(worker.slot) + sb.RETIRE] = 1
             if self._retire_signal is not None:
                 _posix.send_signal(worker.pid, self._retire_signal)
-        self._let_go(worker)
 
     def _let_go(self, worker: _Worker) -> None:
         if worker.leash >= 0:
@@ -557,9 +561,11 @@ class WorkerPool:
     def _end(self, worker: _Worker, number: int) -> None:
         worker.ended_at = worker.ended_at or time.monotonic_ns()
         is_told = worker.retired_at is None and number == self._retire_signal
-        self._retire(worker)
+        self._tell_to_leave(worker)
         if not is_told:
             self._doom(worker, number)
+        # Not before, or one that waits would leave in peace, and call its finalizer.
+        self._let_go(worker)
 
     def end_task(self, place: int, task: int) -> None:
         """End the worker in this slot if it holds this very task: by SIGTERM, and by
