@@ -3,6 +3,7 @@ that they have accepted is done, and nothing of them stays."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -114,9 +115,9 @@ def free_port() -> int:
 
 
 def get(port: int) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)
-    connection.request("GET", "/")
-    return connection.getresponse().read().decode()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as link:
+        link.request("GET", "/")
+        return link.getresponse().read().decode()
 
 
 def answers(port: int) -> bool:
