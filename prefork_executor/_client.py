@@ -42,6 +42,7 @@ from ._dispatch import Dispatcher, Failed
 from ._endings import Endings
 from ._future import TaskFuture
 from ._green import GreenWaiter
+from ._handlers import let_through
 from ._history import History
 from ._ledger import Ledger, Task
 from ._notices import read_notice
@@ -177,6 +178,7 @@ class Client:
             if self._ledger.waiting_bytes < MOST_WAITING:
                 payload = _pickling.dump_call(fn, args, kwargs, held, self._modules)
         except pickle.PicklingError as error:
+            let_through(error)
             self._check_open()
             # Its traceback would lead to this frame, and from here to the future.
             future.set_exception(error.with_traceback(None))

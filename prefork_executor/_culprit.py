@@ -13,6 +13,8 @@ import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping
 
+from ._handlers import let_through
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -44,6 +46,7 @@ def describe(error: BaseException) -> str:
     try:
         text = str(error)
     except BaseException as reason:
+        let_through(reason)
         text = f"<its str() raised {type(reason).__name__}>"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -53,7 +56,8 @@ def _first_bad_part(thing: Any, place: str, why_not: WhyNot) -> tuple[str, Any] 
         for inner_place, inner in itertools.islice(_parts(thing, place), _BREADTH):
             if inner is not thing and why_not(inner) is not None:
                 return inner_place, inner
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # It cannot even be taken apart: the thing itself is the answer.
         return None
     return None

@@ -42,6 +42,7 @@ from pickle import UnpicklingError
 from . import _pickling, _posix
 from ._channel import DONTWAIT, Packet, PoolChannels, Receiver
 from ._future import TaskFuture
+from ._handlers import is_by_handler
 from ._ledger import Ledger, Task
 from ._posix import Doorbell, Waiter
 from ._wire import HEADER, Kind
@@ -327,7 +328,7 @@ class DirectBell:
             with self._reader.others_may_read():
                 self._lock.acquire(timeout=timeout)
         doubt, self.doubt = self.doubt, None
-        if doubt is not None and not self._is_of_the_result(doubt):
+        if doubt is not None and (is_by_handler(doubt) or not self._is_of_the_result(doubt)):
             raise doubt
 
     def _is_of_the_result(self, doubt: BaseException) -> bool:

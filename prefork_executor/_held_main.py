@@ -38,6 +38,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.process import ORIGINAL_DIR  # type: ignore[attr-defined]
 
+from ._handlers import let_through
 from ._tuples import NamedTuple
 
 TYPE_CHECKING = False
@@ -329,7 +330,8 @@ def _definitions() -> list[tuple[str, Any]]:
 def _own_attributes(thing: object) -> Mapping[str, Any]:
     try:
         own = object.__getattribute__(thing, "__dict__")
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return {}
     return own if isinstance(own, dict) else {}
 

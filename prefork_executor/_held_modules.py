@@ -19,6 +19,7 @@ import sys
 import types
 from collections.abc import Iterable
 
+from ._handlers import let_through
 from ._held_main import MAIN_NAMES
 
 _NOT_FILES = ("built-in", "frozen")
@@ -71,7 +72,8 @@ class HeldModules:
         module = _modules.get(name)
         try:
             return type(module) is types.ModuleType and not self._finds(name, module)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False  # A finder of somebody's, or a module's own __getattr__.
 
     def _finds(self, name: str, module: types.ModuleType) -> bool:

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 from . import _channel, _posix
 from . import _scoreboard as sb
+from ._handlers import let_through
 from ._pool import Seat
 from ._posix import Doorbell, Handler, Socket, Waiter
 from ._scoreboard import Scoreboard
@@ -62,7 +63,8 @@ def freeze(data: Any) -> bytes:
     """Pickle data in one piece, by cloudpickle if pickle cannot."""
     try:
         return pickle.dumps(data, 5)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         import cloudpickle  # type: ignore[import-untyped]
 
         return bytes(cloudpickle.dumps(data, 5))

@@ -21,6 +21,7 @@ from concurrent.futures._base import RUNNING
 
 from . import _channel, _failures, _pickling
 from ._channel import Packet
+from ._handlers import is_by_handler
 from ._ledger import Ledger, Task
 from ._payload_files import PayloadFiles
 from ._tuples import NamedTuple
@@ -152,6 +153,8 @@ def fail_all(failed: list[tuple[Task, BaseException]]) -> None:
 def is_about_the_task(error: BaseException) -> bool:
     """Whether sending failed for lack of room, or of the buffer that was to be sent.
     Anything else was raised by a signal handler; the system's errors have a number."""
+    if is_by_handler(error):
+        return False
     if isinstance(error, OSError):
         return error.errno is not None
     return isinstance(error, ValueError | BufferError | MemoryError)

@@ -42,7 +42,6 @@ them, like all of its arguments, as its own: what it changes nobody else sees.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import pickle
 import sys
@@ -52,6 +51,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from . import _reducers, _wire
 from ._by_value import BY_VALUE, pickle_by_rule, rule_pickler
 from ._culprit import describe, find_culprit
+from ._handlers import let_through
 from ._held_main import (
     MAIN_NAMES,
     find_definition,
@@ -184,6 +184,7 @@ def dump_call(
     try:
         parts = _dump_by_rule(call, refer)
     except Exception as error:
+        let_through(error)
         raise _explain_call(fn, args, kwargs, _FromCaller(held, modules), error) from error
     if main_function is not None:
         refer.names.things[main_function.__qualname__] = main_function
@@ -348,11 +349,14 @@ def portable(thing: Any) -> Any:
     for what that process will not find: lambdas, and a notebook's definitions."""
     try:
         found_there = _OF_MAIN not in _reducers.dumps(thing, None) or main_is_importable()
-    except Exception:
+    except Exception as error:
+        let_through(error)
         found_there = False
     if not found_there:
-        with contextlib.suppress(Exception):
+        try:
             return _ByValue(pickle_by_rule(thing, _never, None))
+        except Exception as error:
+            let_through(error)
     return thing
 
 
@@ -368,6 +372,7 @@ def explain_start(things: Mapping[str, Any], error: Exception) -> pickle.Picklin
         try:
             _reducers.dumps(portable(thing), None)
         except Exception as found:
+            let_through(found)
             # A lock of multiprocessing, say, fails here, but did not fail there.
             return found if describe(found) == describe(error) else None
         return None
@@ -392,6 +397,7 @@ def dump_result(result: Any, fn: Callable[..., Any]) -> list[Part]:
     try:
         return _dump_from_worker(result)
     except Exception as error:
+        let_through(error)
         raise _explain(result, "result", f"the result of task {task_name(fn)}") from error
 
 
@@ -405,6 +411,7 @@ def dumps(thing: Any) -> list[Part]:
     try:
         return _dump_from_worker(thing)
     except Exception as error:
+        let_through(error)
         raise _explain(thing, "data", "this") from error
 
 
@@ -419,8 +426,8 @@ def dump_whole(thing: Any) -> bytes:
         data = _reducers.dumps(thing, None)
         if _reducers.OF_CONNECTIONS not in data:
             return data
-    except Exception:
-        pass
+    except Exception as error:
+        let_through(error)
     return pickle_by_rule(thing, _from_worker, None)
 
 
@@ -452,7 +459,8 @@ def _dump_plainly(thing: Any) -> list[Any] | None:
         # Again, because a quicker callback serves the many that have no buffers.
         buffers.clear()
         data = _reducers.dumps(thing, _keeping(buffers))
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return None
     return [data, *buffers]
 
@@ -515,6 +523,7 @@ def _why_not(refer: Refer) -> Callable[[Any], Exception | None]:
         try:
             rule_pickler()(_Nowhere(), refer, _is_small).dump(thing)
         except Exception as error:
+            let_through(error)
             return error
         return None
 

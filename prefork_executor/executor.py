@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import enum
 import itertools
 import operator
@@ -29,6 +28,7 @@ from ._arguments import (
     check_seconds,
     time_limit,
 )
+from ._handlers import let_through
 from ._process_pool import ProcessPool
 from ._settings import Settings, Terms
 
@@ -524,9 +524,11 @@ class _Results(Iterator["T"]):
 
 def _shortest(iterables: tuple[Iterable[Any], ...]) -> int | None:
     """How many items they have, all together, as far as they can tell; None if not."""
-    with contextlib.suppress(Exception):  # Theirs: it is but a hint.
+    try:
         hints = [operator.length_hint(items, -1) for items in iterables]
         return None if -1 in hints else min(hints, default=0)
+    except Exception as error:  # noqa: BLE001 - theirs, and it is but a hint
+        let_through(error)
     return None
 
 
