@@ -45,6 +45,7 @@ from ._green import GreenWaiter
 from ._handlers import let_through
 from ._history import History
 from ._ledger import Ledger, Task
+from ._locks import depth, leaves_unlocked, release_to
 from ._notices import read_notice
 from ._outcomes import (
     Outcome,
@@ -168,6 +169,19 @@ class Client:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
     ) -> Future[Any]:
         """See PreforkExecutor.submit."""
+        before = depth(self._lock)
+        try:
+            return self._submit(fn, args, kwargs, terms)
+        except BaseException:
+            # A signal handler may have raised half-way: the I/O thread does the rest.
+            release_to(self._lock, before)
+            if self._thread is not None:
+                self._wake()
+            raise
+
+    def _submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+    ) -> Future[Any]:
         if self._thread is None:
             self._start()
         future = TaskFuture()
@@ -183,22 +197,16 @@ class Client:
             # Its traceback would lead to this frame, and from here to the future.
             future.set_exception(error.with_traceback(None))
             return future
-        try:
-            # Not under the lock: this may run code of the user's, a proxy's, say.
-            task = Task(future, self._ledger.timing_of(fn), terms, payload, held)
-            future.task = task
-            if payload is None:
-                task.keep((fn, args, kwargs))
-            if (recorder := self._recorder) is not None:
-                recorder.submitted(task)
-            if task.bulk and self._dispatcher.is_to_send_now():
-                self._wrap(task)
-            self._accept(task)
-        except BaseException:
-            # A signal handler may have raised half-way: the I/O thread does the rest.
-            if self._thread is not None:
-                self._wake()
-            raise
+        # Not under the lock: this may run code of the user's, a proxy's, say.
+        task = Task(future, self._ledger.timing_of(fn), terms, payload, held)
+        future.task = task
+        if payload is None:
+            task.keep((fn, args, kwargs))
+        if (recorder := self._recorder) is not None:
+            recorder.submitted(task)
+        if task.bulk and self._dispatcher.is_to_send_now():
+            self._wrap(task)
+        self._accept(task)
         return future
 
     def _wrap(self, task: Task) -> None:
@@ -250,6 +258,7 @@ class Client:
         """Make the I/O thread look around."""
         self._channels.wake()
 
+    @leaves_unlocked
     def shutdown(self, *, wait: bool, cancel: bool) -> None:
         """See PreforkExecutor.shutdown."""
         with self._lock:
@@ -274,6 +283,7 @@ class Client:
         if self._thread is not None:
             self._wake()
 
+    @leaves_unlocked
     def join(self, timeout: float | None) -> bool:
         """See PreforkExecutor.join."""
         with self._lock:
@@ -289,6 +299,7 @@ class Client:
         signal handler waits that has interrupted what holds the lock."""
         return thread is not threading.current_thread() and not self._direct.is_needed()
 
+    @leaves_unlocked
     def end_workers(self, number: int, reason: str) -> None:
         """See PreforkExecutor.terminate_workers and kill_workers: the same, by
         one signal or the other."""
@@ -306,6 +317,7 @@ class Client:
             self._requests.append(request)
             self._wake()
 
+    @leaves_unlocked
     def end(self, reason: str) -> None:
         """Shut down without waiting, and end what runs, by SIGTERM. Does not wait."""
         if self._is_copy:
@@ -313,6 +325,7 @@ class Client:
         self.shutdown(wait=False, cancel=True)
         self.end_workers(signal.SIGTERM, reason)
 
+    @leaves_unlocked
     def _stop(self, reason: str) -> None:
         """Break the pool: the program has ended all of its processes. Does not wait."""
         if self._is_copy:
@@ -323,6 +336,7 @@ class Client:
                 self._requests.append(functools.partial(self._break, reason))
                 self._wake()
 
+    @leaves_unlocked
     def _live_workers(self) -> list[Seen]:
         with self._lock:
             if self._thread is None or not self._channels.is_open:
@@ -330,6 +344,7 @@ class Client:
             slots = self._channels.board.read_all()
         return [Seen(slot.pid, slot.born, slot.place) for slot in slots]
 
+    @leaves_unlocked
     def _end_worker(self, pid: int, number: int) -> None:
         with self._lock:
             if self._supervisor is not None:
@@ -359,16 +374,19 @@ class Client:
         """The I/O thread, from the first task on."""
         return self._thread
 
+    @leaves_unlocked
     def unfinished(self) -> tuple[list[Task], list[Task]]:
         """The tasks that were sent to workers, and those that wait for that."""
         with self._lock:
             return list(self._ledger.in_flight.values()), list(self._ledger.waiting)
 
+    @leaves_unlocked
     def start(self) -> None:
         """Start the pool, if it has not been started."""
         if self._thread is None:
             self._start()
 
+    @leaves_unlocked
     def abort(self, future: Future[Any]) -> bool:
         """See PreforkExecutor.abort."""
         if not isinstance(future, Future):
@@ -384,6 +402,7 @@ class Client:
             self._wake()
         return True
 
+    @leaves_unlocked
     def reload(self) -> Future[None]:
         """See PreforkExecutor.reload."""
         reloaded: Future[None] = Future()
@@ -403,6 +422,7 @@ class Client:
         """See PreforkExecutor.add_yell_hook."""
         self._yell_hooks[kind] = hook
 
+    @leaves_unlocked
     def add_initializer(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         """See PreforkExecutor.add_initializer."""
         with self._lock:
@@ -411,6 +431,7 @@ class Client:
                 raise RuntimeError("add_initializer() comes before the first task: the pool runs")
             self._settings.added += ((fn, args),)
 
+    @leaves_unlocked
     def stats(self) -> ExecutorStats:
         """See PreforkExecutor.stats."""
         with self._lock:
@@ -421,6 +442,7 @@ class Client:
             look = self._history.look(board, self._ledger)
         return self._history.snapshot(self._settings.limits.max_workers, look)
 
+    @leaves_unlocked
     def record(self, recorder: Recorder) -> None:
         """See PreforkExecutor.record."""
         with self._lock:
@@ -433,6 +455,7 @@ class Client:
             if self._thread is not None:
                 self._channels.board.words[sb.RECORDING] = 1
 
+    @leaves_unlocked
     def end_record(self, recorder: Recorder) -> None:
         """Tell it what runs now, and nothing any more. Safe to call again."""
         with self._lock:
@@ -472,6 +495,7 @@ class Client:
             self._check_open()
             if self._thread is not None or self._is_starting:
                 return
+            self._look_at_what_is_held()  # For a handler that submits while the pool starts.
             self._is_starting = True
             try:
                 self._start_all()
@@ -530,17 +554,21 @@ class Client:
         if self._tracker is not None:
             self._waiter.register(self._tracker.descriptor)
 
-    def _start_supervisor(self) -> None:
-        """Takes its time, and needs no lock."""
+    def _look_at_what_is_held(self) -> None:
+        """What the workers of a supervisor that starts now will have."""
         self._modules = HeldModules(is_forked=self._settings.is_forked)
         if self._settings.is_forked:
             self._held = HeldMain.forked()
         else:
             self._held = HeldMain.expected()
+
+    def _start_supervisor(self) -> None:
+        """Takes its time, and needs no lock."""
+        self._look_at_what_is_held()
         self._is_supervisor_ready = False
-        self._supervisor = supervisor = SupervisorHandle()
+        self._supervisor = supervisor = SupervisorHandle(self._stop)
         try:
-            supervisor.start(self._context, self._settings, self._give_channels, self._stop)
+            supervisor.start(self._context, self._settings, self._give_channels)
             self._waiter.register(supervisor.control.fileno())
         except BaseException:
             with self._lock:

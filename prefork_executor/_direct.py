@@ -44,6 +44,7 @@ from ._channel import DONTWAIT, Packet, PoolChannels, Receiver
 from ._future import TaskFuture
 from ._handlers import is_by_handler
 from ._ledger import Ledger, Task
+from ._locks import release_to
 from ._posix import Doorbell, Waiter
 from ._wire import HEADER, Kind
 
@@ -224,6 +225,7 @@ class DirectReader:
             if seats[0] is bell:
                 self._wait(bell, None if timeout < 0 else time.monotonic() + timeout)
         except BaseException:
+            release_to(self._lock, 0)  # It was not this thread's, or we would not be here.
             self._leave_all()
             raise
         finally:

@@ -17,9 +17,12 @@ either puts what it has into a cell of the future, and what is there afterwards 
 
 Each step has a cell of its own, because after the first there may be need for a condition.
 
-Who waits for a result and is the only one needs no condition either: a plain lock, his
-*bell*, will do. He puts it there, and looks at the state again; whoever brings the future
-to its end changes the state, and looks for a bell. One of them notices.
+Who waits for a result needs no condition either: a plain lock, his *bell*, will do. He puts
+it there, and looks at the state again; whoever brings the future to its end changes the state,
+and looks for bells. One of them notices. The first who waits has a place of his own, as his
+bell may be of a better kind; the others are in a list. So no signal handler that raises in
+``result()`` can leave the condition's lock acquired, for which the I/O thread would wait for
+ever. Where a condition is needed, its lock is released when a handler has raised.
 """
 
 from __future__ import annotations
@@ -28,8 +31,17 @@ import _thread
 import contextlib
 import threading
 import time
-from concurrent.futures import Future
-from concurrent.futures._base import FINISHED, PENDING, RUNNING
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures._base import (
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    PENDING,
+    RUNNING,
+)
+
+from ._locks import depth, release_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,11 +67,16 @@ else:
 
 _FIRST, _SECOND = "_cell_1", "_cell_2"
 _BEGINNING, _FINISHING = "beginning", "finishing"
-_BELL = "_bell"
+_BELL, _MORE_BELLS = "_bell", "_more_bells"
 _IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
     *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
 }
 """Whether Future is as we know it. If it has come to have more, ours are made as it says."""
+
+
+def _seconds(timeout: float | None) -> float:
+    """As a lock's acquire has it."""
+    return -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
 
 
 class TaskFuture(_Future):
@@ -120,21 +137,69 @@ class TaskFuture(_Future):
     def result(self, timeout: float | None = None) -> Any:
         """As any future's."""
         # Most often it is there: the properties below would take longer than this.
-        if self._state in (PENDING, RUNNING) and _IS_KNOWN and self._waits_for_bell(timeout):
-            timeout = 0
+        if self._state in (PENDING, RUNNING):
+            self._wait(timeout)
         if self._state == FINISHED and self._exception is None:
             return self._result
-        with self._others_may_go_on():
-            return super().result(timeout)
+        error = self._end_without_result()
+        try:
+            raise error
+        finally:
+            del self, error  # Its traceback leads here.
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As any future's."""
-        if not self.has_ended and _IS_KNOWN and self._waits_for_bell(timeout):
-            timeout = 0
+        if not self.has_ended:
+            self._wait(timeout)
         if self.has_result:
             return None
-        with self._others_may_go_on():
-            return super().exception(timeout)
+        error = self._end_without_result()
+        if error is self._exception:
+            return error
+        raise error
+
+    def _end_without_result(self) -> BaseException:
+        if not self.has_ended:
+            return TimeoutError()
+        if self._state != FINISHED or self._exception is None:
+            return CancelledError()
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait for its end, for so many seconds at most."""
+        if not _IS_KNOWN:
+            with contextlib.suppress(TimeoutError, CancelledError):
+                super().exception(timeout)
+            return
+        if not self._waits_for_bell(timeout):
+            self._waits_with_others(timeout)
+
+    # These take no lock, as the state is one word.
+
+    def done(self) -> bool:
+        """As any future's."""
+        return self.has_ended
+
+    def running(self) -> bool:
+        """As any future's."""
+        return bool(self._state == RUNNING)
+
+    def cancelled(self) -> bool:
+        """As any future's."""
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """As any future's."""
+        self._unlocked_after(super().add_done_callback, fn)
+
+    def _unlocked_after(self, call: Callable[..., Any], *args: Any) -> Any:
+        lock: Any = self._condition
+        before = depth(lock._lock)
+        try:
+            return call(*args)
+        except BaseException:
+            release_to(lock._lock, before)
+            raise
 
     def _others_may_go_on(self) -> contextlib.AbstractContextManager[None]:
         if self.client is None or self.has_ended:
@@ -148,15 +213,25 @@ class TaskFuture(_Future):
             return False
         try:
             if not self.has_ended:
-                seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
-                bell.acquire(timeout=seconds)
+                bell.acquire(timeout=_seconds(timeout))
         finally:
             del cells[_BELL]
         return True
 
+    def _waits_with_others(self, timeout: float | None) -> None:
+        bell, cells = self._plain_bell(), self.__dict__
+        bells = cells.setdefault(_MORE_BELLS, [])
+        bells.append(bell)
+        if not self.has_ended:
+            with self._others_may_go_on():
+                bell.acquire(timeout=_seconds(timeout))
+
     def _new_bell(self) -> Bell:
         if self.client is not None:
             return self.client.bell_for(self)
+        return self._plain_bell()
+
+    def _plain_bell(self) -> Bell:
         lock = _thread.allocate_lock()
         lock.acquire()
         return lock
@@ -179,19 +254,26 @@ class TaskFuture(_Future):
     @property
     def is_watched(self) -> bool:
         """Whether more is to be done at its end than to wake one who waits for its result."""
-        return bool(self._done_callbacks) or "_condition" in self.__dict__
+        cells = self.__dict__
+        return bool(self._done_callbacks) or "_condition" in cells or _MORE_BELLS in cells
 
     def _ring(self) -> None:
         bell = self.__dict__.get(_BELL)
         if bell is not None:
             with contextlib.suppress(RuntimeError):  # It has rung.
                 bell.release()
+        self._ring_others()
+
+    def _ring_others(self) -> None:
+        for bell in list(self.__dict__.get(_MORE_BELLS, ())):
+            with contextlib.suppress(RuntimeError):
+                bell.release()
 
     def cancel(self) -> bool:
         """As any future's."""
         if self._state in (RUNNING, FINISHED):
             return False  # And that never changes.
-        return super().cancel()
+        return bool(self._unlocked_after(super().cancel))
 
     def _invoke_callbacks(self) -> None:
         # In every end, and the first thing after it.
@@ -240,4 +322,5 @@ class TaskFuture(_Future):
             self._complete(step)
             cells[cell] = _FINISHING
             self.task = None
+            self._ring_others()
         return type(step) is tuple or step is _FINISHING

@@ -25,6 +25,7 @@ from typing import Any
 from . import _posix
 from . import _scoreboard as sb
 from ._ledger import Task
+from ._locks import leaves_unlocked
 from ._scoreboard import Slot
 from ._timeline import Curve, Life, Run, TaskRow, Timeline
 from ._wire import TOLD, Death
@@ -91,6 +92,7 @@ class Recorder:
 
     # --- what happens ---------------------------------------------------------------------
 
+    @leaves_unlocked
     def submitted(self, task: Task) -> None:
         """It has been, or was before. Nobody else has its future yet, or it is resolved by
         somebody who needs the client's lock, which the caller has."""
@@ -101,6 +103,7 @@ class Recorder:
         # Not by add_done_callback: it takes a lock, in which a signal handler could raise.
         task.future._done_callbacks.append(functools.partial(self._resolved, record))
 
+    @leaves_unlocked
     def ran(self, task: Task | None, run: Run) -> None:
         """A worker says so. Without a task: it has been given up, or was told twice."""
         with self._lock:
@@ -114,6 +117,7 @@ class Recorder:
         record: Record | None = task.record if task is not None else self._given_up.get(number)
         return record
 
+    @leaves_unlocked
     def died(self, death: Death, in_flight: Mapping[int, Task]) -> None:
         """A worker has, and the task that it held with it."""
         exitcode, signal = _posix.split_status(death.status)
@@ -138,6 +142,7 @@ class Recorder:
                 Run(death.task, death.since, death.at, death.pid, death.slot),
             )
 
+    @leaves_unlocked
     def gave_up(self, tasks: Iterable[Task], board: Iterable[Slot]) -> None:
         """Their futures are failed now, though their workers may still run them: the
         deaths of these will say more."""
@@ -154,6 +159,7 @@ class Recorder:
                     task.record.seen = runs.get(task.number)
                     self._given_up[task.number] = task.record
 
+    @leaves_unlocked
     def decided(self, at: float, workers: int, started: int, retired: int, reason: str) -> None:
         """The regulator has."""
         with self._lock:
@@ -162,6 +168,7 @@ class Recorder:
             else:
                 self._decisions_left_out += 1
 
+    @leaves_unlocked
     def _resolved(self, record: Record, _future: Future[Any]) -> None:
         with self._lock:
             record.ended = time.monotonic_ns()
@@ -208,6 +215,7 @@ class Recorder:
 
     # --- the end of the recording -------------------------------------------------------------
 
+    @leaves_unlocked
     def end(self, board: Sequence[Slot], in_flight: Mapping[int, Task]) -> None:
         """The last that it is told: who lives, and what runs."""
         with self._lock:

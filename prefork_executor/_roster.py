@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 
 from . import _posix
+from ._locks import leaves_unlocked
 from ._tuples import NamedTuple
 
 TOGETHER = 5.0
@@ -169,6 +170,7 @@ class Roster:
         self._deaths: collections.OrderedDict[tuple[int, int], int] = collections.OrderedDict()
         self._told: dict[tuple[int, int], tuple[int, int]] = {}
 
+    @leaves_unlocked
     def look(self) -> dict[int, WorkerProcess]:
         """The workers there are, by process id."""
         now = time.monotonic_ns()
@@ -189,6 +191,7 @@ class Roster:
 
     # --- told by the client ---------------------------------------------------------------------
 
+    @leaves_unlocked
     def ended(self, pid: int, born: int, exitcode: int) -> None:
         """A worker has ended."""
         with self._lock:
@@ -200,6 +203,7 @@ class Roster:
             end.exitcode = exitcode
             end.has_come.set()
 
+    @leaves_unlocked
     def all_ended(self) -> None:
         """The pool has ended, and with it those of whom nobody has told."""
         with self._lock:
@@ -209,6 +213,7 @@ class Roster:
 
     # --- asked by the caller ----------------------------------------------------------------------
 
+    @leaves_unlocked
     def end(self, seen: Seen, looked_at: int, number: int) -> None:
         """End this worker, which a look has shown; or the pool, if it was the last."""
         live = self._live()

@@ -139,10 +139,12 @@ class SupervisorHandle:
     """One supervisor process, not yet started.
 
     It exists before the process does, so that a forked supervisor's copy of it
-    is known and can be closed there.
+    is known and can be closed there. ``stop`` is called with a reason when the program
+    ends the process as one of its children.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[str], None]) -> None:
+        self._stop = stop
         self.control, self._theirs = _posix.control_pair()
         self._given: Any = None  # The same as theirs, in the form in which it travels.
         self._unsent: collections.deque[bytes] = collections.deque()
@@ -155,12 +157,10 @@ class SupervisorHandle:
         context: Any,
         settings: Settings,
         give_channels: Callable[[Socket], None],
-        stop: Callable[[str], None],
     ) -> None:
         """Start the process and give it its ends of the channels. Raises what
         starting a multiprocessing.Process raises, or pickle.PicklingError, which says
-        what of the settings cannot travel. ``stop`` is called with a reason when the
-        program ends the process as one of its children."""
+        what of the settings cannot travel."""
         self._starter = threading.get_ident()
         context = _clean_context(context)
         self._given = _contexts.connection_for(context, self._theirs.detach())
@@ -176,7 +176,7 @@ class SupervisorHandle:
         finally:
             self._close_theirs()
             self._starter = None
-        give_brake(process, stop)
+        give_brake(process, self._stop)
         self._process = process
         # One that has ended already is found out in the same way as any other.
         with contextlib.suppress(ConnectionError):

@@ -4,7 +4,6 @@ signal handlers that raise, finalizers and handlers that submit, forks elsewhere
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -103,9 +102,7 @@ def test_a_timeouts_handler_may_raise_anywhere_in_submit() -> None:
                     struck += 1
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-            # What strikes while a call is pickled cannot be told from the call's own error.
-            errors = [future.exception() for future in futures]
-            assert {type(error) for error in errors} <= {type(None), pickle.PicklingError}
+            assert [future.exception() for future in futures] == [None] * len(futures)
             eventually(lambda: executor.stats().in_flight + executor.stats().waiting == 0)
     finally:
         signal.signal(signal.SIGALRM, old)
