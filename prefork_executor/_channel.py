@@ -26,6 +26,7 @@ from ._payload_files import PayloadFiles, new_file
 from ._posix import (
     CMSG_CLOEXEC,
     Doorbell,
+    Lifeline,
     Socket,
     close_quietly,
     file_size_limit,
@@ -366,6 +367,8 @@ class WorkerChannels(NamedTuple):
     yells: Socket
     doorbell: Doorbell
     board: Scoreboard
+    lifeline: Lifeline
+    """The client's."""
 
     @classmethod
     def receive(cls, control: Socket, slots: int) -> WorkerChannels:
@@ -374,12 +377,13 @@ class WorkerChannels(NamedTuple):
         Raises:
             EOFError: the client has gone.
         """
-        _, (tasks, yells, bell_read, bell_write, board) = receive_descriptors(control)
+        _, (tasks, yells, bell_read, bell_write, board, life) = receive_descriptors(control)
         return cls(
             tasks=Socket(fileno=tasks),
             yells=Socket(fileno=yells),
             doorbell=Doorbell(bell_read, bell_write),
             board=Scoreboard(board, slots),
+            lifeline=Lifeline(life, -1),
         )
 
     def close(self) -> None:
@@ -387,6 +391,7 @@ class WorkerChannels(NamedTuple):
             end.close()
         self.doorbell.close()
         self.board.close()
+        self.lifeline.close()
 
 
 def _pair(undo: contextlib.ExitStack) -> tuple[Socket, Socket]:
@@ -411,6 +416,8 @@ class PoolChannels:
             self.yells, self.yells_far = _pair(undo)
             self.doorbell = Doorbell.new()
             undo.callback(self.doorbell.close)
+            self.lifeline = Lifeline.new()
+            undo.callback(self.lifeline.close)
             board = shared_file(FILE_NAME, Scoreboard.size_for(slots, file_size_limit()))
             undo.callback(posix.close, board)
             self.board = Scoreboard(board, slots)
@@ -428,6 +435,7 @@ class PoolChannels:
             self.doorbell.read_end,
             self.doorbell.write_end,
             self.board.descriptor,
+            self.lifeline.read_end,
         ]
         send_descriptors(control, _wire.pack(_wire.Kind.DESCRIPTORS), descriptors)
 
@@ -451,4 +459,5 @@ class PoolChannels:
             end.close()
         self.doorbell.close()
         self.board.close()
+        self.lifeline.close()
         self.files.close()

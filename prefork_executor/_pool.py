@@ -20,6 +20,7 @@ go: a pipe of which the main process holds the writing end. A worker that waits
 sees the end of the leash; one that works sees the word before it takes the next
 task. Nothing is lost, because it is the worker that leaves. A leash also ends
 when the main process dies, which is how a waiting worker notices without Linux.
+With Linux the kernel kills it then, whatever it does: see `_posix.Lifeline`.
 
 What must never happen here: waiting for a child that is not one of ours;
 clearing the slot of a worker whose death has not been told (the slot is what
@@ -40,7 +41,7 @@ from collections.abc import Callable, Mapping
 from . import _posix
 from . import _scoreboard as sb
 from ._chronicle import Chronicle
-from ._posix import Doorbell, Handler, Waiter
+from ._posix import Doorbell, Handler, Lifeline, Waiter
 from ._regulator import Counts, Decision, Limits, Memory, regulate
 from ._scoreboard import Scoreboard
 from ._tuples import NamedTuple
@@ -128,6 +129,7 @@ class WorkerPool:
         self.waiter = Waiter()
         _posix.libc()
         self._doorbell = doorbell
+        self._lifeline = Lifeline.new()
         self._child_handlers = child_handlers
         self._disown = disown
         self._retire_signal = retire_signal
@@ -164,6 +166,7 @@ class WorkerPool:
         # None: it was not Python that had installed it.
         _posix.set_handler(signal.SIGCHLD, self._old_handler or signal.SIG_DFL)
         self.waiter.close()
+        self._lifeline.close()
 
     @property
     def pids(self) -> list[int]:
@@ -420,6 +423,7 @@ class WorkerPool:
     def disown_all(self) -> None:
         """In a process that the main process has forked off: close what belongs to
         the main process alone. Held leashes would never end, for one."""
+        self._lifeline.hang_on()
         self._doorbell.disown_read_end()
         self.waiter.close()
         _posix.close_quietly(worker.leash for worker in self._workers.values())

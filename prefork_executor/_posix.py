@@ -12,8 +12,8 @@ waking one idle worker   epoll, EPOLLEXCLUSIVE        poll; all wake, one gets i
 shared memory            memfd                        an unlinked temporary file (also where
                                                       a sandbox refuses memfds)
 the client's end         a pidfd                      end of file on control
-the supervisor's end     PR_SET_PDEATHSIG             end of file on the leash;
-                                                      the client kills workers
+the supervisor's end     PR_SET_PDEATHSIG, and a      end of file on the leash;
+                         lifeline                     the client kills workers
 =======================  ===========================  ==========================
 
 What no process of the pool may ever do: wait for a child that it did not fork
@@ -81,6 +81,7 @@ CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 EPOLLEXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 EPOLLRDHUP = getattr(select, "EPOLLRDHUP", 0)
 PR_SET_PDEATHSIG = 1
+F_SETSIG = 10
 SOCKET_BUFFER = 1024 * 1024
 """Bytes asked for in each direction; the kernel may grant less. Some thousand
 small messages: nobody who sends one has to wait for a reader that is busy."""
@@ -259,6 +260,49 @@ class Doorbell:
     def close(self) -> None:
         close_quietly(end for end in (self.read_end, self.write_end) if end >= 0)
         self.read_end = self.write_end = -1
+
+
+class Lifeline:
+    """A pipe whose writing end one process holds, and no other. When that has ended, however it
+    ended, the kernel kills those that hang on it: also one that is stopped, or has another
+    user's rights by now, which makes it forget PR_SET_PDEATHSIG. On other systems than Linux
+    it does nothing.
+
+    (A process that has asked for it gets a signal of its choice when a descriptor can be read,
+    or is at its end. Nobody ever writes here. What it asks for belongs to the open file, which
+    forks would share: so each opens the pipe anew.)"""
+
+    def __init__(self, read_end: int, write_end: int) -> None:
+        self.read_end = read_end
+        self._write_end = write_end
+        self._own = -1
+
+    @classmethod
+    def new(cls) -> Lifeline:
+        return cls(*os.pipe())
+
+    def hang_on(self) -> None:
+        """From now on this process dies with the one that has made the pipe."""
+        self.close(keep_read_end=True)
+        if FALLBACK:
+            return
+        import fcntl
+
+        with contextlib.suppress(OSError):  # There is no /proc, say.
+            self._own = os.open(f"/proc/self/fd/{self.read_end}", os.O_RDONLY | os.O_NONBLOCK)
+            fcntl.fcntl(self._own, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(self._own, F_SETSIG, signal.SIGKILL)
+            flags = fcntl.fcntl(self._own, fcntl.F_GETFL)
+            fcntl.fcntl(self._own, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if readable(self.read_end):
+            os._exit(1)  # It had ended before.
+
+    def close(self, *, keep_read_end: bool = False) -> None:
+        """Safe to call again. In the process that has made the pipe: kill all who hang on it."""
+        kept = self.read_end if keep_read_end else -1
+        ends = {self.read_end, self._write_end, self._own} - {kept, -1}
+        close_quietly(ends)
+        self.read_end, self._write_end, self._own = kept, -1, -1
 
 
 class Waiter:

@@ -108,6 +108,7 @@ class Supervisor:
     def _disown(self) -> None:
         """In a new worker: close what belongs to the supervisor alone."""
         self._control.close()
+        self._channels.lifeline.close()  # It hangs on this process's, which hangs on that.
         self._preparation.close()
 
     def run(self) -> None:

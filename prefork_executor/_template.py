@@ -78,6 +78,7 @@ class Preparation:
         """Returns in the process that is to run the pool, True; and False in others that
         are to end. Those that wait end in here."""
         self._channels.board.words[sb.MAIN] = os.getpid()
+        self._channels.lifeline.hang_on()
         if not self._settings.is_forked and not self._users.has_main:
             self._tell_main({}, [], True)
         for stage in self._users.stages:
@@ -133,6 +134,7 @@ class Preparation:
                 self._watch(pid, here)
             return False
         _posix.die_with_parent(parent)
+        self._channels.lifeline.hang_on()
         _end_signals.survive()
         _posix.restore_mask(mask)
         here.close()
