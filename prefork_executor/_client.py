@@ -65,6 +65,7 @@ from ._roster import Processes, Roster, Seen
 from ._scoreboard import Slot
 from ._settings import Settings, Terms
 from ._starts import Restarts, Starts
+from ._supervision import REACT_WITHIN, Supervision
 from ._supervisor_handle import SupervisorHandle
 from ._users_code import failure_phrase
 from ._wire import Kind
@@ -122,6 +123,7 @@ class Client:
     _dispatcher: Dispatcher
     _auditor: Auditor
     _batches: Batches
+    _supervision: Supervision
     _modules: HeldModules
     _held: HeldMain
 
@@ -567,6 +569,7 @@ class Client:
         self._look_at_what_is_held()
         self._is_supervisor_ready = False
         self._supervisor = supervisor = SupervisorHandle(self._stop)
+        self._supervision = Supervision(supervisor, self._channels.board)
         try:
             supervisor.start(self._context, self._settings, self._give_channels)
             self._waiter.register(supervisor.control.fileno())
@@ -677,10 +680,23 @@ class Client:
             self._replace_supervisor()
         elif supervisor.control.fileno() in ready:
             self._on_supervisor_end(supervisor)
+        else:
+            self._look_after(supervisor, ready)
+
+    def _look_after(self, supervisor: SupervisorHandle, ready: list[int]) -> None:
+        """Kill it, if it does not do what it should."""
+        ended = self._supervision.on_readable(ready)
+        if ended is not None:
+            self._waiter.unregister(ended)
+            _posix.close_quietly([ended])
+        if self._supervision.is_overdue():
+            logger.error("the supervisor did not react in %g s; killing it", REACT_WITHIN)
+            supervisor.kill()
 
     def _patience(self) -> float | None:
         """Seconds after which there is something to do though nobody has said so."""
-        due = (self._endings.look_at, self._batches.look_at, self._restarts.at)
+        watched = None if self._supervisor is None else self._supervision.look_at
+        due = (self._endings.look_at, self._batches.look_at, self._restarts.at, watched)
         looks = [at for at in (*due, self._channels.files.drop_at) if at is not None]
         waits = [max(0.0, min(looks) - time.monotonic())] if looks else []
         has_unsent = self._supervisor is not None and self._supervisor.has_unsent
@@ -790,6 +806,7 @@ class Client:
         for slot in ends:
             if self._supervisor is not None:
                 self._supervisor.tell_if_free(Kind.END_TASK, slot.task, slot.place)
+                self._supervision.expect_sign()
 
     # --- what the caller has asked for: here, because no signal handler can come in between ----
 
@@ -823,9 +840,11 @@ class Client:
             self._end_when_done()  # If it closes, nobody is forked for those that end.
             if self._supervisor is not None and self._is_supervisor_ready:
                 self._supervisor.tell(Kind.END_WORKERS, number, end)
+                self._supervision.expect_sign()
             elif self._supervisor is not None:
                 # It preloads, perhaps for ever; there are no workers yet.
                 self._supervisor.make_it_kill()
+                self._supervision.expect_end()
                 self._restarts.forgive()
             self._last_end_done = end
             self._report()
@@ -911,6 +930,9 @@ class Client:
             self._restarts.went_well()
             with self._lock:
                 self._is_supervisor_ready = True
+                main = self._supervision.watch(packet.number)
+            if main is not None:
+                self._waiter.register(main)
         elif kind == Kind.MAIN_HELD:
             self._on_main_held(*told)
         elif kind == Kind.INITIALIZER_FAILED:
@@ -1046,16 +1068,21 @@ class Client:
             self._phase = Phase.ENDING
             if self._supervisor is not None:
                 self._supervisor.tell(Kind.SHUTDOWN)
+                self._supervision.expect_sign()
 
     def _on_supervisor_end(self, supervisor: SupervisorHandle) -> None:
         self._waiter.unregister(supervisor.control.fileno())
+        if (main := self._supervision.watched) is not None:
+            self._waiter.unregister(main)
+        self._supervision.close()
         pid, how = supervisor.pid, supervisor.wait()
+        board = self._channels.board
         # First who forks workers, if that was another process, or there might be more of them.
-        main = self._channels.board.words[sb.MAIN]
-        _posix.wait_until_gone([main] if main not in (0, pid) else [], GONE_WITHIN)
-        pids = [slot.pid for slot in self._channels.board.read_all()]
-        _posix.wait_until_gone(pids, GONE_WITHIN)
-        self._channels.board.words[sb.MAIN] = 0
+        main = board.words[sb.MAIN]
+        _posix.wait_until_gone({main} - {0, pid}, board.descriptor, GONE_WITHIN)
+        pids = [slot.pid for slot in board.read_all()]
+        _posix.wait_until_gone(pids, board.descriptor, GONE_WITHIN)
+        board.words[sb.MAIN] = board.words[sb.SIGN] = 0
         with self._lock:
             supervisor.close()
             self._supervisor = None
@@ -1066,7 +1093,9 @@ class Client:
         # Closing, what was lost may have been the last; or the caller gave up.
         if self._is_to_end():
             return
-        what, is_hopeless = self._restarts.ended(how, self._history.finished)
+        what, is_hopeless = self._restarts.ended(
+            how, self._history.finished, from_outside=supervisor.ended_from_outside
+        )
         if is_hopeless:
             self._break(what)
         else:
@@ -1132,6 +1161,7 @@ class Client:
             self._auditor.forget()
             if self._supervisor is not None:
                 self._supervisor.make_it_kill()
+                self._supervision.expect_end()
         error = self._broken_error()
         fail_all([(task, self._broken_error()) for task in tasks])
         self._end_reloads(self._last_reload, error)

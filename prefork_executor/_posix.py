@@ -601,21 +601,48 @@ def sentinel_of(pid: int, is_there: Callable[[], bool]) -> int:
     return read_end
 
 
-def wait_until_gone(pids: Iterable[int], timeout: float) -> None:
-    """SIGKILL what is left of these processes and wait until they have ended,
-    ``timeout`` seconds at most. For workers whose supervisor is dead: they are
-    nobody's children that we could wait for."""
+def wait_until_gone(pids: Iterable[int], mapped: int, timeout: float) -> None:
+    """SIGKILL what is left of these processes and wait until they have ended, ``timeout``
+    seconds at most. They are nobody's children that we could wait for, so their ids may be
+    strangers' by now: meant is only who has mapped the file of the descriptor ``mapped``."""
     deadline = time.monotonic() + timeout
+    if FALLBACK:
+        _wait_until_gone_by_ids(list(pids), deadline)
+        return
+    descriptors = [fd for pid in pids if (fd := _open_if_mapped(pid, mapped)) is not None]
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    for descriptor in descriptors:
+        readable(descriptor, max(0.0, deadline - time.monotonic()))
+        posix.close(descriptor)
+
+
+def _open_if_mapped(pid: int, mapped: int) -> int | None:
+    """A pidfd of this process, if it has mapped that file."""
+    descriptor = open_pidfd(pid)
+    # After that it cannot become another's without our noticing.
+    if descriptor is not None and not _has_mapped(pid, mapped):
+        posix.close(descriptor)
+        return None
+    return descriptor
+
+
+def _has_mapped(pid: int, descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    wanted = f" {device} {status.st_ino} ".encode()
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            return any(wanted in line for line in maps)
+    except OSError:
+        return False  # It has ended; or it is another user's, and ends with its lifeline.
+
+
+def _wait_until_gone_by_ids(pids: list[int], deadline: float) -> None:
     for pid in pids:
         send_signal(pid, signal.SIGKILL)
     for pid in pids:
-        descriptor = open_pidfd(pid)
-        if descriptor is not None:
-            poll = _green.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            posix.close(descriptor)
-            continue
         while _exists(pid) and time.monotonic() < deadline:
             pause(0.01)
 

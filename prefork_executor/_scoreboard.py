@@ -22,6 +22,8 @@ header BELL         pool       1: a worker that goes idle rings the doorbell
 header ENOUGH       pool       the client rings when OUTSTANDING is above this
 header GENERATION   pool       how often all workers were told to make way for new ones
 header RECORDING    client     1: a recording is on; workers tell when tasks began
+header SIGN         pool       what the client has asked for a sign of, up to this number, is
+                               done; NEVER: all is, and the pool ends
 header MOST_BACKLOG client     the most tasks there have been that nobody had begun
 header FORKS to     pool       what has been so far; :mod:`._chronicle` has them one by one.
 DECISIONS                      While there is no pool, between two supervisors, the client
@@ -113,7 +115,7 @@ LAYOUT_VERSION = 1
 EXECUTOR, RAW = 1, 2
 MAGIC, LAYOUT, KIND, SLOTS, CLIENT, MAIN, STARTED = range(7)
 # The words that are written all the time have a cache line of their own.
-OUTSTANDING, BELL, ENOUGH, GENERATION, RECORDING = range(8, 13)
+OUTSTANDING, BELL, ENOUGH, GENERATION, RECORDING, SIGN = range(8, 14)
 MOST_BACKLOG, MIN_SPARE, MAX_SPARE, IDLE_TIMEOUT = range(16, 20)
 FORKS, RETIREMENTS, DEATHS, OTHER_DEATHS, DONE_BEFORE = range(24, 29)
 PEAK, USED, FULL_TIMES, FULL_FOR, FULL_SINCE, DECISIONS = range(29, 35)

@@ -5,8 +5,8 @@ An initializer that raises says why, and would raise again: there is no hope at 
 that dies says nothing, so some more are tried, and many more where there is no
 initializer and only the system can be to blame.
 
-A supervisor that ends by itself is replaced. A few that end before they are ready mean that
-none ever will be. Those that end soon after may be the victims of something that passes,
+A supervisor that ends is replaced. A few that end by themselves before they are ready mean that
+none ever will be; those that a signal from outside has ended mean nothing. Those that end soon after may be the victims of something that passes,
 so they are replaced again and again, after waits that double, as with workers that crash
 (`_regulator.py`); one that has lived for a while, or has seen a task end, ends that row.
 One that cannot be started, because the system has no process, memory or descriptor for it
@@ -86,13 +86,13 @@ class Restarts:
         """The supervisor is ended on purpose: that will be no failure."""
         self._is_forgiven = True
 
-    def ended(self, how: str, finished: int) -> tuple[str, bool]:
+    def ended(self, how: str, finished: int, *, from_outside: bool = False) -> tuple[str, bool]:
         """The supervisor has ended. ``how`` is a verb phrase, ``finished`` how many tasks
-        have returned or raised so far. Returns what to say of it, and whether it is
-        hopeless; if it is not, plans the next."""
+        have returned or raised so far; ``from_outside``: somebody has ended it. Returns what
+        to say of it, and whether it is hopeless; if it is not, plans the next."""
         now = time.monotonic()
         if not self._is_forgiven:
-            self._never_ready += self._ready_at is None
+            self._never_ready += self._ready_at is None and not from_outside
             has_lived = self._ready_at is not None and now - self._ready_at > SETTLED_AFTER
             was_of_use = has_lived or finished > self._finished
             self._crashes = 1 if was_of_use else self._crashes + 1

@@ -113,7 +113,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Wait, reap, tell, regulate, act; until the end."""
-        self._tell(_wire.pack(Kind.SUPERVISOR_READY))
+        self._tell(_wire.pack(Kind.SUPERVISOR_READY, os.getpid()))
         while not (self._closing and not self._pool.pids and not self._outbox):
             self._obey(self._pool.wait(RETRY_SEND if self._outbox else self._preparation.patience))
             self._preparation.look()
@@ -131,6 +131,7 @@ class Supervisor:
                 self._act(decision)
                 self._listen(decision.enough)
         self._preparation.look(wait=True)
+        self._channels.board.words[sb.SIGN] = sb.NEVER
 
     def _obey(self, ready: list[int]) -> None:
         if self._client in ready or self._has_no_parent(ready):
@@ -169,6 +170,8 @@ class Supervisor:
         elif kind == Kind.KEEP_OLD:
             self._reload = 0
             self._pool.keep_old()
+        elif kind == Kind.SIGN:
+            self._channels.board.words[sb.SIGN] = number
 
     def _tell_unsent(self, death: Death) -> None:
         """What it had ready to be sent lies before its death, as if it had sent it."""

@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import popen_fork
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+"""Signals that come from others; a process's own faults raise others."""
+REAPED_WITHIN = 1.0
+"""Seconds to wait for the exit status of a supervisor that was killed from here."""
 _LEAVE_MAIN_ALONE = """
 (lambda spawn, prepare: spawn.__dict__.update(
     prepare=lambda data, *rest, **more: prepare(
@@ -151,6 +157,10 @@ class SupervisorHandle:
         self._process: Any = None
         self._starter: int | None = None
         self._is_started = False
+        self._pidfd: int | None = None
+        self._was_killed = False
+        self.ended_from_outside = False
+        """After :meth:`wait`: whether somebody has ended it, and not a fault of its own."""
 
     def start(
         self,
@@ -178,6 +188,7 @@ class SupervisorHandle:
             self._starter = None
         give_brake(process, self._stop)
         self._process = process
+        self._pidfd = _posix.open_pidfd(process.pid)
         # One that has ended already is found out in the same way as any other.
         with contextlib.suppress(ConnectionError):
             give_channels(self.control)
@@ -227,15 +238,27 @@ class SupervisorHandle:
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_WR)
 
+    def kill(self) -> None:
+        """End it, whatever it does; with it ends what it has forked."""
+        self._was_killed = True
+        if self._pidfd is not None:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        elif self._process is not None and self._process.exitcode is None:
+            _posix.send_signal(self._process.pid, signal.SIGKILL)
+
     def wait(self) -> str:
         """Wait for its end; say how it ended, as a verb phrase."""
         exitcode = self._exitcode()
+        self.ended_from_outside = exitcode is not None and -exitcode in FROM_OUTSIDE
         if exitcode is None:
             return "ended, and another part of this process took its exit status"
         return describe_end(exitcode, None) if exitcode >= 0 else describe_end(None, -exitcode)
 
     def _exitcode(self) -> int | None:
         """Wait for its end. None: its exit status is not known."""
+        if self._was_killed and not self._is_reaped():
+            return -signal.SIGKILL
         # In a thread that is none of the hub's, gevent's waitpid, on which join() rests, would
         # wait for what only the hub's thread can do.
         if _green.threads_are_green() or not _posix.wait_for_child(self._process.pid):
@@ -243,9 +266,23 @@ class SupervisorHandle:
         exitcode: int | None = self._process.exitcode
         return exitcode
 
+    def _is_reaped(self) -> bool:
+        """Whether it has ended for us, within a moment. One that is traced ends for its tracer
+        first, which may take its time."""
+        deadline = time.monotonic() + REAPED_WITHIN
+        while self._process.exitcode is None:
+            if time.monotonic() > deadline:
+                self._process._popen.returncode = -signal.SIGKILL
+                return False
+            _posix.pause(REAPED_WITHIN / 100)
+        return True
+
     def close(self) -> None:
         """Let go of the process. One that runs still kills its workers and ends."""
         self.control.close()
+        if self._pidfd is not None:
+            _posix.close_quietly([self._pidfd])
+            self._pidfd = None
         if self._process is not None:
             if self._exitcode() is None:
                 # The caller's process waits for all its children, and was first.
@@ -259,5 +296,8 @@ class SupervisorHandle:
         """In a forked copy of the client: close its end; and the supervisor's, unless
         this copy is the new supervisor, forked by the thread that is starting it."""
         self.control.close()
+        if self._pidfd is not None:
+            _posix.close_quietly([self._pidfd])
+            self._pidfd = None
         if self._starter != threading.get_ident():
             self._close_theirs()

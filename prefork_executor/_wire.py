@@ -76,7 +76,7 @@ class Kind:
     DECISION = 22
     """From the supervisor. Body: a pickled decision with its time."""
     SUPERVISOR_READY = 23
-    """From the supervisor. It will fork workers now."""
+    """From the supervisor. It will fork workers now. number: its process id."""
     MARKER = 24
     """From the client to itself. All that was sent before it has been read."""
     START_FAILED = 25
@@ -98,7 +98,7 @@ class Kind:
     """From the supervisor. number: a worker's pid, which a signal has stopped."""
     SPAN = 31
     """Only in an OUTCOMES' body. number: the task's; extra: ns it ran. Body: SPAN_BODY."""
-    MAIN_HELD = 38
+    MAIN_HELD = 40
     """From who has imported main anew. Body: pickled: what its ``__main__`` holds, what
     stands in the way of sharing it, whether workers share it."""
     # control
@@ -118,6 +118,8 @@ class Kind:
     """To the supervisor: give up what RELOAD asked for."""
     END_WORKER = 38
     """To the supervisor: end this worker. number: its pid; extra: the signal."""
+    SIGN = 39
+    """To the supervisor: write this number on the board."""
 
 
 SPAN_BODY = struct.Struct("<QII")
@@ -163,7 +165,7 @@ def unpack_command(packet: bytes) -> tuple[int, int, int]:
     if len(packet) != HEADER.size:
         raise ProtocolError(f"a command of {len(packet)} bytes")
     kind, _, _, number, extra = HEADER.unpack(packet)
-    if not Kind.SHUTDOWN <= kind <= Kind.END_WORKER:
+    if not Kind.SHUTDOWN <= kind <= Kind.SIGN:
         raise ProtocolError(f"a command of kind {kind}")
     sent = {Kind.END_WORKERS: number, Kind.END_WORKER: extra}.get(kind)
     if sent is not None and sent not in signal.valid_signals():
