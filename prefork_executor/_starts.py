@@ -5,10 +5,11 @@ An initializer that raises says why, and would raise again: there is no hope at 
 that dies says nothing, so some more are tried, and many more where there is no
 initializer and only the system can be to blame.
 
-A supervisor that ends is replaced. A few that end by themselves before they are ready mean that
-none ever will be; those that a signal from outside has ended mean nothing. Those that end soon after may be the victims of something that passes,
-so they are replaced again and again, after waits that double, as with workers that crash
-(`_regulator.py`); one that has lived for a while, or has seen a task end, ends that row.
+A supervisor that ends is replaced. A few that end by themselves before they are ready mean
+that none ever will be; those that a signal from outside has ended mean nothing. Those that end
+soon after may be the victims of something that passes, so they are replaced again and again,
+after waits that double, as with workers that crash (`_regulator.py`); one that has lived for a
+while, or has seen a task end, ends that row.
 One that cannot be started, because the system has no process, memory or descriptor for it
 now, is tried again in the same manner, but not for ever.
 """

@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import select
+import signal
 import socket
 import sys
 import threading
@@ -30,6 +31,7 @@ from conftest import BOUND
 from hypothesis import example, given, settings
 
 from prefork_executor import PreforkExecutor, yell
+from prefork_executor import _scoreboard as sb
 from prefork_executor._channel import PoolChannels
 
 HUGE = 10**5000
@@ -526,14 +528,15 @@ def test_what_exits_while_it_is_pickled_exits_the_submit_and_no_more(
     ("method", "thing"),
     [("spawn", Refusing(raise_it, LookupError("no"))), ("forkserver", Refusing(os._exit, 7))],
 )
-def test_what_the_supervisor_cannot_unpickle_breaks_the_pool_and_no_future_hangs(
+def test_what_workers_cannot_unpickle_breaks_the_pool_and_no_future_hangs(
     method: str, thing: Refusing, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    what = "initializer or initargs could not be unpickled.*LookupError: no|3 workers in a row died"
     with PreforkExecutor(2, method, nothing, (thing,)) as executor:
         error = executor.submit(square, 1).exception(BOUND)
         assert isinstance(error, BrokenProcessPool)
-        assert "supervisors in a row ended before they were ready" in str(error)
-        with pytest.raises(BrokenProcessPool, match="supervisors in a row"):
+        assert re.search(what, str(error))
+        with pytest.raises(BrokenProcessPool, match=what):
             executor.submit(square, 1)
     capfd.readouterr()
 
@@ -544,11 +547,12 @@ def test_a_supervisor_that_ends_before_it_was_given_its_channels_is_no_other_cas
     give_to = PoolChannels.give_to
 
     def give_late(channels: PoolChannels, control: socket.socket) -> None:
+        os.kill(channels.board.words[sb.MAIN], signal.SIGABRT)
         assert select.select([control], [], [], BOUND)[0], "it has ended"
         give_to(channels, control)
 
     monkeypatch.setattr(PoolChannels, "give_to", give_late)
-    with PreforkExecutor(2, "forkserver", nothing, (Refusing(os._exit, 7),)) as executor:
+    with PreforkExecutor(2, "forkserver") as executor:
         error = executor.submit(square, 1).exception(BOUND)
         assert "supervisors in a row ended before they were ready" in str(error)
 
