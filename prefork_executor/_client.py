@@ -351,6 +351,8 @@ class Client:
         with self._lock:
             if self._supervisor is not None:
                 self._supervisor.tell(Kind.END_WORKER, pid, number)
+                self._requests.append(self._supervision.expect_sign)
+                self._wake()
 
     @property
     def settings(self) -> Settings:
