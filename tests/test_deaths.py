@@ -301,7 +301,7 @@ class DeadlyWhenUnpickled:
 
 
 def test_an_argument_that_ends_every_worker_breaks_the_pool_and_says_so() -> None:
-    with PreforkExecutor(1, "spawn", preload=die_in_supervisor) as executor:
+    with PreforkExecutor(1, "spawn", square, (DeadlyWhenUnpickled(),)) as executor:
         future = executor.submit(square, 1)
         with pytest.raises(concurrent.futures.BrokenExecutor, match="workers in a row died"):
             future.result()
