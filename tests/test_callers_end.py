@@ -1,5 +1,6 @@
 """What a worker does that finds its caller gone: it ends, and has nothing to complain of.
-Mostly its supervisor ends it before it can; here that is stopped."""
+Mostly its supervisor, or the kernel, ends it before it can; here the first is stopped, and
+without Linux there is nothing of the second."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_a_worker_that_can_tell_nobody_of_its_task_ends_without_noise(
         caller.wait(BOUND)
         gate.touch()
         eventually(lambda: not is_alive(worker), "the worker ends by itself")
-        assert lines(after) == ["spoke"]
+        # With a lifeline it may be ended before it could.
+        assert lines(after) == ["spoke"] or not fallback
     finally:
         caller.kill()
         for process in processes:

