@@ -143,6 +143,9 @@ def start_fails(number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> lis
     start, tries = _client.SupervisorHandle.start, list[float]()
 
     class NoProcesses:
+        def get_start_method(self) -> str:
+            return "fork"
+
         def Process(self, **_: object) -> None:
             raise OSError(number, os.strerror(number))
 
