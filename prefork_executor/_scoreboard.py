@@ -204,19 +204,22 @@ class Scoreboard:
 
     Args:
         descriptor: an open file of at least :meth:`size_for` bytes. The board
-            owns it and closes it.
+            owns it and closes it. -1: it is not open here.
         slots: how many workers there can be.
+        mapped: the file, if somebody has mapped it for us. None: the board maps it.
     """
 
-    def __init__(self, descriptor: int, slots: int) -> None:
+    def __init__(self, descriptor: int, slots: int, mapped: memoryview | None = None) -> None:
         self.descriptor = descriptor
         self.slots = slots
         self.sections = Sections.of(slots)
         self._areas = self.sections.areas
-        size = min(os.fstat(descriptor).st_size, self.sections.end)
-        self._names = (size - self.sections.names) // NAME_BYTES
-        self._mapping = mmap.mmap(descriptor, size)
-        self._bytes = memoryview(self._mapping)
+        if mapped is None:
+            size = min(os.fstat(descriptor).st_size, self.sections.end)
+            mapped = memoryview(mmap.mmap(descriptor, size))
+        self._names = (len(mapped) - self.sections.names) // NAME_BYTES
+        self._bytes = mapped
+        self._is_open = True
         self.words = self._bytes[: self._areas].cast("Q")
         self._lock = threading.Lock()
         self._last_name = 0
@@ -323,10 +326,18 @@ class Scoreboard:
 
     def close(self) -> None:
         """Unmap and close the descriptor. Safe to call again."""
-        if self.descriptor < 0:
-            return
-        self.words.release()
-        self._bytes.release()
-        self._mapping.close()
-        posix.close(self.descriptor)
-        self.descriptor = -1
+        self.close_file()
+        if self._is_open:
+            self._is_open = False
+            mapping = self._bytes.obj
+            self.words.release()
+            self._bytes.release()
+            if isinstance(mapping, mmap.mmap):
+                mapping.close()
+
+    def close_file(self) -> None:
+        """In a process that runs code of the user's, which could write to the file by its
+        descriptor: close that. The memory is enough."""
+        if self.descriptor >= 0:
+            posix.close(self.descriptor)
+            self.descriptor = -1
