@@ -385,6 +385,12 @@ class WorkerChannels(NamedTuple):
         made.board.close_file()
         return made
 
+    def close(self) -> None:
+        for end in (self.tasks, self.yells):
+            end.close()
+        self.doorbell.close()
+        self.board.close()
+
 
 def new_board(slots: int) -> Scoreboard:
     """A board for so many workers.
@@ -410,12 +416,6 @@ def open_board(descriptor: int, slots: int) -> Scoreboard:
         posix.close(descriptor)
         raise
     return Scoreboard(descriptor, slots, mapped)
-
-    def close(self) -> None:
-        for end in (self.tasks, self.yells):
-            end.close()
-        self.doorbell.close()
-        self.board.close()
 
 
 def _pair(undo: contextlib.ExitStack) -> tuple[Socket, Socket]:

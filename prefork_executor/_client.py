@@ -35,7 +35,7 @@ from . import _scoreboard as sb
 from ._audit import MISSING_INTERVAL, Auditor
 from ._batches import Batches
 from ._channel import Packet, PoolChannels
-from ._chronicle import count_end
+from ._chronicle import count_the_left
 from ._culprit import describe
 from ._direct import DirectReader
 from ._dispatch import Dispatcher, Failed
@@ -977,7 +977,6 @@ class Client:
         if task is None or any(done.number == number for done in outcomes):
             return
         error = WorkerDied(pid, exitcode, signal, task.name, reason)
-        self._history.deaths += 1
         outcomes.append(Outcome(number, 0, None, error, is_death=True))
 
     def _on_failed_start(
@@ -1044,6 +1043,7 @@ class Client:
         pids = [slot.pid for slot in self._channels.board.read_all()]
         _posix.wait_until_gone(pids, GONE_WITHIN)
         self._channels.board.words[sb.MAIN] = 0
+        count_the_left(self._channels.board)
         with self._lock:
             supervisor.close()
             self._supervisor = None
@@ -1098,9 +1098,7 @@ class Client:
                 why = "a task has shut down the pool's channels" if self._is_cut else ""
                 self._lose(slot.task, outcomes, slot.pid, None, int(signal.SIGKILL), why)
             self._roster.ended(slot.pid, slot.born, -int(signal.SIGKILL))
-            count_end(self._channels.board, slot, was_told=False, is_crash=False)
             self._channels.board.clear(slot.place)
-            self._channels.board.words[sb.DONE_BEFORE] += slot.done
         self._dispatcher.is_held = True
         self._resolve(outcomes)
         self._dispatcher.ready.clear()
