@@ -370,7 +370,8 @@ class WorkerChannels(NamedTuple):
 
     @classmethod
     def receive(cls, control: Socket, slots: int) -> WorkerChannels:
-        """Wait for the descriptors that :meth:`PoolChannels.give_to` sends.
+        """Wait for the descriptors that :meth:`PoolChannels.give_to` sends. By that of the
+        board nobody can write here.
 
         Raises:
             EOFError: the client has gone.
@@ -382,7 +383,7 @@ class WorkerChannels(NamedTuple):
             doorbell=Doorbell(bell_read, bell_write),
             board=open_board(board, slots),
         )
-        made.board.close_file()
+        made.board.disarm()
         return made
 
     def close(self) -> None:

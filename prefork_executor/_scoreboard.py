@@ -329,7 +329,9 @@ class Scoreboard:
 
     def close(self) -> None:
         """Unmap and close the descriptor. Safe to call again."""
-        self.close_file()
+        if self.descriptor >= 0:
+            posix.close(self.descriptor)
+            self.descriptor = -1
         if self._is_open:
             self._is_open = False
             mapping = self._bytes.obj
@@ -338,9 +340,15 @@ class Scoreboard:
             if isinstance(mapping, mmap.mmap):
                 mapping.close()
 
-    def close_file(self) -> None:
+    def disarm(self) -> None:
         """In a process that runs code of the user's, which could write to the file by its
-        descriptor: close that. The memory is enough."""
-        if self.descriptor >= 0:
-            posix.close(self.descriptor)
-            self.descriptor = -1
+        descriptor: from now on that can only be read. (Who looks from outside finds the pool
+        by it.) Where this cannot be done, it is closed: the memory is enough."""
+        if self.descriptor < 0:
+            return
+        try:
+            readable = posix.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            readable = -1
+        posix.close(self.descriptor)
+        self.descriptor = readable

@@ -173,7 +173,7 @@ class PreforkPool:
     def _disown(self) -> None:
         """In a new child: close what belongs to the main process alone."""
         self._yells.close()
-        self._board.close_file()
+        self._board.disarm()
         if self._hook_process is not None:
             self._hook_process.let_go()
 
