@@ -37,11 +37,18 @@ before it asks the pipe, and then the message lies there while the others sleep.
 So after a death in IDLE, too, the pipe is emptied and its tasks are sent again; and
 when a worker was stopped by a signal, which comes to the same as long as it lasts.
 A worker that is told to leave as a message wakes it takes the message first.
+
+A message that is gone
+----------------------
+The user's code may read from a descriptor that is not its own, and so take a task from the
+pipe. Then workers are idle though tasks are in flight that none of them names. Where it has
+been so for two looks in a row, an audit is opened as well.
 """
 
 from __future__ import annotations
 
 import posix
+import time
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from . import _scoreboard as sb
@@ -50,6 +57,9 @@ from ._ledger import Ledger
 from ._scoreboard import Slot
 from ._wire import MOST_CALLS, Kind
 from .errors import ProtocolError
+
+MISSING_INTERVAL = 1.0
+"""Seconds between two looks for messages that are gone, while tasks are in flight."""
 
 
 class Audit:
@@ -103,6 +113,8 @@ class Auditor:
         self.dropped: list[str] = []
         """What was found in the pipe and was no task, to be logged without the lock: a
         handler of the user's may wait for a thread that submits."""
+        self._missing: set[int] = set()
+        self._missing_at = 0.0
 
     @property
     def is_at_work(self) -> bool:
@@ -120,8 +132,8 @@ class Auditor:
         while True:
             try:
                 packet = self._channels.recall.receive(DONTWAIT)
-            except BlockingIOError:
-                break
+            except (BlockingIOError, EOFError):
+                break  # Empty; or somebody has shut it down, which ends it as well.
             except ProtocolError as error:
                 self.dropped.append(str(error))
                 continue
@@ -145,6 +157,21 @@ class Auditor:
         frees their memory, which takes its time."""
         while self._unread:
             posix.close(self._unread.pop())
+
+    def look_for_missing(self) -> None:
+        """Open an audit if tasks are in nobody's hands though somebody waits for one."""
+        now = time.monotonic()
+        if now < self._missing_at or self._audits:
+            return
+        self._missing_at = now + MISSING_INTERVAL
+        before, self._missing = self._missing, set()
+        if not self._ledger.in_flight:
+            return
+        board = self._channels.board.read_all()
+        if any(slot.state == sb.IDLE for slot in board):
+            self._missing = self._ledger.in_flight.keys() - _held(board)
+            if self._missing & before:
+                self.open()
 
     def look(self) -> None:
         """Go on with those that wait for a worker to move."""

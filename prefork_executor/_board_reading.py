@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WINDOW = 60_000_000_000
 """Nanoseconds: a wait counts among the percentiles for so long after it was measured."""
 _STATES = {int(state): state.name.lower() for state in State}
+_LOOKS = 10
+"""How often to look for a moment at which what the board says of its workers agrees."""
 _SLOT_BYTES = sb.SLOT_WORDS * sb.WORD_BYTES
 
 Source = Callable[[int, int], bytes]
@@ -56,15 +58,25 @@ class BoardReader:
         return min(self._all, header[sb.USED])
 
     def slots(self, header: Sequence[int]) -> list[Slot]:
-        """Those that have a worker."""
+        """Those that have a worker which has not ended."""
         start, used = sb.HEADER_WORDS * sb.WORD_BYTES, self._used(header)
         words = words_of(self._source(start, used * _SLOT_BYTES))
         slots = [
             sb.slot_of(at // sb.SLOT_WORDS, words[at : at + sb.NAME + 1])
             for at in range(0, len(words) - sb.SLOT_WORDS + 1, sb.SLOT_WORDS)
-            if words[at + sb.PID]
+            if words[at + sb.PID] and not words[at + sb.ENDED]
         ]
         return [slot for slot in slots if slot.state in _STATES and slot.state]
+
+    def look(self, header: Callable[[], Sequence[int]]) -> tuple[Sequence[int], list[Slot]]:
+        """The header, and the slots that have a worker which has not ended, of one moment: in
+        between, no worker has been forked or has ended. If that goes on all the time, nearly."""
+        for _ in range(_LOOKS):
+            found = header()
+            slots = self.slots(found)
+            if found[sb.FORKS] == len(slots) + _ended(found):
+                break
+        return found, slots
 
     def name_of(self, slot: Slot) -> str | None:
         """The name of the task that it runs; None if it runs none, or it has no name."""
@@ -132,12 +144,18 @@ def seconds_at_max(header: Sequence[int], now: int) -> float:
     return (header[sb.FULL_FOR] + (max(0, now - since) if since else 0)) / 1e9
 
 
-def of_past(header: Sequence[int]) -> dict[str, Any]:
-    """What :class:`~prefork_executor.stats.PoolStats` takes as it stands in the header."""
+def _ended(header: Sequence[int]) -> int:
+    return header[sb.RETIREMENTS] + header[sb.DEATHS] + header[sb.OTHER_DEATHS]
+
+
+def of_past(header: Sequence[int], live: int) -> dict[str, Any]:
+    """What :class:`~prefork_executor.stats.PoolStats` takes as it stands in the header; with
+    so many workers, each fork being one of them or one that has ended."""
     return {
         "times_at_max": header[sb.FULL_TIMES],
-        "forks": header[sb.FORKS],
+        "forks": live + _ended(header),
         "retirements": header[sb.RETIREMENTS],
+        "deaths": header[sb.DEATHS],
         "other_deaths": header[sb.OTHER_DEATHS],
     }
 

@@ -32,6 +32,7 @@ from ._posix import (
     file_size_limit,
     is_at_end,
     map_private,
+    map_shared,
     pause,
     shared_file,
     socket_pair,
@@ -372,19 +373,22 @@ class WorkerChannels(NamedTuple):
 
     @classmethod
     def receive(cls, control: Socket, slots: int) -> WorkerChannels:
-        """Wait for the descriptors that :meth:`PoolChannels.give_to` sends.
+        """Wait for the descriptors that :meth:`PoolChannels.give_to` sends. By that of the
+        board nobody can write here.
 
         Raises:
             EOFError: the client has gone.
         """
         _, (tasks, yells, bell_read, bell_write, board, life) = receive_descriptors(control)
-        return cls(
+        made = cls(
             tasks=Socket(fileno=tasks),
             yells=Socket(fileno=yells),
             doorbell=Doorbell(bell_read, bell_write),
-            board=Scoreboard(board, slots),
+            board=open_board(board, slots),
             lifeline=Lifeline(life, -1),
         )
+        made.board.disarm()
+        return made
 
     def close(self) -> None:
         for end in (self.tasks, self.yells):
@@ -392,6 +396,32 @@ class WorkerChannels(NamedTuple):
         self.doorbell.close()
         self.board.close()
         self.lifeline.close()
+
+
+def new_board(slots: int) -> Scoreboard:
+    """A board for so many workers.
+
+    Raises:
+        OSError: no descriptor, or no room.
+    """
+    size = Scoreboard.size_for(slots, file_size_limit())
+    return open_board(shared_file(FILE_NAME, size), slots)
+
+
+def open_board(descriptor: int, slots: int) -> Scoreboard:
+    """The board in this file. No other descriptor of it is open but this, which the board
+    owns from now on.
+
+    Raises:
+        OSError: no room.
+    """
+    try:
+        size = min(os.fstat(descriptor).st_size, Scoreboard.size_for(slots))
+        mapped = map_shared(descriptor, size)
+    except BaseException:
+        posix.close(descriptor)
+        raise
+    return Scoreboard(descriptor, slots, mapped)
 
 
 def _pair(undo: contextlib.ExitStack) -> tuple[Socket, Socket]:
@@ -418,9 +448,7 @@ class PoolChannels:
             undo.callback(self.doorbell.close)
             self.lifeline = Lifeline.new()
             undo.callback(self.lifeline.close)
-            board = shared_file(FILE_NAME, Scoreboard.size_for(slots, file_size_limit()))
-            undo.callback(posix.close, board)
-            self.board = Scoreboard(board, slots)
+            self.board = new_board(slots)
             undo.pop_all()
         self.files = PayloadFiles(on_spare=self.wake)
         self.upstream = Receiver(self.yells)
@@ -445,12 +473,36 @@ class PoolChannels:
             self.send_marker(0)
 
     def send_marker(self, number: int) -> bool:
-        """Send a marker to oneself; False if the channel is full."""
+        """Send a marker to oneself; False if the channel is full, or cut."""
         try:
             self.yells_far.send(_wire.pack(_wire.Kind.MARKER, number), DONTWAIT)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionError):
             return False
         return True
+
+    def are_cut(self) -> bool:
+        """Whether somebody who has inherited an end has shut it down, for all who have it."""
+        nothing = _wire.pack(_wire.Kind.MARKER)
+        for end in (self.yells_far, self.tasks):
+            try:
+                end.send(nothing, DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return True
+        return False
+
+    def renew(self) -> None:
+        """Put new sockets in the places of the old. Whoever has an end here goes on with it;
+        nobody else has one any more.
+
+        Raises:
+            OSError: no descriptor left.
+        """
+        for olds in ((self.tasks, self._tasks_far), (self.yells, self.yells_far)):
+            for old, new in zip(olds, socket_pair(), strict=True):
+                os.dup2(new.fileno(), old.fileno(), inheritable=False)
+                new.close()
 
     def close(self) -> None:
         """Close every end. Safe to call again."""

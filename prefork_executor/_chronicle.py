@@ -18,8 +18,8 @@ FULL_SINCE      since when there are now (ns, monotonic clock); 0: there are not
 DECISIONS       decisions written so far to the ring of the latest
 ==============  ==================================================================
 
-Every fork is a live worker or in one of the three counts of ends (but for the moment
-between an end and its telling). They live on the board, so they outlive a supervisor.
+Every fork is a live worker or in one of the three counts of ends, whatever ended it. They
+live on the board, so they outlive a supervisor.
 """
 
 from __future__ import annotations
@@ -77,10 +77,24 @@ class Chronicle:
 
 
 def count_end(board: Scoreboard, slot: Slot, *, was_told: bool, is_crash: bool) -> None:
-    """Count the end of a worker by the kind that it was of."""
+    """Count the end of a worker by the kind that it was of. From now on it is not live."""
+    board.words[board.base(slot.place) + sb.ENDED] = 1
+    board.words[sb.DONE_BEFORE] += slot.done
     if slot.state == sb.BUSY:
         board.words[sb.DEATHS] += 1
     elif was_told or (slot.state == sb.LEAVING and not is_crash):
         board.words[sb.RETIREMENTS] += 1
     else:
         board.words[sb.OTHER_DEATHS] += 1
+
+
+def count_the_left(board: Scoreboard) -> None:
+    """Count the workers of a main process that was killed: they have ended with it. It may
+    not have said any more that it had forked one, or which."""
+    words = board.words
+    for slot in board.read_all():
+        if not words[board.base(slot.place) + sb.ENDED]:
+            count_end(board, slot, was_told=False, is_crash=False)
+    ended = words[sb.RETIREMENTS] + words[sb.DEATHS] + words[sb.OTHER_DEATHS]
+    words[sb.OTHER_DEATHS] += max(0, words[sb.FORKS] - ended)
+    words[sb.FORKS] = max(words[sb.FORKS], ended)

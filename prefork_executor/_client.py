@@ -32,10 +32,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 from . import _channel, _failures, _green, _lifetime, _pickling, _posix, _wire
 from . import _scoreboard as sb
-from ._audit import Auditor
+from ._audit import MISSING_INTERVAL, Auditor
 from ._batches import Batches
 from ._channel import Packet, PoolChannels
-from ._chronicle import count_end
+from ._chronicle import count_the_left
 from ._culprit import describe
 from ._direct import DirectReader
 from ._dispatch import Dispatcher, Failed
@@ -162,6 +162,7 @@ class Client:
         self._is_supervisor_ready = False
         self._restarts = Restarts()
         self._is_starting = False
+        self._is_cut = False
         self._history = History()
         self._recorder: Recorder | None = None
 
@@ -704,6 +705,8 @@ class Client:
         has_unsent = self._supervisor is not None and self._supervisor.has_unsent
         if self._auditor.is_at_work or self._dispatcher.is_to_try_again or has_unsent:
             waits.append(AUDIT_INTERVAL)
+        elif self._ledger.in_flight:
+            waits.append(MISSING_INTERVAL)
         return min(waits, default=None)
 
     def _read_batch(self, outcomes: list[Outcome], enough: int) -> bool:
@@ -713,6 +716,9 @@ class Client:
             try:
                 packet = self._direct.receive(self._channels.upstream)
             except BlockingIOError:
+                return False
+            except EOFError:
+                self._on_cut()
                 return False
             except ProtocolError as error:
                 logger.error(  # noqa: TRY400 - where we stood when it came says nothing
@@ -789,8 +795,12 @@ class Client:
             self._auditor.open()
         if self._supervisor is not None:
             self._supervisor.flush()
+        if self._dispatcher.is_cut and not self._is_cut:
+            self._on_cut()
         if self._auditor.is_at_work:
             self._auditor.look()
+        elif self._ledger.in_flight:
+            self._auditor.look_for_missing()
         if self._batches.look_at is not None:
             self._batches.look()
         if self._endings.look_at is not None:
@@ -1035,7 +1045,6 @@ class Client:
         if task is None or any(done.number == number for done in outcomes):
             return
         error = WorkerDied(pid, exitcode, signal, task.name, reason)
-        self._history.deaths += 1
         outcomes.append(Outcome(number, 0, None, error, is_death=True))
 
     def _on_failed_start(
@@ -1072,6 +1081,28 @@ class Client:
                 self._supervisor.tell(Kind.SHUTDOWN)
                 self._supervision.expect_sign()
 
+    def _on_cut(self) -> None:
+        """A task has shut down a channel, which it has inherited, for all who use it. Nobody
+        can say any more what has become of what runs: it ends, and another supervisor goes
+        on with new channels."""
+        if self._is_cut:
+            return
+        self._is_cut = True
+        logger.error("a task has shut down the pool's channels; what runs is ended")
+        self._waiter.unregister(self._channels.yells.fileno())
+        self._restarts.forgive()
+        with self._lock:
+            self._dispatcher.is_cut = True
+            if self._supervisor is not None:
+                self._supervisor.make_it_kill()
+
+    def _renew_channels(self) -> None:
+        with self._lock:
+            self._channels.renew()
+            self._waiter.register(self._channels.yells.fileno(), shared=True)
+            self._direct.watch_again()
+            self._is_cut = self._dispatcher.is_cut = False
+
     def _on_supervisor_end(self, supervisor: SupervisorHandle) -> None:
         self._waiter.unregister(supervisor.control.fileno())
         if (main := self._supervision.watched) is not None:
@@ -1085,11 +1116,14 @@ class Client:
         pids = [slot.pid for slot in board.read_all()]
         _posix.wait_until_gone(pids, board.descriptor, GONE_WITHIN)
         board.words[sb.MAIN] = board.words[sb.SIGN] = 0
+        count_the_left(board)
         with self._lock:
             supervisor.close()
             self._supervisor = None
         if self._is_to_end():
             return
+        if self._channels.are_cut():
+            self._on_cut()
         self._settle_after_supervisor()
         self._end_reloads(self._last_reload)
         # Closing, what was lost may have been the last; or the caller gave up.
@@ -1108,6 +1142,8 @@ class Client:
         if not self._restarts.is_due():
             return
         try:
+            if self._is_cut:
+                self._renew_channels()
             self._start_supervisor()
         except Exception as error:
             what = self._restarts.not_started(error)
@@ -1134,11 +1170,10 @@ class Client:
             if (recorder := self._recorder) is not None:
                 recorder.died(_as_killed(slot), self._ledger.in_flight)
             if slot.state == sb.BUSY:
-                self._lose(slot.task, outcomes, slot.pid, None, int(signal.SIGKILL))
+                why = "a task has shut down the pool's channels" if self._is_cut else ""
+                self._lose(slot.task, outcomes, slot.pid, None, int(signal.SIGKILL), why)
             self._roster.ended(slot.pid, slot.born, -int(signal.SIGKILL))
-            count_end(self._channels.board, slot, was_told=False, is_crash=False)
             self._channels.board.clear(slot.place)
-            self._channels.board.words[sb.DONE_BEFORE] += slot.done
         self._dispatcher.is_held = True
         self._resolve(outcomes)
         self._dispatcher.ready.clear()

@@ -123,6 +123,13 @@ class DirectReader:
             self._is_open = True
             undo.pop_all()
 
+    def watch_again(self) -> None:
+        """The channel has another socket than before, under the same descriptor."""
+        if self._is_open:
+            with contextlib.suppress(OSError):
+                self._waiter.unregister(self._receiver.end.fileno())
+            self._waiter.register(self._receiver.end.fileno(), shared=True)
+
     def close(self) -> None:
         """When every future has its end. If somebody is still about to leave, it is he who
         closes it. Safe to call again."""

@@ -52,10 +52,12 @@ class Dispatcher:
         self.was_interrupted = False
         """Whether a signal handler has raised while a task was being sent. Whether it
         has left is not known then, as after a death in TAKING."""
+        self.is_cut = False
+        """Whether the pipe was found to be shut down; nothing more is sent then."""
         self._tries_again = False
 
     def has_room(self) -> bool:
-        return not self.is_held and self._ledger.has_room(len(self.ready))
+        return not self.is_held and not self.is_cut and self._ledger.has_room(len(self.ready))
 
     def is_to_send_now(self) -> bool:
         """Whether a task that is submitted now had better be sent at once. If others
@@ -125,10 +127,10 @@ class Dispatcher:
         extra, names = self._about_all(batch)
         try:
             self._channels.tasks.send(_wire.pack_calls(first, bodies, extra, names), DONTWAIT)
-        except OSError:
+        except OSError as error:
             # Full; or the system has no memory for it, which comes to the same.
             ledger.take_back(range(first, last + 1))
-            self._on_full_pipe()
+            self._on_full_pipe(error)
             return False
         self._tries_again = False
         self._batches.sent(last)
@@ -185,9 +187,9 @@ class Dispatcher:
             elif task.parts is not None:
                 tasks = self._channels.tasks
                 _channel.send(tasks, Kind.CALL, task.number, extra, task.parts, DONTWAIT)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionError) as error:
             ledger.take_back([task.number])
-            self._on_full_pipe()
+            self._on_full_pipe(error)
             return False
         except BaseException as error:
             if not is_about_the_task(error):
@@ -212,10 +214,14 @@ class Dispatcher:
         # Left to the I/O thread, where no handler can raise again.
         self.was_interrupted = True
 
-    def _on_full_pipe(self) -> None:
+    def _on_full_pipe(self, error: OSError) -> None:
         """What fills the pipe are tasks in flight, and their outcomes make us try
         again. With none in flight it is the limit on the descriptors under way,
-        which all pools of one user share: then the I/O thread tries again by itself."""
-        if not self._ledger.in_flight and not self._tries_again:
+        which all pools of one user share: then the I/O thread tries again by itself.
+        If it is not full but was shut down, the I/O thread must see to that."""
+        if isinstance(error, ConnectionError):
+            self.is_cut = True
+            self._wake()
+        elif not self._ledger.in_flight and not self._tries_again:
             self._tries_again = True
             self._wake()

@@ -38,7 +38,6 @@ class Look(NamedTuple):
     waiting: int
     in_flight: int
     finished: int
-    deaths: int
     decisions: tuple[Decided, ...]
     peak: int
     main_not_shared: tuple[str, ...]
@@ -49,7 +48,6 @@ class History:
 
     def __init__(self) -> None:
         self.finished = 0
-        self.deaths = 0
         self.main_not_shared: tuple[str, ...] = ()
         self._peak = 0
         self._most_outstanding = 0
@@ -83,8 +81,8 @@ class History:
         slots: list[Slot] = []
         waits = b""
         if board is not None:
-            self._header = tuple(board.words[: sb.HEADER_WORDS])
-            slots = BoardReader(board.copy, board.slots).slots(self._header)
+            reader, words = BoardReader(board.copy, board.slots), board.words
+            self._header, slots = reader.look(lambda: tuple(words[: sb.HEADER_WORDS]))
             waits = board.copy(*board.span_of_waits())
         return Look(
             header=self._header,
@@ -94,7 +92,6 @@ class History:
             waiting=ledger.backlog,
             in_flight=len(ledger.in_flight),
             finished=self.finished,
-            deaths=self.deaths,
             decisions=tuple(self._decisions),
             peak=max(self._peak, len(slots)),
             main_not_shared=self.main_not_shared,
@@ -120,10 +117,9 @@ class History:
             waiting=look.waiting,
             in_flight=look.in_flight,
             finished=look.finished,
-            deaths=look.deaths,
             decisions=tuple(ScalingDecision(*decided) for decided in look.decisions),
             main_not_shared=look.main_not_shared,
-            **of_past(header),
+            **of_past(header, len(look.slots)),
         )
 
     def _memory_of(self, slots: Iterable[Slot]) -> dict[int, int | None]:

@@ -149,6 +149,7 @@ class WorkerPool:
         self._crashes = 0
         self._forks = 0
         self._failed_forks = 0
+        self._live_at_failure: int | None = None
         self._is_all_done = False
         self._last_crash = 0
         self._may_settle = False
@@ -233,7 +234,6 @@ class WorkerPool:
     def bury(self, death: Death) -> None:
         """Free the slot of a worker whose death has been told."""
         self.board.clear(death.slot)
-        self.board.words[sb.DONE_BEFORE] += death.done
         self._unburied -= 1
 
     # --- regulating -------------------------------------------------------------------
@@ -312,6 +312,7 @@ class WorkerPool:
             crashes=self._crashes,
             forks=self._forks,
             failed_forks=self._failed_forks,
+            live_at_failure=self._live_at_failure,
             settled=settled,
         )
 
@@ -406,6 +407,7 @@ class WorkerPool:
 
     def _fork_failed(self, error: OSError) -> None:
         self._failed_forks += 1
+        self._live_at_failure = len(self._workers) + self._unburied
         self.failed_forks += 1
         self._check_at = 0.0
         logger.warning("a worker could not be forked: %s", error)

@@ -27,6 +27,7 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
 import math
@@ -150,6 +151,7 @@ def shared_file(name: str, size: int) -> int:
         os.unlink(path)
     try:
         os.ftruncate(descriptor, size)
+        _seal(descriptor)
     except BaseException:
         posix.close(descriptor)
         raise
@@ -161,7 +163,7 @@ def _memory_file(name: str) -> int | None:
     if FALLBACK:
         return None
     try:
-        return os.memfd_create(name, os.MFD_CLOEXEC)
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
             raise
@@ -175,6 +177,16 @@ def file_size_limit() -> int | None:
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _seal(descriptor: int) -> None:
+    """Whoever has the file may not change its size: those who have mapped it would be
+    killed (SIGBUS) when they look behind its new end. Without effect on other files than
+    those in memory."""
+    if not FALLBACK:
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
 
 
 @functools.cache
@@ -200,12 +212,26 @@ def map_private(descriptor: int, size: int) -> memoryview:
     Raises:
         OSError: no room.
     """
+    return _map(descriptor, size, mmap.MAP_PRIVATE)
+
+
+def map_shared(descriptor: int, size: int) -> memoryview:
+    """The same, mapped as one memory for all who do. So those who run the user's code
+    need no descriptor, by which that code could write to the file.
+
+    Raises:
+        OSError: no room.
+    """
+    return _map(descriptor, size, mmap.MAP_SHARED)
+
+
+def _map(descriptor: int, size: int, kind: int) -> memoryview:
     if sys.version_info >= (3, 13):
-        return memoryview(mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, trackfd=False))
+        return memoryview(mmap.mmap(descriptor, size, kind, trackfd=False))
     import ctypes
 
     access = mmap.PROT_READ | mmap.PROT_WRITE
-    address = libc().mmap(None, size, access, mmap.MAP_PRIVATE, descriptor, 0)
+    address = libc().mmap(None, size, access, kind, descriptor, 0)
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     mapped = (ctypes.c_ubyte * size).from_address(address)

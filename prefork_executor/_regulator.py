@@ -42,7 +42,9 @@ with that wait between them. Each crash of what was started since doubles the
 wait, up to BACKOFF_MOST; those of workers from before do not, or a burst that
 dies as one would cost the longest wait at once. A worker that settles down ends
 the row, and with it the probation. Failed forks are held in the same manner,
-from the first one on; a fork that succeeds ends their row.
+from the first one on; a fork that succeeds ends their row. That wait belongs to
+growth: where there are fewer workers than there were when the fork failed, their
+places are free, and they are replaced without it.
 
 Sources of the ideas: Apache httpd's prefork MPM (idle spares between a minimum
 and a maximum, the doubling spawn rate), uWSGI's backlog cheaper (growth by
@@ -106,8 +108,9 @@ class Counts(NamedTuple):
     ``backlog`` is the number of tasks that wait as far as the pool can see;
     ``outstanding`` that of all tasks not resolved, as far as their owner knows
     (None: nobody counts them). ``crashes``, ``forks`` and ``failed_forks`` are what
-    was seen since the last call; ``settled`` says that some worker started after
-    the last crash has proved itself.
+    was seen since the last call, ``live_at_failure`` how many workers there were when the
+    last of these forks failed (None: as many as now); ``settled`` says that some worker
+    started after the last crash has proved itself.
     """
 
     now: float
@@ -122,6 +125,7 @@ class Counts(NamedTuple):
     crashes: int = 0
     forks: int = 0
     failed_forks: int = 0
+    live_at_failure: int | None = None
     settled: bool = False
 
     @property
@@ -167,6 +171,7 @@ class Memory(NamedTuple):
     last_growth: float = -math.inf
     crashes: Row = Row()
     failed_forks: Row = Row()
+    live_at_failure: int = 0
     doubt_since: float | None = None
     last_look: float = -math.inf
 
@@ -202,9 +207,11 @@ def regulate(counts: Counts, limits: Limits, memory: Memory) -> tuple[Decision, 
     wanted = min(room, max(promised, counts.backlog + limits.min_spare - counts.spares))
     if wanted <= 0:
         decision = _shrink(counts, limits)
-    elif counts.now < memory.held_until:
+    elif counts.now < memory.held_until and not (freed := _freed(counts, memory)):
         wait = memory.held_until - counts.now
         return Decision(reason=_why_held(memory), check_in=wait), memory
+    elif counts.now < memory.held_until:
+        decision, memory = _grow(counts, limits, memory, min(promised, freed), min(wanted, freed))
     else:
         decision, memory = _grow(counts, limits, memory, promised, wanted)
     return _listen(decision, counts, limits, memory)
@@ -218,9 +225,22 @@ def _note_failures(counts: Counts, memory: Memory) -> Memory:
         crashes = Row()
     if counts.forks:
         failed_forks = Row()
+    live_at_failure = memory.live_at_failure
     if counts.failed_forks:
         failed_forks = failed_forks.longer_by(counts.failed_forks, 0, counts.now)
-    return memory._replace(crashes=crashes, failed_forks=failed_forks)
+        known = counts.live_at_failure
+        live_at_failure = counts.live if known is None else known
+    return memory._replace(
+        crashes=crashes, failed_forks=failed_forks, live_at_failure=live_at_failure
+    )
+
+
+def _freed(counts: Counts, memory: Memory) -> int:
+    """How many workers may be started though forks have failed: in the places of those that
+    have ended since."""
+    if counts.now < memory.crashes.until:
+        return 0
+    return max(0, memory.live_at_failure - counts.live)
 
 
 def _promised_lack(counts: Counts, limits: Limits, memory: Memory) -> int:

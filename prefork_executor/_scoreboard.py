@@ -48,6 +48,8 @@ slot UNSENT         worker     bytes of outcomes in the slot's *area* that have 
 slot NAME           worker     the index of the name of the task's function, written before
                                STATE = BUSY
 slot ASKED          worker     1: a signal from outside has asked it to leave
+slot ENDED          pool       1: the worker has been reaped, and counted among those that have
+                               ended; who counts the live leaves it out
 ==================  =========  ==================================================
 
 Behind the slots, and the areas of which the next paragraph tells, there are sections of
@@ -123,6 +125,7 @@ NEVER = 2**64 - 1
 """In ENOUGH: whatever OUTSTANDING is, do not ring."""
 HEADER_WORDS = 40
 PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE, RECALL, UNSENT, NAME, ASKED, DOOMED = range(13)
+ENDED = 13
 SLOT_WORDS = 16
 """One slot fills two 64-byte cache lines: workers do not slow each other's marks."""
 WORD_BYTES = 8
@@ -206,19 +209,22 @@ class Scoreboard:
 
     Args:
         descriptor: an open file of at least :meth:`size_for` bytes. The board
-            owns it and closes it.
+            owns it and closes it. -1: it is not open here.
         slots: how many workers there can be.
+        mapped: the file, if somebody has mapped it for us. None: the board maps it.
     """
 
-    def __init__(self, descriptor: int, slots: int) -> None:
+    def __init__(self, descriptor: int, slots: int, mapped: memoryview | None = None) -> None:
         self.descriptor = descriptor
         self.slots = slots
         self.sections = Sections.of(slots)
         self._areas = self.sections.areas
-        size = min(os.fstat(descriptor).st_size, self.sections.end)
-        self._names = (size - self.sections.names) // NAME_BYTES
-        self._mapping = mmap.mmap(descriptor, size)
-        self._bytes = memoryview(self._mapping)
+        if mapped is None:
+            size = min(os.fstat(descriptor).st_size, self.sections.end)
+            mapped = memoryview(mmap.mmap(descriptor, size))
+        self._names = (len(mapped) - self.sections.names) // NAME_BYTES
+        self._bytes = mapped
+        self._is_open = True
         self.words = self._bytes[: self._areas].cast("Q")
         self._lock = threading.Lock()
         self._last_name = 0
@@ -325,10 +331,26 @@ class Scoreboard:
 
     def close(self) -> None:
         """Unmap and close the descriptor. Safe to call again."""
+        if self.descriptor >= 0:
+            posix.close(self.descriptor)
+            self.descriptor = -1
+        if self._is_open:
+            self._is_open = False
+            mapping = self._bytes.obj
+            self.words.release()
+            self._bytes.release()
+            if isinstance(mapping, mmap.mmap):
+                mapping.close()
+
+    def disarm(self) -> None:
+        """In a process that runs code of the user's, which could write to the file by its
+        descriptor: from now on that can only be read. (Who looks from outside finds the pool
+        by it.) Where this cannot be done, it is closed: the memory is enough."""
         if self.descriptor < 0:
             return
-        self.words.release()
-        self._bytes.release()
-        self._mapping.close()
+        try:
+            readable = posix.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            readable = -1
         posix.close(self.descriptor)
-        self.descriptor = -1
+        self.descriptor = readable

@@ -161,8 +161,10 @@ class Worker:
                 self._leave()
                 self._finalize()
         except ConnectionError:
-            # The caller has gone; nobody is left who could want an outcome.
-            self._leave()
+            # The caller has gone, or somebody has shut down our channel. In that case the slot
+            # must go on saying which task has begun here.
+            if self._words[self._base + sb.STATE] != sb.BUSY:
+                self._leave()
         finally:
             self._exit.run()
 

@@ -44,12 +44,13 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from . import _posix, _random_streams, _raw_options
+from ._channel import new_board
 from ._kid import Kid, YellFlags
 from ._pool import WorkerPool
 from ._posix import Doorbell, Handler
 from ._raw_options import ChildSignals, Spares
 from ._regulator import Limits
-from ._scoreboard import FILE_NAME, RAW, Scoreboard
+from ._scoreboard import RAW
 from ._yell_hook import DataHook, HookProcess, YellReader
 
 __all__ = [
@@ -148,8 +149,7 @@ class PreforkPool:
         opened.callback(self._yells_far.close)
         self._doorbell = Doorbell.new()
         opened.callback(self._doorbell.close)
-        size = Scoreboard.size_for(limits.max_workers, _posix.file_size_limit())
-        self._board = Scoreboard(_posix.shared_file(FILE_NAME, size), limits.max_workers)
+        self._board = new_board(limits.max_workers)
         opened.callback(self._board.close)
         self._board.introduce(RAW, self._main, **limits.spares)
         self._pool = WorkerPool(
@@ -173,6 +173,7 @@ class PreforkPool:
     def _disown(self) -> None:
         """In a new child: close what belongs to the main process alone."""
         self._yells.close()
+        self._board.disarm()
         if self._hook_process is not None:
             self._hook_process.let_go()
 

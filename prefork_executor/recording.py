@@ -125,7 +125,12 @@ def _checked(name: str, path: str | os.PathLike[str]) -> Path:
 def _write(path: Path, pieces: Iterable[str]) -> None:
     """All or nothing: whoever looks sees the old file or the new one."""
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", prefix=f".{path.name}.", dir=path.parent, delete=False
+        "w",
+        encoding="utf-8",
+        errors="backslashreplace",  # A function's name may have half a surrogate pair.
+        prefix=f".{path.name}.",
+        dir=path.parent,
+        delete=False,
     ) as file:
         try:
             file.writelines(pieces)

@@ -344,8 +344,8 @@ class _Board:
     def status(self) -> PoolStatus:
         """What it says now. Raises PoolEnded."""
         self._check_alive()
-        header, now = self._header(), time.monotonic_ns()
-        slots = self._reader.slots(header)
+        header, slots = self._reader.look(self._header)
+        now = time.monotonic_ns()
         backlog = reading.backlog(header[sb.OUTSTANDING], slots)
         timeout = header[sb.IDLE_TIMEOUT]
         return PoolStatus(
@@ -368,9 +368,8 @@ class _Board:
             peak_workers=max(header[sb.PEAK], len(slots)),
             seconds_at_max=reading.seconds_at_max(header, now),
             waits=self._reader.waits(header, now),
-            deaths=header[sb.DEATHS],
             decisions=self._reader.decisions(header),
-            **reading.of_past(header),
+            **reading.of_past(header, len(slots)),
         )
 
     def _check_alive(self) -> None:

@@ -510,6 +510,17 @@ def test_an_old_file_is_replaced_in_one_step_and_keeps_its_mode(tmp_path: Path) 
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_half_a_surrogate_pair_in_a_name_is_written_as_an_escape(tmp_path: Path) -> None:
+    def odd() -> None: ...
+
+    odd.__qualname__ = "a\ud800b"
+    with PreforkExecutor(1, "fork") as executor:
+        with executor.record(tmp_path / "run.json", tmp_path / "run.html"):
+            executor.submit(odd).result(BOUND)
+    assert any("a\ud800b" in event["name"] for event in events_of(tmp_path / "run.json"))
+    assert r"a\ud800b" in (tmp_path / "run.html").read_text(encoding="utf-8")
+
+
 def test_timeouts_are_told_from_deaths(tmp_path: Path) -> None:
     with PreforkExecutor(1, retries=1) as executor:
         with executor.record(tmp_path / "run.json"):

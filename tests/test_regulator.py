@@ -472,6 +472,36 @@ def test_failed_forks_wait_from_the_first_on() -> None:
     assert waits == pytest.approx(expected)
 
 
+def test_the_place_of_a_worker_that_has_ended_is_taken_though_forks_have_failed() -> None:
+    """There was room for it a moment ago."""
+    limits, now, memory = pool_of(8, min_spare=0), 0.0, BEGUN
+    for _ in range(6):
+        decision, memory = ask(limits, memory, now=now, busy=3, backlog=9, failed_forks=1)
+        assert decision.start == 0
+        now += decision.check_in or 0.0
+        decision, memory = ask(limits, memory, now=now, busy=3, backlog=9)
+        assert decision.start == 1
+    decision, memory = ask(limits, memory, now=now, busy=3, backlog=9, failed_forks=1)
+    assert decision.check_in == BACKOFF_FIRST * 2**6
+    decision, memory = ask(limits, memory, now=now + 1, busy=2, backlog=9)
+    assert decision.start == 1
+    decision, _ = ask(limits, memory, now=now + 1.1, starting=1, busy=2, backlog=9)
+    assert decision.start == 0, "no more than have ended"
+
+
+def test_a_worker_that_ended_before_the_look_at_a_failed_fork_is_replaced_as_well() -> None:
+    seen = {"busy": 2, "backlog": 9, "failed_forks": 1, "live_at_failure": 3}
+    decision, _ = ask(pool_of(8, min_spare=0), BEGUN, now=0.0, **seen)
+    assert decision.start == 1
+
+
+def test_a_crash_loop_waits_whatever_has_become_of_forks() -> None:
+    limits = pool_of(8, min_spare=4)
+    seen = {"crashes": FREE_CRASHES + 1, "failed_forks": 1, "live_at_failure": 3}
+    decision, _ = ask(limits, BEGUN, now=0.0, **seen)
+    assert (decision.start, decision.check_in) == (0, BACKOFF_FIRST)
+
+
 def test_a_fork_that_succeeds_ends_the_row_of_those_that_failed() -> None:
     limits = pool_of(8, min_spare=4)
     decision, memory = ask(limits, BEGUN, now=0.0, failed_forks=4)

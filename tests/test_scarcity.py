@@ -11,6 +11,7 @@ import gc
 import itertools
 import logging
 import os
+import posix
 import resource
 import signal
 import time
@@ -252,7 +253,7 @@ def test_a_caller_without_descriptors_whose_supervisor_dies_gets_another_when_th
 
 def no_forks_while(flag: Path, attempts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the supervisor, forks fail while the file is there."""
-    fork, caller = os.fork, os.getpid()
+    fork, caller = posix.fork, os.getpid()
 
     def refuse() -> int:
         if os.getpid() != caller and flag.exists():
@@ -261,7 +262,7 @@ def no_forks_while(flag: Path, attempts: Path, monkeypatch: pytest.MonkeyPatch) 
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return fork()
 
-    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(posix, "fork", refuse)
 
 
 def test_tasks_wait_while_no_worker_can_be_forked(
@@ -303,6 +304,29 @@ def test_while_no_worker_can_be_forked_those_there_are_do_the_work(
         gate.touch()
         assert {future.result(BOUND) for future in futures} == {worker}
         flag.unlink()
+
+
+def test_a_worker_that_dies_while_no_more_can_be_forked_is_replaced_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag, attempts, started = (tmp_path / name for name in ("flag", "attempts", "started"))
+    gate = tmp_path / "gate"
+    no_forks_while(flag, attempts, monkeypatch)
+    with ended_at_once(PreforkExecutor(8, "fork", min_spare_workers=0)) as executor:
+        worker_of(executor)
+        flag.touch()
+        for _ in range(16):
+            executor.submit(run_until, str(gate), str(started))
+        eventually(lambda: len(lines(attempts)) >= 7)
+        busy = [worker.pid for worker in executor.stats().workers if worker.state == "busy"]
+        assert len(lines(started)) == len(busy) < 8
+        last = float(lines(attempts)[-1])
+        flag.unlink()
+        os.kill(busy[0], signal.SIGKILL)
+        eventually(lambda: len(lines(started)) > len(busy))
+        # The next attempt to grow was due 6.4 s after the last.
+        assert time.monotonic() - last < 5
+        gate.touch()
 
 
 FEW_PROCESSES = """

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import BOUND, eventually
+from injection import supervisor_of
 from light_tasks import run_until, square
 
-from prefork_executor import ExecutorStats, PreforkExecutor
+from prefork_executor import ExecutorStats, PreforkExecutor, WorkerDied, status
 from prefork_executor import _scoreboard as sb
 from prefork_executor._board_reading import (
     BoardReader,
@@ -28,7 +29,7 @@ from prefork_executor._board_reading import (
 from prefork_executor._chronicle import Chronicle
 from prefork_executor._posix import FALLBACK, shared_file
 from prefork_executor._scoreboard import Scoreboard, Slot
-from prefork_executor.stats import Waits
+from prefork_executor.stats import PoolStats, Waits
 
 MILLISECOND = 1_000_000
 
@@ -179,6 +180,39 @@ def test_every_fork_is_alive_or_has_ended_in_one_way(tmp_path: Path) -> None:
         assert executor.stats().other_deaths == 0
     assert executor.stats().forks >= 7, "it tells of the past when it has been shut down"
     assert executor.stats().workers == ()
+
+
+def ends(stats: PoolStats) -> int:
+    return stats.retirements + stats.deaths + stats.other_deaths
+
+
+def test_every_fork_is_alive_or_has_ended_whenever_one_looks(start_method: str) -> None:
+    """While workers come and go, after all were killed, after a supervisor's death and a
+    shutdown; and whoever looks from outside sees the same."""
+    looks: list[PoolStats] = []
+    with PreforkExecutor(3, start_method, max_tasks_per_child=3) as executor:
+        futures = [executor.submit(square, n) for n in range(90)]
+        while not all(future.done() for future in futures):
+            looks += [executor.stats(), status.read(os.getpid())]
+        held = [executor.submit(time.sleep, BOUND) for _ in range(3)]
+        eventually(lambda: executor.stats().busy == 3)
+        executor.kill_workers()
+        assert all(future.exception(BOUND) is not None for future in held)
+        looks.append(executor.stats())
+        eventually(lambda: executor.stats().deaths == 3)
+        held = [executor.submit(time.sleep, BOUND) for _ in range(3)]
+        eventually(lambda: executor.stats().busy == 3)
+        supervisor_of(executor).kill()
+        assert all(isinstance(future.exception(BOUND), WorkerDied) for future in held)
+        looks.append(executor.stats())
+        assert looks[-1].deaths == 6
+        assert executor.submit(square, 3).result(BOUND) == 9
+        outside = status.read(os.getpid())
+        for name in ("forks", "retirements", "deaths", "other_deaths"):
+            assert getattr(outside, name) == getattr(executor.stats(), name)
+    looks.append(executor.stats())
+    assert looks[-1].workers == ()
+    assert [look.forks for look in looks] == [len(look.workers) + ends(look) for look in looks]
 
 
 def test_looking_ten_times_a_second_changes_no_result() -> None:
