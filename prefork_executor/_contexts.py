@@ -76,15 +76,19 @@ def _described(given: object) -> str:
     return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
 
 
-def connection_for(context: Any, descriptor: int) -> Any:
-    """A connection that owns the descriptor, and that the context's package can give to a
-    process that it starts. (A socket it could not, if the program is patched by gevent.)"""
+def connection_type(context: Any) -> Any:
+    """The type of what the context's package can give to a process that it starts, made
+    from a descriptor. (A socket it could not, if the program is patched by gevent.)
+
+    Raises:
+        OSError: no descriptor.
+    """
     if isinstance(context, BaseContext) or not hasattr(context, "Pipe"):
-        return Connection(descriptor)
+        return Connection
     ends = context.Pipe(duplex=False)
     for end in ends:
         end.close()
-    return type(ends[0])(descriptor)
+    return type(ends[0])
 
 
 def dumps(context: Any, thing: object) -> bytes:
