@@ -114,6 +114,17 @@ def _kin() -> Iterator[Any]:
             yield module
 
 
+def starters_name() -> str:
+    """In a process that a context has started: the name of the one that has done so. The
+    package whose context it was knows it; for the others this is a main process."""
+    for package in ("multiprocessing", "multiprocess", "billiard"):
+        module: Any = sys.modules.get(f"{package}.process")
+        name = getattr(module and module.current_process(), "_parent_name", None)
+        if name is not None:
+            return str(name)
+    return "MainProcess"
+
+
 def tell_kin_of_fork() -> None:
     """In a new worker. For multiprocessing itself its Process does so."""
     for util in _kin():
