@@ -76,15 +76,19 @@ def _described(given: object) -> str:
     return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
 
 
-def connection_for(context: Any, descriptor: int) -> Any:
-    """A connection that owns the descriptor, and that the context's package can give to a
-    process that it starts. (A socket it could not, if the program is patched by gevent.)"""
+def connection_type(context: Any) -> Any:
+    """The type of what the context's package can give to a process that it starts, made
+    from a descriptor. (A socket it could not, if the program is patched by gevent.)
+
+    Raises:
+        OSError: no descriptor.
+    """
     if isinstance(context, BaseContext) or not hasattr(context, "Pipe"):
-        return Connection(descriptor)
+        return Connection
     ends = context.Pipe(duplex=False)
     for end in ends:
         end.close()
-    return type(ends[0])(descriptor)
+    return type(ends[0])
 
 
 def dumps(context: Any, thing: object) -> bytes:
@@ -108,6 +112,17 @@ def _kin() -> Iterator[Any]:
     for name in _KIN:
         if (module := sys.modules.get(name)) is not None:
             yield module
+
+
+def starters_name() -> str:
+    """In a process that a context has started: the name of the one that has done so. The
+    package whose context it was knows it; for the others this is a main process."""
+    for package in ("multiprocessing", "multiprocess", "billiard"):
+        module: Any = sys.modules.get(f"{package}.process")
+        name = getattr(module and module.current_process(), "_parent_name", None)
+        if name is not None:
+            return str(name)
+    return "MainProcess"
 
 
 def tell_kin_of_fork() -> None:

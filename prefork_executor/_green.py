@@ -22,8 +22,11 @@ Neither library is imported here: whoever is patched by one has loaded it.
 from __future__ import annotations
 
 import _thread
+import os
+import posix
 import select
 import sys
+import types
 from collections.abc import Callable
 
 TYPE_CHECKING = False
@@ -45,6 +48,12 @@ def threads_are_green() -> bool:
         (gevent is not None and gevent.is_module_patched("threading"))
         or (eventlet is not None and eventlet.is_monkey_patched("thread"))
     )
+
+
+def system() -> types.ModuleType:
+    """``os``, for ``fork`` and ``waitpid``: whoever has put others there means us, too, a
+    debugger, say; but for gevent and eventlet, whose are for greenlets."""
+    return posix if _may_be_patched() else os
 
 
 def _may_be_patched() -> bool:

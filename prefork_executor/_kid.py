@@ -3,14 +3,26 @@
 Every change of its status rings the doorbell, because the main process waits for
 nothing else.
 
-How accept loses no connection
-------------------------------
-The main process retires idle children, and may be wrong about one: it may have just
-taken a connection and not yet said so. So a child that takes connections here never
-dies of SIGTERM: from its first accept on, a handler only records the signal and wakes
-the wait. Whoever was woken looks for a connection before it looks whether to leave,
-because the kernel wakes one child a connection, and the others would sleep on. A
-handler of the user's own for SIGTERM is called when the child leaves.
+How a child that is retired loses nothing
+-----------------------------------------
+The main process retires idle children by SIGTERM, and may be wrong about one: it may have
+just taken a connection and not yet said so. So SIGTERM meets a handler of ours first. If the
+signal retires the child, and that is busy or has taken something since it was last idle (see
+`_takes.py`), it goes on, and leaves when it is idle again: by ``idle``, or by asking
+for more. In every other case it leaves at once. To leave is to call the handler that the user
+has for SIGTERM, or the signal's default effect.
+
+* A signal that comes between the interpreter's last look for signals and a system call that
+  waits is not noticed until that call returns. So a child that does not say that it has HEARD
+  is sent another.
+* A signal from outside, and that of ``pf_done``, which DOOMED tells apart, is passed on at once.
+* The user's own handler may be installed at any time. It is taken over when the child next
+  says what it does, or asks for work.
+
+A child that takes connections by ``accept`` here never dies of SIGTERM: from its first accept
+on, the handler only records the signal and wakes the wait. Whoever was woken looks for a
+connection before it looks whether to leave, because the kernel wakes one child a connection,
+and the others would sleep on. A handler of the user's own is called when the child leaves.
 
 A sibling that is killed in the moment it was woken takes the wake-up with it. That is
 why a wait ends after LOOK_AGAIN seconds and the child looks for itself.
@@ -18,12 +30,14 @@ why a wait ends after LOOK_AGAIN seconds and the child looks for itself.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import pickle
 import signal
 import socket
 import time
+import types
 from typing import Any, NoReturn
 
 from . import _channel, _posix
@@ -32,6 +46,7 @@ from ._handlers import let_through
 from ._pool import Seat
 from ._posix import Doorbell, Handler, Socket, Waiter
 from ._scoreboard import Scoreboard
+from ._takes import Takes
 from ._tuples import NamedTuple
 from ._wire import Kind
 
@@ -95,7 +110,13 @@ class Kid:
         self._bell: Doorbell | None = None
         self._listener = -1
         self._terminated = False
-        self._their_handler: Handler = signal.SIG_DFL
+        self._is_to_leave = False
+        self._theirs: Handler = signal.SIG_DFL
+        self._ours = self._on_sigterm  # One object: whether it is installed is asked often.
+        self._thread = _thread.get_ident()
+        self._takes = Takes(self._before_take)
+        self._adopt()
+        self._takes.begin()
         self._mark(sb.IDLE)
 
     @property
@@ -113,14 +134,67 @@ class Kid:
             self._doorbell.ring()
 
     def busy(self) -> None:
+        self._adopt()
         if self._state != sb.BUSY:
             self._mark(sb.BUSY)
+        self._takes.clear()
 
     def idle(self) -> None:
+        self._adopt()
+        self._takes.clear()
         if self._state != sb.IDLE:
             if self._state == sb.BUSY:
                 self._words[self._base + sb.DONE] += 1
             self._mark(sb.IDLE)
+        if self._is_to_leave:
+            self._give_way(signal.SIGTERM, None)
+
+    # --- SIGTERM ----------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Stand before the handler that the user has installed, if it is a new one."""
+        theirs = signal.getsignal(signal.SIGTERM)
+        is_at_rest = theirs == signal.SIG_IGN or theirs is None
+        if theirs is self._ours or is_at_rest or _thread.get_ident() != self._thread:
+            return
+        self._theirs = theirs
+        _posix.set_handler(signal.SIGTERM, self._ours)
+
+    def _before_take(self) -> bool:
+        """As it asks for work. False: what it gets is not the work that it is idle for."""
+        if self._state != sb.IDLE or _thread.get_ident() != self._thread:
+            return False
+        self._adopt()
+        if self._is_to_leave:  # It has had what it was let go on for.
+            self._takes.clear()
+            self._give_way(signal.SIGTERM, None)
+        return True
+
+    def _on_sigterm(self, number: int, frame: types.FrameType | None) -> None:
+        words, base = self._words, self._base
+        if os.getpid() != self._pid:
+            self._give_way(number, frame)  # It has forked, and this is no child of the pool.
+            return
+        words[base + sb.HEARD] = 1
+        if self._bell is not None:
+            self._terminated = True
+        elif (
+            words[base + sb.RETIRE]
+            and not words[base + sb.DOOMED]
+            and (self._state == sb.BUSY or self._takes)
+        ):
+            self._is_to_leave = True
+        else:
+            self._give_way(number, frame)
+
+    def _give_way(self, number: int, frame: types.FrameType | None) -> None:
+        """Do what the signal would have done."""
+        self._is_to_leave = False
+        if callable(self._theirs):
+            self._theirs(number, frame)
+            return
+        _posix.set_handler(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
     # --- taking connections -----------------------------------------------------------------
 
@@ -165,11 +239,10 @@ class Kid:
 
     def _depart(self) -> None:
         self._mark(sb.LEAVING)
-        theirs = self._their_handler
-        if callable(theirs):
-            signal.signal(signal.SIGTERM, theirs)
+        if callable(self._theirs):
+            _posix.set_handler(signal.SIGTERM, self._theirs)
             if self._terminated:
-                theirs(signal.SIGTERM, None)
+                self._theirs(signal.SIGTERM, None)
 
     def _waiter_for(self, listener: socket.socket) -> Waiter:
         if self._waiter is None:
@@ -186,17 +259,12 @@ class Kid:
         return self._waiter
 
     def _record_sigterm(self, waiter: Waiter) -> None:
-        theirs = signal.getsignal(signal.SIGTERM)
-        if theirs == signal.SIG_IGN:
+        self._adopt()
+        if signal.getsignal(signal.SIGTERM) is not self._ours:
             return
         self._bell = Doorbell.new()
         waiter.register(self._bell.read_end)
         signal.set_wakeup_fd(self._bell.write_end, warn_on_full_buffer=False)
-        self._their_handler = theirs
-        signal.signal(signal.SIGTERM, self._note_sigterm)
-
-    def _note_sigterm(self, _signum: int, _frame: object) -> None:
-        self._terminated = True
 
     # --- speaking and leaving -----------------------------------------------------------------
 

@@ -65,6 +65,9 @@ INSIST_INTERVAL = 0.01
 signal for that."""
 INSIST_FOR = 1.0
 """Seconds after which nobody looks for that any more."""
+REMIND_AFTER = 0.05
+"""Seconds after which a raw child is sent SIGTERM again that seems not to have noticed; and
+after as long again as it has been by then."""
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at the workers of a pool that closes."""
 LOOK_LATE = 0.01
@@ -89,6 +92,7 @@ class _Worker:
         self.leash = leash
         self.is_old = False
         self.retired_at: int | None = None
+        self.remind_at = 0
         self.ended_at: int | None = None
         self.patience: float | None = None
         self.taking: tuple[int, int] | None = None
@@ -542,6 +546,7 @@ class WorkerPool:
             worker.retired_at = time.monotonic_ns()
             self.board.words[self.board.base(worker.slot) + sb.RETIRE] = 1
             if self._retire_signal is not None:
+                worker.remind_at = worker.retired_at + int(REMIND_AFTER * _NANO)
                 _posix.send_signal(worker.pid, self._retire_signal)
 
     def _let_go(self, worker: _Worker) -> None:
@@ -565,6 +570,8 @@ class WorkerPool:
             self.look_again()
 
     def _end(self, worker: _Worker, number: int) -> None:
+        # Before the signal is sent: this one is no mere retirement.
+        self.board.words[self.board.base(worker.slot) + sb.DOOMED] = 1
         worker.ended_at = worker.ended_at or time.monotonic_ns()
         is_told = worker.retired_at is None and number == self._retire_signal
         self._tell_to_leave(worker)
@@ -607,6 +614,21 @@ class WorkerPool:
                 elif now - worker.ended_at > INSIST_FOR * _NANO:
                     worker.may_insist = False
 
+    def _remind(self) -> None:
+        """Send the signal again to those who were retired by it, do nothing, and have not
+        noticed: it may have come as they were about to wait (see _kid.py)."""
+        now = time.monotonic_ns()
+        for worker in self._workers.values():
+            if self._is_deaf(worker) and now >= worker.remind_at:
+                worker.remind_at = now + (now - (worker.retired_at or now))
+                _posix.send_signal(worker.pid, signal.SIGTERM)
+
+    def _is_deaf(self, worker: _Worker) -> bool:
+        if self._retire_signal is None or worker.retired_at is None or worker.is_killed:
+            return False
+        is_idle = self.board.read(worker.slot).state == sb.IDLE
+        return is_idle and not self.board.words[self.board.base(worker.slot) + sb.HEARD]
+
     def _holds(self, worker: _Worker, task: int) -> bool:
         slot = self.board.read(worker.slot)
         return slot.state == sb.BUSY and slot.task == task
@@ -622,6 +644,7 @@ class WorkerPool:
         """SIGKILL workers that should have ended long ago: they may be stopped, or
         hang in a handler."""
         self._insist()
+        self._remind()
         now = time.monotonic_ns()
         for worker in self._workers.values():
             since, patience = self._leaves_since(worker), self._patience(worker)
@@ -639,6 +662,9 @@ class WorkerPool:
         ]
         if any(worker.may_insist for worker in self._workers.values()):
             return INSIST_INTERVAL
+        deaf = [worker.remind_at for worker in self._workers.values() if self._is_deaf(worker)]
+        if deaf:
+            return max(LOOK_LATE, min(deaf) / _NANO - time.monotonic())
         if not ends:
             return self._leave_within
         return max(LOOK_LATE, min(ends) - time.monotonic())

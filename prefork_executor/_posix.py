@@ -407,7 +407,7 @@ def fork_masked() -> tuple[int, set[int]]:
     try:
         block_signals(ALL_SIGNALS)
         with _tracker_kept():
-            pid = posix.fork()
+            pid: int = _green.system().fork()
         if not pid:
             _green.forget_hub()
         return pid, old_mask
@@ -554,7 +554,7 @@ def try_reap(pid: int) -> int | None:
     """The wait status of our own child if it has ended, else None. A child that
     somebody else has waited for counts as ended with status 0."""
     try:
-        ended, status = posix.waitpid(pid, os.WNOHANG)
+        ended, status = _green.system().waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return 0
     return status if ended else None

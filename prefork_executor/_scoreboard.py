@@ -47,6 +47,7 @@ slot UNSENT         worker     bytes of outcomes in the slot's *area* that have 
                                been sent yet
 slot NAME           worker     the index of the name of the task's function, written before
                                STATE = BUSY
+slot HEARD          worker     1: raw: the signal that retires it has met its handler
 slot ASKED          worker     1: a signal from outside has asked it to leave
 slot ENDED          pool       1: the worker has been reaped, and counted among those that have
                                ended; who counts the live leaves it out
@@ -125,7 +126,7 @@ NEVER = 2**64 - 1
 """In ENOUGH: whatever OUTSTANDING is, do not ring."""
 HEADER_WORDS = 40
 PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE, RECALL, UNSENT, NAME, ASKED, DOOMED = range(13)
-ENDED = 13
+ENDED, HEARD = 13, 14
 SLOT_WORDS = 16
 """One slot fills two 64-byte cache lines: workers do not slow each other's marks."""
 WORD_BYTES = 8

@@ -19,7 +19,6 @@ import collections
 import contextlib
 import gc
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
@@ -267,8 +266,7 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
     with contextlib.closing(control), contextlib.suppress(EOFError):
         channels = WorkerChannels.receive(control, settings.limits.max_workers)
         with contextlib.closing(channels):
-            me: Any = multiprocessing.current_process()
-            caller = Caller(client, me._parent_name, _posix.open_pidfd(client))
+            caller = Caller(client, _contexts.starters_name(), _posix.open_pidfd(client))
             _prepare_and_run(control, settings, channels, caller)
 
 

@@ -173,8 +173,9 @@ class SupervisorHandle:
         what of the settings cannot travel."""
         self._starter = threading.get_ident()
         context = _clean_context(context)
-        self._given = _contexts.connection_for(context, self._theirs.detach())
         try:
+            given_as = _contexts.connection_type(context)
+            self._given = given_as(self._theirs.detach())
             process = _start_process(context, (self._given, settings, os.getpid()))
         except Exception as error:
             _close_what_a_failed_fork_leaves(error)

@@ -27,8 +27,8 @@ within the ``try`` that undoes it, and is set back, not counted back.
 A child and the TERM that comes too late
 ----------------------------------------
 The main process retires an idle child by SIGTERM, and may be wrong: the child may
-just have taken a connection and not yet said so. A child that takes connections by
-:func:`pf_kid_accept` cannot lose one; the head of ``_kid.py`` says why.
+just have taken a connection and not yet said so. Then it serves that first; the head
+of ``_kid.py`` says how.
 """
 
 from __future__ import annotations

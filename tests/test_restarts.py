@@ -204,6 +204,9 @@ def test_a_reload_that_is_asked_for_meanwhile_is_resolved(monkeypatch: pytest.Mo
     start, reloads = _client.SupervisorHandle.start, list[Future[None]]()
 
     class NoProcesses:
+        def get_start_method(self) -> str:
+            return "spawn"
+
         def Process(self, **_: object) -> None:
             reloads.append(executor.reload())
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
