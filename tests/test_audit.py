@@ -54,8 +54,10 @@ from prefork_executor import _scoreboard as sb
 from prefork_executor._channel import Packet
 from prefork_executor._ledger import Ledger
 from prefork_executor._payload_files import PayloadFiles
+from prefork_executor._pickling import HeldMain, HeldModules
 from prefork_executor._regulator import Limits
 from prefork_executor._settings import NO_TERMS
+from prefork_executor._supervision import Supervision
 from prefork_executor._wire import Kind
 
 # --- the model ----------------------------------------------------------------------------
@@ -228,7 +230,8 @@ class TracedPipe:
         taken.append("ask")
         if not self.numbers:
             raise BlockingIOError
-        (body,) = _pickling.dump_call(begins, (), {}, None)
+        held, modules = HeldMain.forked(), HeldModules(is_forked=True)
+        (body,), _ = _pickling.dump_call(begins, (), {}, held, modules)
         assert isinstance(body, bytes)
         return Packet(Kind.CALL, 0, 1, self.numbers.pop(0), 0, memoryview(body), -1)
 
@@ -241,7 +244,7 @@ class TracedPipe:
         return [PIPE, LEASH] if None in self.later else [PIPE]
 
 
-PIPE, LEASH = 100, 101
+PIPE, LEASH, BELL = 100, 101, 102
 
 
 def real_worker(pipe: TracedPipe, most_tasks: int | None = None) -> _worker.Worker:
@@ -254,6 +257,7 @@ def real_worker(pipe: TracedPipe, most_tasks: int | None = None) -> _worker.Work
         _base=sb.Scoreboard.base(0),
         _receiver=pipe,
         _waiter=pipe,
+        _bell=types.SimpleNamespace(read_end=BELL),
         _settings=types.SimpleNamespace(max_tasks_per_child=most_tasks, max_memory_per_child=None),
         _runs_user_code=False,
         _files=PayloadFiles(),
@@ -356,8 +360,9 @@ class Stage:
 
     def _client(self, workers: int) -> Any:
         limits = Limits(workers, 1, workers, 1, None)
-        settings: Any = types.SimpleNamespace(limits=limits, initializer=None)
+        settings: Any = types.SimpleNamespace(limits=limits, initializer=None, is_forked=True)
         client: Any = _client.Client(None, settings, None)  # type: ignore[arg-type]
+        client._look_at_what_is_held()
         client._thread = threading.current_thread()
         client._supervisor = types.SimpleNamespace(
             control=types.SimpleNamespace(fileno=lambda: -1),
@@ -379,6 +384,7 @@ class Stage:
             files=PayloadFiles(),
         )
         client._take(channels)
+        client._supervision = Supervision(client._supervisor, board)
         client._direct.reading.acquire()  # As the I/O thread does.
         return client
 
