@@ -244,12 +244,12 @@ class ProcessPool(OnPrefork):
         eventually(lambda: pids_of(self.executor, busy=True))
         (pid,) = pids_of(self.executor, busy=True)
         other = self.executor.submit(process_pool.mul, 6, 7)
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)
         with pytest.raises(BrokenProcessPool) as caught:
             killed.result(timeout=BOUND)
         death = caught.value
         assert isinstance(death, WorkerDied)
-        assert (death.pid, death.signal) == (pid, signal.SIGTERM)
+        assert (death.pid, death.signal) == (pid, signal.SIGKILL)
         assert other.result(BOUND) == 42
         assert self.executor.submit(pow, 2, 8).result(BOUND) == 256
 
@@ -355,7 +355,7 @@ class ProcessPool(OnPrefork):
         futures = [self.executor.submit(signal.pause) for _ in range(3)]
         eventually(lambda: len(pids_of(self.executor, busy=True)) == 3)
         for pid in pids_of(self.executor, busy=True):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)
         errors = [future.exception(BOUND) for future in futures]
         assert {type(error) for error in errors} == {WorkerDied}
         assert len({id(error) for error in errors}) == 3
