@@ -11,6 +11,7 @@ travel there; then it gets a class that derives from that one.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 
 TYPE_CHECKING = False
@@ -47,7 +48,8 @@ class _StopsThePool:
         super().close()  # type: ignore[misc]
 
     def join(self, timeout: float | None = None) -> None:
-        if self._last is None:
+        # Not in a fork of the program, at whose end multiprocessing joins all that it knows.
+        if self._last is None and self._parent_pid == os.getpid():  # type: ignore[attr-defined]
             super().join(timeout)  # type: ignore[misc]
 
     def is_alive(self) -> bool:

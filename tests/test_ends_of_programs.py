@@ -339,5 +339,5 @@ def test_a_fork_of_the_program_has_no_pool_and_harms_none(start_method: str, run
         assert "this executor belongs to the process that created it" in line
     for line in ("stats 0", "child 5", "tasks 40425", "running 2", "end"):
         assert line in printed
-    # Warnings, and on 3.11 a complaint of multiprocessing's, which knows no forks.
+    # Only warnings, and what multiprocessing, which knows no forks, says of processes of others.
     assert "prefork_executor" not in program.errors, program.errors
