@@ -78,10 +78,11 @@ class Dispatcher:
         while ledger.waiting and self.has_room():
             task = ledger.waiting[0]
             if task.verdict is not None:
-                # It came back, from a death that it has survived, after it was aborted; or it
-                # has been told so, and kept its place.
+                # It came back, from a death that it has survived, after it was aborted; or its
+                # future has been told already, and it has only kept its place.
                 ledger.dequeue()
-                failed.append((task, task.verdict))
+                if not task.is_dropped:
+                    failed.append((task, task.verdict))
                 continue
             if not self.is_ready(task):
                 if task.future.cancelled() and not begin(task):

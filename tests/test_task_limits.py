@@ -293,6 +293,19 @@ def test_a_waiting_task_that_is_aborted_never_begins(
     assert not begun(tmp_path / "never")
 
 
+def test_the_future_of_an_aborted_task_is_told_once(
+    executor: PreforkExecutor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    futures = [executor.submit(begin_and_sleep, tmp_path / str(i), 0.05) for i in range(12)]
+    # Some of these have been sent ahead to a worker, and have not begun.
+    for future in reversed(futures):
+        executor.abort(future)
+    assert executor.submit(pow, 2, 3).result(BOUND) == 8
+    for future in futures:
+        assert isinstance(future.exception(BOUND), (TaskAborted, type(None)))
+    assert "resolved by somebody else" not in caplog.text
+
+
 def test_a_task_that_has_ended_cannot_be_aborted(executor: PreforkExecutor) -> None:
     future = executor.submit(pow, 2, 3)
     assert future.result(BOUND) == 8
@@ -317,7 +330,7 @@ def test_aborting_at_any_moment_costs_no_other_task(start_method: str) -> None:
             others.append(executor.submit(abs, -i))
             time.sleep(0.00001 * (i % 50))
             executor.abort(future)
-            assert isinstance(future.exception(BOUND), TaskAborted | None)
+            assert isinstance(future.exception(BOUND), (TaskAborted, type(None)))
         assert [other.result(BOUND) for other in others] == list(range(300))
 
 
