@@ -39,6 +39,11 @@ def _nothing(_number: int, _parts: Parts) -> None:
     """Its numbers say it all."""
 
 
+def _process(pid: int, _parts: Parts) -> None:
+    if not 0 < pid < 2**31:
+        raise ProtocolError(f"a process of number {pid}")
+
+
 def _death(pid: int, parts: Parts) -> Death:
     death = _wire.unpack_death(pid, parts[0])
     _posix.split_status(death.status)  # Raises for what is no process's end.
@@ -64,7 +69,7 @@ _READERS: dict[int, Callable[[int, Parts], Any]] = {
     Kind.INITIALIZER_FAILED: _failure,
     Kind.DEATH: _death,
     Kind.DECISION: _decision,
-    Kind.SUPERVISOR_READY: _nothing,
+    Kind.SUPERVISOR_READY: _process,
     Kind.MAIN_HELD: _main,
     Kind.MARKER: _nothing,
     Kind.START_FAILED: _failure,

@@ -64,9 +64,10 @@ class Supervision:
         self.look_at = time.monotonic() + LOOK_INTERVAL
 
     def watch(self, main: int) -> int | None:
-        """The pool runs in this process. Returns :attr:`watched`, which is new."""
-        if main != self._supervisor.pid and self.watched is None:
-            self.watched = _posix.open_pidfd(main)
+        """The pool runs in this process. Returns :attr:`watched` if that is new."""
+        if main == self._supervisor.pid or self.watched is not None:
+            return None
+        self.watched = _posix.open_pidfd(main)
         return self.watched
 
     def on_readable(self, descriptors: list[int]) -> int | None:
