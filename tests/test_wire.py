@@ -15,7 +15,6 @@ import mmap
 import os
 import pickle
 import resource
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,9 +40,9 @@ sizes_of_parts = st.lists(st.integers(0, 2**63), min_size=1, max_size=20)
 
 
 @contextlib.contextmanager
-def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def socket_pair() -> Iterator[tuple[_posix.Socket, _posix.Socket]]:
     near, far = _posix.socket_pair()
-    with near, far:
+    with contextlib.closing(near), contextlib.closing(far):
         yield near, far
 
 
@@ -204,7 +203,7 @@ def test_a_channel_whose_other_end_is_gone_is_at_its_end() -> None:
             Receiver(far).receive()
 
 
-def fill(near: socket.socket) -> None:
+def fill(near: _posix.Socket) -> None:
     for number in range(100_000):
         _channel.send(near, Kind.CALL, number, 0, [b""], DONTWAIT)
 
