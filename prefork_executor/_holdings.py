@@ -147,8 +147,9 @@ def _threads() -> dict[int, str]:
 def _judge_threads(before: Holdings, now: Holdings) -> Iterator[str]:
     new = {task: name for task, name in now.threads.items() if task not in before.threads}
     for thread in threading.enumerate():
-        if thread.native_id in new:
-            del new[thread.native_id]
+        task = getattr(thread, "native_id", None)  # The main thread has none that eventlet made.
+        if task in new:
+            del new[task]
             yield _say_thread(thread)
     # A thread that has not got a name has that of the one which started it.
     inherited = {_read("/proc/self/comm").strip(), *before.threads.values()}
