@@ -32,12 +32,12 @@ class _StopsThePool:
 
     def terminate(self) -> None:
         """Stop the pool: every future fails, every process ends."""
-        if self._stop is not None and self._last is None:
+        if self._stop is not None and self._is_at_hand():
             self._stop(STOPPED.format("terminate"))
 
     def kill(self) -> None:
         """The same, and whatever the supervisor does just now."""
-        if self._stop is not None and self._last is None:
+        if self._stop is not None and self._is_at_hand():
             self._stop(STOPPED.format("kill"))
             super().kill()  # type: ignore[misc]
 
@@ -48,9 +48,14 @@ class _StopsThePool:
         super().close()  # type: ignore[misc]
 
     def join(self, timeout: float | None = None) -> None:
-        # Not in a fork of the program, at whose end multiprocessing joins all that it knows.
-        if self._last is None and self._parent_pid == os.getpid():  # type: ignore[attr-defined]
+        if self._is_at_hand():
             super().join(timeout)  # type: ignore[misc]
+
+    def _is_at_hand(self) -> bool:
+        """Whether it has not been closed, and is this process's child. In a fork of the program
+        it is not, though at its end multiprocessing joins all that it knows."""
+        is_ours: bool = self._parent_pid == os.getpid()  # type: ignore[attr-defined]
+        return self._last is None and is_ours
 
     def is_alive(self) -> bool:
         return self._last is None and bool(super().is_alive())  # type: ignore[misc]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import leash
 import psutil
 import pytest
@@ -26,6 +27,10 @@ pytest.register_assert_rewrite(
     *("clusters", "injection", "inner_pytest", "pool_model", "raw_programs"),
     *("regulator_simulator", "scripts", "status_programs"),
 )
+
+# How long an example takes is the machine's business.
+hypothesis.settings.register_profile("any load", deadline=None)
+hypothesis.settings.load_profile("any load")
 
 _NEEDS = {
     "test_integration_dask.py": "distributed",

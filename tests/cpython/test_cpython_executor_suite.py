@@ -42,7 +42,7 @@ class Exclusion(NamedTuple):
     """The Python that was the first to come with them."""
 
 
-NO_PROCESSES = "reads _processes, which PreforkExecutor does not have"
+NO_PROCESSES = "takes what _processes holds for children of its own"
 OWN_ERROR = "wants one task's failure to break the pool; here it is the task's own"
 NO_THREAD = "waits for _executor_manager_thread, which PreforkExecutor does not have"
 BY_NAME = "names ProcessPoolExecutor itself, so it would pass without ours"
