@@ -179,7 +179,8 @@ def test_a_worker_without_a_descriptor_for_a_big_payload_says_so_and_lives(
 ) -> None:
     with ended_at_once(PreforkExecutor(1, start_method)) as executor:
         worker = worker_of(executor)
-        # What it needs to tell of failures has been imported.
+        # What it needs, also to tell of failures, has been imported.
+        executor.submit(square, 3).result(BOUND)
         assert isinstance(error_of(executor.submit(divmod, 1, 0)), ZeroDivisionError)
         with no_descriptors(worker):
             taken = [executor.submit(len, bytes(BIG)) for _ in range(2)]
