@@ -122,8 +122,11 @@ def is_at_end(end: Socket) -> bool:
     """Whether nothing more will come, because the other end is gone. Reading nothing
     does not say so where messages are kept whole: one may be empty."""
     if FALLBACK:
-        is_stream = end.type == socket.SOCK_STREAM
-        return is_stream and not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        try:
+            is_stream = end.type == socket.SOCK_STREAM
+            return is_stream and not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
     poll = _green.poll()
     poll.register(end.fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
