@@ -122,15 +122,26 @@ def in_the_way(before: Holdings, seen: Watched | None = None) -> list[str]:
     """
     if not TELLS:
         return ["this system does not tell what a process holds"]
-    for look in range(_LOOKS):
+
+    def judged() -> list[str]:
         now = Holdings.now()
-        found = [phrase for judge in _JUDGES for phrase in judge(before, now)]
+        return [phrase for judge in _JUDGES for phrase in judge(before, now)]
+
+    found = _still_found(judged)
+    return list(dict.fromkeys(found + (seen.phrases if seen is not None else [])))
+
+
+def _still_found(look: Callable[[], list[str]]) -> list[str]:
+    """What is there at the last of a few looks. Garbage and threads that end are gone by then."""
+    found = look()
+    if found:
+        gc.collect()
+    for _ in range(_LOOKS - 1):
         if not found:
             break
-        if look == 0:
-            gc.collect()
         time.sleep(_PAUSE)
-    return list(dict.fromkeys(found + (seen.phrases if seen is not None else [])))
+        found = look()
+    return found
 
 
 # --- threads ------------------------------------------------------------------------------------
@@ -436,19 +447,16 @@ def left_running(before: Holdings) -> list[str]:
     if not TELLS:
         own = threading.current_thread()
         return [_say_thread(thread) for thread in threading.enumerate() if thread is not own]
-    for look in range(_LOOKS):
+
+    def judged() -> list[str]:
         now = Holdings.now()
         # A mapping of a file keeps a descriptor by which nobody reads.
         mapped = {line.split(None, 5)[-1] for line in _maps()}
         kept = {fd: to for fd, to in now.descriptors.items() if to[0] not in mapped}
         now = now._replace(descriptors=kept)
-        found = [phrase for judge in _RUNNING for phrase in judge(before, now)]
-        if not found:
-            break
-        if look == 0:
-            gc.collect()
-        time.sleep(_PAUSE)
-    return list(dict.fromkeys(found))
+        return [phrase for judge in _RUNNING for phrase in judge(before, now)]
+
+    return list(dict.fromkeys(_still_found(judged)))
 
 
 _RUNNING = (_judge_threads, _judge_descriptors, _judge_children)
