@@ -515,7 +515,7 @@ class Client:
 
     def _start_all(self) -> None:
         """With the lock held."""
-        _posix.libc()
+        _posix.import_for_children()
         channels = PoolChannels(self._settings.limits.max_workers)
         try:
             is_green = _green.threads_are_green()

@@ -131,7 +131,7 @@ class WorkerPool:
         self.limits = limits
         self.board = board
         self.waiter = Waiter()
-        _posix.libc()
+        _posix.import_for_children()
         self._doorbell = doorbell
         self._lifeline = Lifeline.new()
         self._child_handlers = child_handlers

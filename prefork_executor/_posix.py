@@ -182,6 +182,15 @@ def file_size_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+def import_for_children() -> None:
+    """Import here, before a fork, what this module imports late. A child cannot always: the
+    import's lock may be held by a thread that the child does not have, and the child may have
+    no descriptor left to open a file with."""
+    import resource  # noqa: F401
+
+    libc()
+
+
 def _seal(descriptor: int) -> None:
     """Whoever has the file may not change its size: those who have mapped it would be
     killed (SIGBUS) when they look behind its new end. Without effect on other files than
@@ -194,10 +203,8 @@ def _seal(descriptor: int) -> None:
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library. Who forks calls this before, as its child may not import: the
-    import's lock may be another thread's, which the child has not.
-
-    (It takes a millisecond that programs which start no pool need not spend.)"""
+    """The C library. (It takes a millisecond that programs which start no pool need not
+    spend.)"""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

@@ -118,7 +118,7 @@ class Preparation:
         here, there = _posix.control_pair()
         parent = os.getpid()
         _posix.flush_streams()
-        _posix.libc()
+        _posix.import_for_children()
         try:
             pid, mask = _posix.fork_masked()
         except OSError as error:
