@@ -1,17 +1,23 @@
-"""What the workers of the chaos test run."""
+"""What the workers of the chaos test and of the soak run, and what they leave in the ledger."""
 
 from __future__ import annotations
 
+import collections
 import os
 import random
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from prefork_executor import _worker, yell
 
 YELLS = 4
 BIG = 100_000
 """Bytes: travels in a shared file of its own, either way."""
+
+EXITCODE = 5
+STAY = 600.0
+"""Seconds, beyond all limits."""
 
 LINGERS = 0.2
 """The share of messages over which a worker lingers, at each of two moments."""
@@ -82,3 +88,34 @@ def say(ledger: str, number: int, _: bytes) -> int:
         yell((number, i, payload(number) if i == YELLS - 1 else b""))
     record(ledger, "ended", number)
     return number
+
+
+def fail(ledger: str, number: int, _: bytes) -> NoReturn:
+    record(ledger, "begun", number)
+    record(ledger, "ended", number)
+    raise ValueError(number)
+
+
+def exit_at_once(ledger: str, number: int, _: bytes) -> NoReturn:
+    record(ledger, "begun", number)
+    os._exit(EXITCODE)
+
+
+def stay(ledger: str, number: int, _: bytes) -> NoReturn:
+    record(ledger, "begun", number)
+    time.sleep(STAY)
+    raise AssertionError("nobody has ended this task")
+
+
+Records = collections.defaultdict[int, list[int]]
+"""The processes that have written a mark of a task, by its number."""
+
+
+def read_ledger(ledger: Path) -> tuple[Records, Records]:
+    """Who has begun which task, and who has ended it."""
+    begun, ended = Records(list), Records(list)
+    with open(ledger, encoding="ascii") as lines:
+        for line in lines:
+            mark, number, pid = line.split()
+            {"begun": begun, "ended": ended}[mark][int(number)].append(int(pid))
+    return begun, ended

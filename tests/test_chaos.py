@@ -27,10 +27,10 @@ from typing import Any
 import chaos_tasks
 import psutil
 import pytest
+from chaos import Hunt
 from conftest import BOUND
 
 from prefork_executor import PreforkExecutor, WorkerDied
-from prefork_executor.stats import ExecutorStats
 
 TASKS = int(os.environ.get("PREFORK_EXECUTOR_CHAOS_TASKS", "600"))
 KILLS = int(os.environ.get("PREFORK_EXECUTOR_CHAOS_KILLS", "24"))
@@ -47,8 +47,6 @@ is awake when one dies; or many more than fit the pipe."""
 LIFE = (0.0, 0.05)
 """Seconds from then until the kills pause, and all must be resolved without another
 death; more often than not."""
-LOOKS = 200
-"""Glances at the board, at most, for a worker in the state that is to be hit."""
 MOST_UNBEGUN = 0.25
 """The share of lost tasks that may have left no record: a worker says BUSY, unpickles
 the task and then runs its first line. Measured: 0.01 to 0.1, and a few are too few to tell."""
@@ -62,9 +60,8 @@ class Killer(threading.Thread):
     def __init__(self, executor: PreforkExecutor, rng: random.Random) -> None:
         super().__init__(name="killer")
         self.struck: collections.Counter[str] = collections.Counter()
-        self.most_slots = self.most_processes = 0
         self.error: BaseException | None = None
-        self._executor = executor
+        self._hunt = Hunt(executor, rng)
         self._rng = rng
         self._stop_asked = threading.Event()
         self._may_strike = threading.Lock()
@@ -76,6 +73,10 @@ class Killer(threading.Thread):
                     self._strike()
         except BaseException as error:
             self.error = error
+
+    @property
+    def most_workers(self) -> int:
+        return self._hunt.most_workers
 
     @property
     def most_losses(self) -> int:
@@ -101,46 +102,14 @@ class Killer(threading.Thread):
         aims_high = self.kills % SUPERVISOR_EVERY == SUPERVISOR_EVERY - 1
         wanted = self._rng.choice(["idle", "busy", "taking"])
         try:
-            worker, state = self._find(wanted)
-            supervisor = worker.parent()
-            if supervisor is None or not self._is_ours(supervisor):
+            victim = self._hunt.find(wanted)
+            if victim is None:
                 return  # Its supervisor has died, so it has been killed already.
-            self._count_workers(supervisor)
             # psutil asks before it kills whether the process is the one it was.
-            (supervisor if aims_high else worker).kill()
-        except (psutil.NoSuchProcess, LookupError):
+            (victim.supervisor if aims_high else victim.worker).kill()
+        except psutil.NoSuchProcess:
             return  # It was gone before we could strike: that is no kill.
-        self.struck["supervisor" if aims_high else state] += 1
-
-    def _find(self, wanted: str) -> tuple[psutil.Process, str]:
-        """A worker in the state, or after some looking in any state. LookupError: none."""
-        for _ in range(LOOKS):
-            workers = self._look().workers
-            for worker in workers:
-                if worker.state == wanted:
-                    return psutil.Process(worker.pid), wanted
-        worker = self._rng.choice(workers)
-        return psutil.Process(worker.pid), worker.state
-
-    def _look(self) -> ExecutorStats:
-        stats = self._executor.stats()
-        self.most_slots = max(self.most_slots, len(stats.workers))
-        return stats
-
-    def _is_ours(self, supervisor: psutil.Process) -> bool:
-        # A child of this process, or of the fork server, which is one.
-        return os.getpid() in (parent.pid for parent in supervisor.parents()[:2])
-
-    def _count_workers(self, supervisor: psutil.Process) -> None:
-        alive = sum(map(_is_alive, supervisor.children()))
-        self.most_processes = max(self.most_processes, alive)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        self.struck["supervisor" if aims_high else victim.state] += 1
 
 
 class Story:
@@ -165,11 +134,7 @@ class Story:
         self.futures.append(executor.submit(kind, str(self._ledger), number, data))
 
     def read_ledger(self) -> None:
-        self.begun: collections.defaultdict[int, list[int]] = collections.defaultdict(list)
-        self.ended: collections.defaultdict[int, list[int]] = collections.defaultdict(list)
-        for line in self._ledger.read_text().splitlines():
-            mark, number, pid = line.split()
-            {"begun": self.begun, "ended": self.ended}[mark][int(number)].append(int(pid))
+        self.begun, self.ended = chaos_tasks.read_ledger(self._ledger)
 
     def died(self) -> dict[int, WorkerDied]:
         """By their numbers, the errors of those tasks whose workers died."""
@@ -264,7 +229,7 @@ def test_whatever_is_killed_futures_and_tasks_tell_one_story(
         "WorkerDied": len(died),
         "WorkerDied before its first line": unbegun,
         **{f"{what} killed": count for what, count in sorted(killer.struck.items())},
-        "most workers": max(killer.most_slots, killer.most_processes),
+        "most workers": killer.most_workers,
         "seconds": round(time.monotonic() - began, 1),
     }
     request.node.user_properties.extend(figures.items())

@@ -1,0 +1,79 @@
+"""What a process owns at one moment: processes, descriptors, threads, shared memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import leash
+import psutil
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What this process owns at one moment."""
+
+    processes: frozenset[tuple[int, float]]
+    descriptors: frozenset[tuple[str, str]]
+    threads: frozenset[str]
+    shared_memory: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Belongings:
+        return cls(
+            frozenset(_descendants()),
+            frozenset(_descriptors()),
+            frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
+            frozenset([*_named_shared_memory(), *_mapped_shared_memory()]),
+        )
+
+    def beyond(self, before: Belongings) -> dict[str, list[object]]:
+        """What is here that was not there before, by kind; empty if nothing."""
+        added = {
+            "processes": [_command(pid) for pid, _ in self.processes - before.processes],
+            "descriptors": sorted(self.descriptors - before.descriptors),
+            "threads": sorted(self.threads - before.threads),
+            "shared memory": _unless_of_others(self.shared_memory - before.shared_memory),
+        }
+        return {kind: things for kind, things in added.items() if things}
+
+
+def _descendants() -> Iterator[tuple[int, float]]:
+    for process in psutil.Process().children(recursive=True):
+        try:
+            yield process.pid, process.create_time()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _command(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return f"{pid} ({process.status()}): {' '.join(process.cmdline())}"
+    except psutil.NoSuchProcess:
+        return f"{pid} (gone by now)"
+
+
+def _descriptors() -> Iterator[tuple[str, str]]:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            yield name, os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # The one that listed the directory.
+
+
+def _unless_of_others(names: frozenset[str]) -> list[object]:
+    # The directory is the whole machine's: what others have there is no fault of a test.
+    return sorted(names - leash.held_by_others(names)) if names else []
+
+
+def _named_shared_memory() -> list[str]:
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return [name for name in names if name.startswith(("prefork", "psm_", "sem.mp-"))]
+
+
+def _mapped_shared_memory() -> list[str]:
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        return [line.split()[0] for line in file if "memfd:prefork" in line]
