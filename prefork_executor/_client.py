@@ -40,7 +40,7 @@ from ._culprit import describe
 from ._direct import DirectReader
 from ._dispatch import Dispatcher, Failed
 from ._endings import Endings
-from ._future import TaskFuture
+from ._future import ReloadFuture, TaskFuture
 from ._green import GreenWaiter
 from ._handlers import let_through
 from ._history import History
@@ -163,6 +163,7 @@ class Client:
         self._restarts = Restarts()
         self._is_starting = False
         self._is_cut = False
+        self._untold: list[End | None] = []
         self._history = History()
         self._recorder: Recorder | None = None
 
@@ -396,7 +397,7 @@ class Client:
         """See PreforkExecutor.abort."""
         if not isinstance(future, Future):
             raise TypeError(f"future must be a Future, not {type(future).__name__}")
-        if not isinstance(future, TaskFuture) or future.client is not self._direct:
+        if not isinstance(future, TaskFuture) or not future.is_task_of(self._direct):
             raise ValueError("future must be one that this executor's submit() has returned")
         with self._lock:
             self._check_own()
@@ -410,17 +411,17 @@ class Client:
     @leaves_unlocked
     def reload(self) -> Future[None]:
         """See PreforkExecutor.reload."""
-        reloaded: Future[None] = Future()
+        reloaded = ReloadFuture()
+        reloaded.client = self._direct
         with self._lock:
             if self._thread is not None:
                 self._check_open()
-            if self._thread is None or self._supervisor is None:
-                # The workers to come are new.
-                reloaded.set_result(None)
+            if self._thread is not None and self._supervisor is not None:
+                self._last_reload += 1
+                self._reloads[self._last_reload] = reloaded
+                self._supervisor.tell(Kind.RELOAD, self._last_reload)
                 return reloaded
-            self._last_reload += 1
-            self._reloads[self._last_reload] = reloaded
-            self._supervisor.tell(Kind.RELOAD, self._last_reload)
+        reloaded.set_result(None)  # The workers to come are new.
         return reloaded
 
     def add_yell_hook(self, kind: type, hook: Callable[[int, Any], object]) -> None:
@@ -496,22 +497,29 @@ class Client:
     # --- starting ---------------------------------------------------------------------
 
     def _start(self) -> None:
-        with self._lock:
-            self._check_open()
-            if self._thread is not None or self._is_starting:
-                return
-            self._look_at_what_is_held()  # For a handler that submits while the pool starts.
-            self._is_starting = True
-            try:
-                self._start_all()
-            except BaseException as error:
-                # Of signal handlers and finalizers, which came in between.
-                left = self._ledger.clear() if self._thread is None else []
-                why = f"the pool could not be started: {type(error).__name__}: {error}"
-                fail_all([(task, BrokenProcessPool(why)) for task in left])
-                raise
-            finally:
-                self._is_starting = False
+        failed: Failed = []
+        try:
+            with self._lock:
+                self._check_open()
+                if self._thread is not None or self._is_starting:
+                    return
+                self._look_at_what_is_held()  # For a handler that submits while the pool starts.
+                self._start_or_fail(failed)
+        finally:
+            fail_all(failed)
+
+    def _start_or_fail(self, failed: Failed) -> None:
+        self._is_starting = True
+        try:
+            self._start_all()
+        except BaseException as error:
+            # Of signal handlers and finalizers, which came in between.
+            left = self._ledger.clear() if self._thread is None else []
+            why = f"the pool could not be started: {type(error).__name__}: {error}"
+            failed.extend((task, BrokenProcessPool(why)) for task in left)
+            raise
+        finally:
+            self._is_starting = False
 
     def _start_all(self) -> None:
         """With the lock held."""
@@ -632,11 +640,14 @@ class Client:
             if self._phase is Phase.ENDED:
                 # A signal handler has shut down what it found not yet started.
                 self._phase = Phase.CLOSING
+        self._direct.serve()
         with self._direct.reading:
             try:
                 while self._phase is not Phase.ENDED:
                     self._turn()
             except BaseException as error:
+                if self._is_copy:
+                    return  # A done-callback has forked, and this thread is the fork's only one.
                 # A bug of ours must not leave futures that nobody will ever resolve.
                 logger.critical("the executor's I/O thread failed", exc_info=True)
                 self._break("the executor's I/O thread failed; this is a bug in the pool", error)
@@ -765,6 +776,7 @@ class Client:
     def _resolve(self, outcomes: list[Outcome]) -> None:
         failed: Failed = []
         ends: list[End | None] = []
+        self._untold = ends
         try:
             with self._lock:
                 self._settle(outcomes, ends)
@@ -1222,6 +1234,7 @@ class Client:
 
     def disown(self) -> None:
         """In a child that the caller forked: this copy is not the executor."""
+        self._untold.clear()  # A done-callback may have forked. The others are not for here.
         self._channels.close()
         self._waiter.close()
         if self._supervisor is not None:

@@ -34,9 +34,11 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pickle import UnpicklingError
 
 from . import _pickling, _posix
@@ -68,6 +70,11 @@ def _nothing(*_: object) -> None:
     """What is left to do when all is closed."""
 
 
+def _about(future: TaskFuture) -> str:
+    task = future.task
+    return "this future" if task is None else f"the future of task {task.name}"
+
+
 class DirectReader:
     """Reads for those who wait for a result of this pool. Closed at first.
 
@@ -85,6 +92,10 @@ class DirectReader:
         self.reading: _Lock = threading.RLock()
         self.was_interrupted = False
         """Whether a caller has left in the midst of something. The I/O thread resets it."""
+        self.is_copy = False
+        """Whether this is a fork's, and not the original."""
+        self._process = 0
+        self._io_thread: int | None = None
         self._ledger = ledger
         self._lock = lock
         self._enter: Callable[[int, int], None] = _nothing
@@ -133,6 +144,7 @@ class DirectReader:
     def close(self) -> None:
         """When every future has its end. If somebody is still about to leave, it is he who
         closes it. Safe to call again."""
+        self._io_thread = None
         if self._is_open:
             self._is_open = False
             self._close_if_free()
@@ -147,6 +159,7 @@ class DirectReader:
 
     def disown(self, lock: _Lock) -> None:
         """Close what a fork has of it, whoever waits or reads in the original."""
+        self.is_copy = True
         self._lock, self.reading = lock, threading.RLock()
         self._seats.clear()
         self.close()
@@ -206,7 +219,36 @@ class DirectReader:
         self.was_interrupted = True
         self._wake()
 
+    def check_wait(self, future: TaskFuture, timeout: float | None) -> None:
+        """Whether this thread may wait for the future, or ask whether it has ended
+        (0 seconds).
+
+        Raises:
+            BrokenProcessPool: it is another process's.
+            RuntimeError: it is this thread that would bring the result.
+        """
+        if self.is_copy:
+            raise self.error_of_copy(future)
+        if _thread.get_ident() == self._io_thread and (timeout is None or timeout > 0):
+            raise RuntimeError(
+                f"{_about(future)} is not done, and cannot get done while it is waited for here: "
+                "on_yell and done-callbacks run in the executor's own thread, which brings the "
+                "results. Give that future a done-callback, or wait for it in another thread"
+            )
+
+    def error_of_copy(self, future: TaskFuture) -> BrokenProcessPool:
+        """What is told to those who wait for it in a fork."""
+        return BrokenProcessPool(
+            f"{_about(future)} belongs to process {self._process}, which alone learns how it "
+            f"ends; process {os.getpid()} was forked from that one before it was done. Wait for "
+            "it there, or submit to an executor that was made here"
+        )
+
     # --- in the I/O thread ----------------------------------------------------------------
+
+    def serve(self) -> None:
+        """This is the I/O thread."""
+        self._process, self._io_thread = os.getpid(), _thread.get_ident()
 
     def receive(self, upstream: Receiver) -> Packet:
         """The next message; first one that a caller has read and left.

@@ -23,6 +23,17 @@ and looks for bells. One of them notices. The first who waits has a place of his
 bell may be of a better kind; the others are in a list. So no signal handler that raises in
 ``result()`` can leave the condition's lock acquired, for which the I/O thread would wait for
 ever. Where a condition is needed, its lock is released when a handler has raised.
+
+In a fork
+---------
+A process that was forked from the caller's has copies of its futures. Those that had ended are
+as good as the originals. The others will never end there: whoever asks for their result, or
+waits for them in any way, gets an error that says so. Nothing is done for that at the fork, for
+there may be very many. A copy is noticed when it is used: the methods here look for it, and
+``concurrent.futures.wait`` and ``as_completed`` begin with the condition. Then the copy of a
+future that had not ended loses its state, and reading that raises the error. (The condition
+itself may not: ``wait`` acquires those of many, and would leave them locked.) It gets a
+condition of its own as well, because the I/O thread may have held the other's lock at the fork.
 """
 
 from __future__ import annotations
@@ -54,6 +65,13 @@ if TYPE_CHECKING:
 
         def others_may_read(self) -> contextlib.AbstractContextManager[None]: ...
 
+        @property
+        def is_copy(self) -> bool: ...
+
+        def error_of_copy(self, future: TaskFuture) -> BaseException: ...
+
+        def check_wait(self, future: TaskFuture, timeout: float | None) -> None: ...
+
     class Bell(Protocol):
         """A lock, as far as it is needed."""
 
@@ -68,6 +86,7 @@ else:
 _FIRST, _SECOND = "_cell_1", "_cell_2"
 _BEGINNING, _FINISHING = "beginning", "finishing"
 _BELL, _MORE_BELLS = "_bell", "_more_bells"
+_CONDITION, _CONDITION_OF_COPY = "_condition", "_condition_of_copy"
 _IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
     *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
 }
@@ -101,10 +120,48 @@ class TaskFuture(_Future):
         self._done_callbacks: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what is not there: the condition, the first time that it is asked for.
-        if name != "_condition":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return self.__dict__.setdefault(name, self._made_condition())
+        # Called for what is not there.
+        if name == "_state" and self.client is not None:
+            raise self.client.error_of_copy(self)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def _condition(self) -> threading.Condition:
+        if self.client is not None and self.client.is_copy:
+            return self._of_copy()
+        cells = self.__dict__
+        made: threading.Condition | None = cells.get(_CONDITION)
+        if made is None:
+            made = cells.setdefault(_CONDITION, self._made_condition())
+        return made
+
+    @_condition.setter
+    def _condition(self, condition: threading.Condition) -> None:
+        self.__dict__[_CONDITION] = condition
+
+    def _of_copy(self) -> threading.Condition:
+        cells = self.__dict__
+        for step in (cells.get(_FIRST), cells.get(_SECOND)):
+            if type(step) is tuple:
+                self._complete(step)
+        if self._is_left_behind:
+            cells.pop("_state", None)
+        elif self._state == CANCELLED:
+            self._state = CANCELLED_AND_NOTIFIED  # Nobody else is left to say so.
+        own: threading.Condition = cells.setdefault(_CONDITION_OF_COPY, threading.Condition())
+        return own
+
+    @property
+    def _is_left_behind(self) -> bool:
+        """Whether this is the copy, in a fork, of one that had not ended."""
+        if self.client is None or not self.client.is_copy:
+            return False
+        return self.__dict__.get("_state") in (None, PENDING, RUNNING)
+
+    def __repr__(self) -> str:
+        if self._is_left_behind:
+            return f"<{type(self).__name__} at {id(self):#x} state=known to another process>"
+        return super().__repr__()
 
     def _made_condition(self) -> threading.Condition:
         cells = self.__dict__
@@ -129,6 +186,10 @@ class TaskFuture(_Future):
     def _complete(self, step: tuple[Any]) -> None:
         (self._result,) = step
         self._state = FINISHED
+
+    def is_task_of(self, client: Client) -> bool:
+        """Whether that is its client, and it is of a task."""
+        return self.client is client
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Without a lock in it pickle would take it, and make one that nobody resolves.
@@ -167,6 +228,8 @@ class TaskFuture(_Future):
 
     def _wait(self, timeout: float | None) -> None:
         """Wait for its end, for so many seconds at most."""
+        if self.client is not None:
+            self.client.check_wait(self, timeout)
         if not _IS_KNOWN:
             with contextlib.suppress(TimeoutError, CancelledError):
                 super().exception(timeout)
@@ -177,16 +240,16 @@ class TaskFuture(_Future):
     # These take no lock, as the state is one word.
 
     def done(self) -> bool:
-        """As any future's."""
-        return self.has_ended
+        """As any future's. In a fork always: there is nothing to wait for."""
+        return self._is_left_behind or self.has_ended
 
     def running(self) -> bool:
         """As any future's."""
-        return bool(self._state == RUNNING)
+        return not self._is_left_behind and bool(self._state == RUNNING)
 
     def cancelled(self) -> bool:
         """As any future's."""
-        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+        return not self._is_left_behind and self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """As any future's."""
@@ -271,7 +334,7 @@ class TaskFuture(_Future):
 
     def cancel(self) -> bool:
         """As any future's."""
-        if self._state in (RUNNING, FINISHED):
+        if self._is_left_behind or self._state in (RUNNING, FINISHED):
             return False  # And that never changes.
         return bool(self._unlocked_after(super().cancel))
 
@@ -324,3 +387,10 @@ class TaskFuture(_Future):
             self.task = None
             self._ring_others()
         return type(step) is tuple or step is _FINISHING
+
+
+class ReloadFuture(TaskFuture):
+    """One of no task: it ends when the workers have been replaced."""
+
+    def is_task_of(self, client: Client) -> bool:
+        return False
