@@ -61,7 +61,7 @@ def page(timeline: Timeline) -> Iterator[str]:
         f"<title>A pool's {span} from {began}</title>\n<style>{_STYLE}</style></head><body>\n"
         "<h1>Pool size against backlog</h1>\n"
         f'<p class="dim">{span} from {began}, at most {timeline.max_workers} workers. '
-        f"prefork_executor {escape(timeline.version)}.</p>\n"
+        f"prefork_executor {_text(timeline.version)}.</p>\n"
     )
     yield from _totals(timeline)
     yield from _plot(timeline)
@@ -120,7 +120,7 @@ def _functions(rows: Sequence[TaskRow]) -> Iterator[str]:
         waits = sorted(row.waited for row in tasks)
         times = (sum(ran), quantile(ran, 0.5), quantile(ran, 0.99), ran[-1], quantile(waits, 0.5))
         numbers = [f"{len(tasks):,}", f"{failures:,}", *(_seconds(t / 1e9) for t in times)]
-        yield _row([escape(name), *numbers], numeric=range(1, len(numbers) + 1))
+        yield _row([_text(name), *numbers], numeric=range(1, len(numbers) + 1))
     yield "</tbody></table>\n"
     if len(names) > MOST_NAMES:
         yield f'<p class="dim">And {len(names) - MOST_NAMES:,} more functions.</p>\n'
@@ -140,7 +140,7 @@ def _decisions(timeline: Timeline) -> Iterator[str]:
     yield "<th>why</th></tr></thead><tbody>\n"
     for decision in decisions[:MOST_ROWS]:
         at = _seconds(max(0.0, decision.time - timeline.epoch))
-        cells = [at, _what(decision), str(decision.workers), escape(decision.reason)]
+        cells = [at, _what(decision), str(decision.workers), _text(decision.reason)]
         yield _row(cells, numeric=(0, 2))
     yield "</tbody></table>\n"
     if len(decisions) > MOST_ROWS:
@@ -263,8 +263,17 @@ def _marks(timeline: Timeline, seconds: float) -> Iterator[str]:
         if len(decisions) > len(told):
             told.append(f"and {len(decisions) - len(told)} more")
         kind = "start" if is_start else "retire"
-        title = escape("\n".join(told))
+        title = "\n".join(map(_text, told))
         yield f'<path class="mark {kind}" d="{shape}"><title>{title}</title></path>\n'
+
+
+def _text(value: str) -> str:
+    """For the page. What cannot be printed, and would do something to a terminal, or is no
+    character, is written as Python escapes it."""
+    shown = (
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in value
+    )
+    return escape("".join(shown))
 
 
 def _seconds(value: float) -> str:

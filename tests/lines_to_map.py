@@ -40,6 +40,12 @@ def some_die(line: str) -> str:
     return line
 
 
+def interrupts_at_2(line: str) -> str:
+    if line == "2":
+        raise KeyboardInterrupt
+    return line
+
+
 def not_json(line: str) -> Any:
     return {"set": {1, 2}, "nan": float("nan"), "path": pathlib.Path("x")}.get(line, line)
 

@@ -521,6 +521,19 @@ def test_half_a_surrogate_pair_in_a_name_is_written_as_an_escape(tmp_path: Path)
     assert r"a\ud800b" in (tmp_path / "run.html").read_text(encoding="utf-8")
 
 
+def test_what_would_do_something_to_a_terminal_is_written_as_an_escape(tmp_path: Path) -> None:
+    def odd() -> None: ...
+
+    odd.__qualname__ = "a\x1b[31m\x9b\r\u202eb<i>"
+    with PreforkExecutor(1, "fork") as executor:
+        with executor.record(tmp_path / "run.json", tmp_path / "run.html"):
+            executor.submit(odd).result(BOUND)
+    page = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert r"a\x1b[31m\x9b\r\u202eb&lt;i&gt;" in page
+    for text in (page, (tmp_path / "run.json").read_text(encoding="utf-8")):
+        assert all(char.isprintable() or char == "\n" for char in text)
+
+
 def test_timeouts_are_told_from_deaths(tmp_path: Path) -> None:
     with PreforkExecutor(1, retries=1) as executor:
         with executor.record(tmp_path / "run.json"):

@@ -44,6 +44,16 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+def identity(path: str | Path) -> object:
+    """What files that are one have in common, by whatever names, links among them; None of
+    what keeps nothing, a terminal, say."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)  # It is not there yet.
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
 class Output:
     """A file, or whatever a descriptor stands for, that grows by whole lines.
 
@@ -140,10 +150,14 @@ def _last_line(path: Path, size: int) -> bytes:
     return taken
 
 
+_NO_JSON = (ValueError, RecursionError)
+"""What reading it raises; the second for thousands of brackets in one another."""
+
+
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except _NO_JSON:
         return False
     return True
 
@@ -163,7 +177,7 @@ def recorded_errors(path: Path | None) -> Iterator[tuple[dict[str, Any], int]]:
                 return
             size += len(line)
             error = None
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(*_NO_JSON):
                 error = json.loads(line)
             if not isinstance(error, dict) or not isinstance(error.get("line"), int):
                 raise UnusableError(f"{path} is no file of errors that this command has written")

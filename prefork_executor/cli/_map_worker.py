@@ -9,9 +9,10 @@ import functools
 import importlib
 import json
 import os
+import signal
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 Error = dict[str, str]
 """``type``, ``message`` and ``traceback`` of an exception."""
@@ -53,6 +54,16 @@ _found = functools.lru_cache(maxsize=8)(find)
 def start_worker() -> None:
     """What functions print is no result: it goes where messages go."""
     os.dup2(2, 1)
+    signal.signal(signal.SIGINT, _on_interrupt)
+
+
+_interrupts: list[int] = []
+"""Signals of Ctrl-C that this worker has got."""
+
+
+def _on_interrupt(number: int, _frame: object) -> NoReturn:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 class Call:
@@ -73,10 +84,11 @@ class Call:
 def _run_one(fn: Callable[..., Any], job: Job, line: bytes) -> tuple[bytes, Error | None]:
     try:
         return _dumped(_called(fn, job.reads, line.decode()), job.target), None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - whatever the function raises
-        # Even SystemExit: one line must not end the work on the others.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and _interrupts:
+            raise
+        # Even SystemExit, or a KeyboardInterrupt of the function's own: one line must not end
+        # the work on the others.
         return b"", describe(error, skip=2)
 
 

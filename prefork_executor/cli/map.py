@@ -151,11 +151,11 @@ class _Command:
             self._check_new()
 
     def _check_different(self) -> None:
-        files = [self.options.file, self.out, self.errors]
-        real = [os.path.realpath(path) for path in files if path not in (None, "-")]
-        kept = [path for path in real if os.path.isfile(path) or not os.path.exists(path)]
+        paths = [self.options.file, self.out, self.errors, *self.options.record]
+        files = [_lines.identity(path) for path in paths if path not in (None, "-")]
+        kept = [file for file in files if file is not None]
         if len(set(kept)) < len(kept):
-            raise UnusableError("FILE, -o and --errors must be different files")
+            raise UnusableError("FILE, -o, --errors and --record must be different files")
 
     def _check_new(self) -> None:
         for path in (self.out, self.errors):
