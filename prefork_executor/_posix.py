@@ -448,6 +448,20 @@ def current_mask() -> set[int]:
     return set(_signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
+def blocked_signals(pid: int) -> set[int] | None:
+    """Those that are blocked in the main thread of another process. None: it has ended, or the
+    system does not tell."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            told = dict(line.split(b":", 1) for line in file if b":" in line)
+        if told[b"State"].split()[0] == b"Z":
+            return None
+        mask = int(told[b"SigBlk"], 16)
+    except (OSError, KeyError, ValueError):
+        return None
+    return {number for number in range(1, signal.NSIG) if mask >> (number - 1) & 1}
+
+
 def block_signals(numbers: Iterable[int]) -> None:
     """Block these as well. A Python handler of a signal that came before runs now,
     and may raise."""

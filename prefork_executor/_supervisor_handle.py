@@ -71,19 +71,37 @@ def _process_name(process: type) -> str:
 
 
 def _clean_context(context: Any) -> Any:
-    """This one; or one that spawns, in place of one whose fork server has run the user's code.
-
-    A fork server is told of ``__main__`` by default. From Python 3.13.2 on it does import it,
-    and all that are forked from it share what that made, once and for all."""
+    """This one; or one that spawns, in place of one whose fork server will not do."""
     if context.get_start_method() != "forkserver":
         return context
     package = context.Process.__module__.rpartition(".")[0]
     server = getattr(importlib.import_module(f"{package}.forkserver"), "_forkserver", None)
-    preloaded = getattr(server, "_preload_modules", None) or ()
-    start = getattr(getattr(server, "ensure_running", None), "__code__", None)
-    if "__main__" in preloaded and "init_main_from_path" in getattr(start, "co_consts", ()):
+    if _runs_main(server) or _is_deaf(server):
         return context.get_context("spawn")
     return context
+
+
+def _runs_main(server: Any) -> bool:
+    """Whether this fork server has run the user's code, or would.
+
+    A fork server is told of ``__main__`` by default. From Python 3.13.2 on it does import it,
+    and all that are forked from it share what that made, once and for all."""
+    preloaded = getattr(server, "_preload_modules", None) or ()
+    start = getattr(getattr(server, "ensure_running", None), "__code__", None)
+    return "__main__" in preloaded and "init_main_from_path" in getattr(start, "co_consts", ())
+
+
+def _is_deaf(server: Any) -> bool:
+    """Whether SIGCHLD is blocked in this fork server, or would be.
+
+    It inherits that from the thread that starts it, which may wait for that signal by sigwait,
+    say. Then it never hears that a process has ended, and so nobody does. To unblock the signal
+    for a moment would be no remedy: the program would lose one that comes just then."""
+    pid = getattr(server, "_forkserver_pid", None)
+    blocked = None if pid is None else _posix.blocked_signals(pid)
+    if blocked is None:
+        blocked = _posix.current_mask()
+    return signal.SIGCHLD in blocked
 
 
 @contextlib.contextmanager

@@ -162,3 +162,38 @@ def test_a_debugger_reaches_a_busy_and_an_idle_worker(tmp_path: Path, start_meth
         # An idle worker waits in the system; its script runs as soon as it has a task.
         assert executor.submit(wait_for, "IDLE").result(BOUND) == "reached"
         assert executor.submit(os.getpid).result(BOUND) == worker
+
+
+# --- SIGCHLD ---------------------------------------------------------------------------------
+
+SIGCHLD_BLOCKED = """
+    import multiprocessing.forkserver, os, signal, sys
+    from prefork_executor import PreforkExecutor
+
+    def block(how):
+        signal.pthread_sigmask(how, [signal.SIGCHLD])
+
+    if __name__ == "__main__":
+        method, when = sys.argv[1:]
+        multiprocessing.set_forkserver_preload([])
+        if when == "running, and hears":
+            multiprocessing.forkserver.ensure_running()
+        block(signal.SIG_BLOCK)
+        if when == "running, and deaf":
+            multiprocessing.forkserver.ensure_running()
+            block(signal.SIG_UNBLOCK)
+        executor = PreforkExecutor(1, method)
+        print(executor.submit(abs, -1).result())
+        os.kill(executor.stats().workers[0].pid, signal.SIGKILL)
+        print(executor.submit(abs, -2).result())
+        executor.shutdown()
+        is_blocked = signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        print(is_blocked == (when != "running, and deaf"))
+"""
+
+
+@pytest.mark.parametrize("when", ["not running", "running, and hears", "running, and deaf"])
+def test_a_program_that_blocks_sigchld_has_a_pool_that_ends(
+    tmp_path: Path, start_method: str, when: str
+) -> None:
+    assert run_script(tmp_path, SIGCHLD_BLOCKED, start_method, when).split() == ["1", "2", "True"]
