@@ -16,9 +16,6 @@ there, and wakes the I/O thread of a pool, which starts the process that reads i
 
 From "started" on, all is as if the caller had started it by itself. Pools share the pipe. Only
 the caller may start the process: its forks have the writing end and not the reading end.
-The module that has the tracker is imported by who needs it, and not for the pipe's sake: that
-would take a twentieth of a pool's start. Until then something waits in ``sys.meta_path`` to give
-it the pipe, in the caller and in all that are forked from it.
 
 (From Python 3.13.14 and 3.14.5 on, a fork closes the writing end as well, unless it is told not
 to: see `_posix.fork_masked`.)
@@ -42,37 +39,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefork_executor")
 
 
-MODULE = "multiprocessing.resource_tracker"
-
-
 class _Pipe:
-    """A tracker's pipe which nobody reads yet. Gives itself to the module that is to write to
-    it as that is imported, if it is in sys.meta_path."""
+    """A tracker's pipe which nobody reads yet."""
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
         self.users = 0
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """As the import system calls it."""
-        if name != MODULE:
-            return None
-        self.leave()
-        specs = (finder.find_spec(name, path, target) for finder in list(sys.meta_path))
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_give(module: Any) -> None:
-                execute(module)
-                module._resource_tracker._fd = self.write_end
-
-            spec.loader.exec_module = execute_and_give  # type: ignore[method-assign]
-        return spec
-
-    def leave(self) -> None:
-        with contextlib.suppress(ValueError):
-            sys.meta_path.remove(self)
 
 
 _lock = threading.Lock()
@@ -132,17 +104,13 @@ class Tracker:
 
 
 def _tracker() -> Any:
-    from multiprocessing import resource_tracker
+    from multiprocessing import resource_tracker  # Only a pool that starts needs it.
 
     return resource_tracker._resource_tracker
 
 
 def _install() -> _Pipe | None:
     """Let this process believe that it has a tracker. None: it has one."""
-    if MODULE not in sys.modules:
-        pipe = _Pipe()
-        sys.meta_path.insert(0, pipe)
-        return pipe
     tracker = _tracker()
     with tracker._lock:
         if tracker._fd is not None:
@@ -158,12 +126,10 @@ def _uninstall() -> bool:
     assert _pipe is not None
     if _posix.readable(_pipe.read_end):
         return False
-    _pipe.leave()
-    if MODULE in sys.modules:
-        tracker = _tracker()
-        with tracker._lock:
-            if tracker._fd == _pipe.write_end:
-                tracker._fd = None
+    tracker = _tracker()
+    with tracker._lock:
+        if tracker._fd == _pipe.write_end:
+            tracker._fd = None
     _posix.close_quietly((_pipe.read_end, _pipe.write_end))
     _pipe = None
     return True
