@@ -2,10 +2,10 @@
 
     python tests/benchmarks/comparison.py [--feature NAME]... [--pool NAME]... [--jobs N]
 
-Needs the extra "comparison". A probe runs in a directory and a process of its own, with all
-that it starts, for thirty seconds at most. The figures go to docs/figures/comparison.json, where
-those of the features and pools that were not asked for stay as they are; the table goes
-into docs/comparison.md. All of it takes some minutes.
+Needs Python 3.14 and the extra "comparison". A probe runs in a directory and a process of its
+own, with all that it starts, for thirty seconds at most. The figures go to
+docs/figures/comparison.json, where those of the features and pools that were not asked for stay
+as they are; the table goes into docs/comparison.md. All of it takes some minutes.
 
 A probe that finds what it does not know, a new parameter for instance, fails, and so does
 the command: "no" is never written down because nobody has looked again.
@@ -40,6 +40,8 @@ from comparison_tools import WITH
 from comparison_work import CONTROL
 from comparison_workers import ENDS, WORKERS
 
+HERE = str(Path(__file__).parent)
+"""Where tasks are imported from, also by a new interpreter, which does not know the script's."""
 ROOT = Path(__file__).parent.parent.parent
 FIGURES = ROOT / "docs" / "figures" / "comparison.json"
 PAGE = ROOT / "docs" / "comparison.md"
@@ -73,7 +75,7 @@ def run(feature: str, pool: str, directory: Path) -> Figures:
         process = subprocess.Popen(
             [sys.executable, __file__, "--probe", feature, pool],
             cwd=directory,
-            env={**os.environ, MARK: mark, "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, MARK: mark, "PYTHONWARNINGS": "ignore", "PYTHONPATH": HERE},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -237,6 +239,8 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Measure, keep the figures, write the table. Fails if a probe did."""
     options = parse()
+    if sys.version_info < (3, 14):
+        sys.exit("comparison.py needs Python 3.14, the first that has InterpreterPoolExecutor")
     if options.probe:
         answer(*options.probe)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import comparison_tasks as tasks
 from comparison_pools import (
     DASK,
+    INTERPRETERS,
     JOBLIB,
     LOKY,
     MPIRE,
@@ -24,11 +26,12 @@ from comparison_pools import (
     check,
     feature,
     lacks,
+    no,
     sources,
     text_of,
     yes,
 )
-from comparison_waiting import fetch
+from comparison_waiting import fetch, settled
 from performance_pools import Pool
 
 BROUGHT = "what else they bring"
@@ -134,6 +137,13 @@ def cached(kind: type[Pool]) -> Cell:
     return check(once, yes("`Memory`") if kind.name == JOBLIB else by_hand("`joblib.Memory`"))
 
 
+@cache.on(INTERPRETERS)
+def cached_in_an_interpreter(kind: type[Pool]) -> Cell:
+    if settled(kind().submit(importlib.import_module, "joblib")).exception() is None:
+        return cached(kind)
+    return no("joblib cannot be imported there")
+
+
 threads = feature("threads", "the same interface over threads", BROUGHT)
 
 
@@ -183,6 +193,7 @@ def _threads_of_dask() -> int:
 
 THREADS: dict[str, tuple[str, Callable[[], int]]] = {
     STANDARD: ("`ThreadPoolExecutor`", _threads_of_standard),
+    INTERPRETERS: ("`ThreadPoolExecutor`", _threads_of_standard),
     PEBBLE: ("`ThreadPool`", _threads_of_pebble),
     MPIRE: ('`start_method="threading"`', _threads_of_mpire),
     JOBLIB: ('`backend="threading"`', _threads_of_joblib),
@@ -217,6 +228,14 @@ def win32(kind: type[Pool]) -> Cell:
     words = ("win32", "windows", 'os.name == "nt"')
     found = any(word in text_of(file) for file in sources(kind) for word in words)
     return check(found, yes())._replace(how="Windows is mentioned in its source, or not")
+
+
+@windows.on(INTERPRETERS)
+def of_no_system(kind: type[Pool]) -> Cell:
+    """Threads and interpreters are everywhere."""
+    words = ("fork", "signal", "posix", "win32", "windows")
+    found = [word for file in sources(kind) for word in words if word in text_of(file)]
+    return check(not found, yes())._replace(how="no system is mentioned in its source")
 
 
 @windows.on(OURS)

@@ -11,6 +11,7 @@ import comparison_tasks as tasks
 import psutil
 from comparison_pools import (
     DASK,
+    INTERPRETERS,
     JOBLIB,
     LOKY,
     MPIRE,
@@ -24,7 +25,7 @@ from comparison_pools import (
     yes,
 )
 from comparison_waiting import settled, settled_value
-from fault_tasks import REASON, noted
+from notes import REASON, noted
 from performance_pools import Pool
 
 DATA, ERRORS = "data", "errors"
@@ -95,6 +96,7 @@ class Traffic:
         return check(self._now()[0] - self._before[0] < SIZE, yes(), "through TCP")
 
 
+NO_NUMPY = "NumPy cannot be imported there"
 MEANS = {OURS: "a memory file", JOBLIB: "a file that is mapped"}
 
 
@@ -117,6 +119,24 @@ def an_array_as_result(kind: type[Pool]) -> Cell:
     assert len(pool.submit(tasks.zeros, COUNT)()) == COUNT
     cell = traffic.cell_of_sockets() if kind.name == DASK else traffic.cell()
     return cell._replace(detail=cell.detail or MEANS.get(kind.name, ""))
+
+
+@arrays.on(INTERPRETERS)
+def a_view_as_argument(kind: type[Pool]) -> Cell:
+    """Where NumPy cannot be imported, there is still a memoryview."""
+    pool = kind()
+    if settled_value(pool.submit(tasks.zeros, 10)) is not None:
+        return an_array_as_argument(kind)
+    data = bytearray(COUNT)
+    pool.submit(tasks.fill, memoryview(data))()
+    shared = "but a `memoryview` is shared" if data[-1:] == b"x" else ""
+    return no(", ".join(filter(None, (NO_NUMPY, shared))))
+
+
+@results.on(INTERPRETERS)
+def an_array_of_an_interpreter(kind: type[Pool]) -> Cell:
+    error = settled(kind().submit(tasks.zeros, 10)).exception()
+    return no(NO_NUMPY) if isinstance(error, ImportError) else an_array_as_result(kind)
 
 
 preload = feature("preload", "data is loaded once, and shared copy-on-write", DATA)
@@ -195,6 +215,12 @@ def use_with_bad_initializer(kind: type[Pool]) -> Any:
         from concurrent.futures import ProcessPoolExecutor
 
         return ProcessPoolExecutor(2, initializer=tasks.refuse).submit(tasks.pid).result()
+    if kind.name == INTERPRETERS:
+        from concurrent.futures import InterpreterPoolExecutor
+
+        # In a variable: a task of an executor that nobody refers to would hang.
+        interpreters = InterpreterPoolExecutor(2, initializer=tasks.refuse)
+        return interpreters.submit(tasks.pid).result()
     if kind.name == LOKY:
         import loky
 

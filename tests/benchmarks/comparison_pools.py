@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from performance_pools import (
     WORKERS,
+    InterpreterPool,
     LokyPool,
     MpirePool,
     OurPool,
@@ -30,6 +31,7 @@ from performance_pools import (
 from performance_pools import JoblibPool as JoblibMaps
 
 OURS, STANDARD, LOKY = OurPool.name, StandardPool.name, LokyPool.name
+INTERPRETERS = InterpreterPool.name
 PEBBLE, MPIRE, JOBLIB, DASK = PebblePool.name, MpirePool.name, JoblibMaps.name, "dask"
 
 
@@ -78,7 +80,10 @@ class DaskPool(Pool):
 
 KINDS: dict[str, type[Pool]] = {
     kind.name: kind
-    for kind in (OurPool, StandardPool, LokyPool, PebblePool, MpirePool, JoblibPool, DaskPool)
+    for kind in (
+        *(OurPool, StandardPool, InterpreterPool),
+        *(LokyPool, PebblePool, MpirePool, JoblibPool, DaskPool),
+    )
 }
 
 
@@ -175,6 +180,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "prefork_executor:",
     ),
     STANDARD: ("concurrent.futures:ProcessPoolExecutor",),
+    INTERPRETERS: ("concurrent.futures:InterpreterPoolExecutor",),
     LOKY: ("loky:ProcessPoolExecutor", "loky:get_reusable_executor", "loky:"),
     PEBBLE: ("pebble:ProcessPool", "pebble:ProcessFuture", "pebble.concurrent:process", "pebble:"),
     MPIRE: ("mpire:WorkerPool", "mpire.async_result:AsyncResult", "mpire:"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison_pools import KINDS
-from fault_tasks import noted_nap
+from comparison_tasks import noted_nap
 
 LONG = 20.0
 """Seconds."""

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from comparison_pools import KINDS
-from fault_tasks import REASON, note, noted
+from notes import REASON, note, noted
 
 MIB = 1024 * 1024
 LOGGER = "comparison"
@@ -23,6 +22,13 @@ _hoard: list[bytearray] = []
 def pid() -> int:
     """Which process runs this."""
     return os.getpid()
+
+
+def place() -> tuple[int, int]:
+    """The same, and which interpreter of the process."""
+    from concurrent import interpreters
+
+    return os.getpid(), interpreters.get_current().id
 
 
 def nap(seconds: float) -> int:
@@ -79,6 +85,12 @@ def fail_further_down() -> NoReturn:
     raise LookupError("nobody has this")
 
 
+def fill(view: memoryview) -> int:
+    """Write into a big argument."""
+    view[:] = b"x" * len(view)
+    return len(view)
+
+
 def length(array: Any) -> int:
     """Take a big argument."""
     return len(array)
@@ -115,6 +127,8 @@ def refuse(*_: object, **__: object) -> NoReturn:
 
 def nest(name: str) -> int:
     """Run a task in a pool of the same kind."""
+    from comparison_pools import KINDS
+
     pool = KINDS[name]()
     result: int = pool.many(double, [(20,), (21,)])()[1]
     pool.close()
@@ -123,6 +137,8 @@ def nest(name: str) -> int:
 
 def nest_pids() -> tuple[int, list[int]]:
     """The process of this task, and those of a loop of joblib's within."""
+    from comparison_pools import KINDS
+
     return os.getpid(), KINDS["joblib"]().many(nap, [(0.1,)] * 4)()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import comparison_tasks as tasks
 from comparison_pools import (
     DASK,
+    INTERPRETERS,
     JOBLIB,
     MPIRE,
     OURS,
@@ -107,10 +108,18 @@ def a_bar_with_a_total(kind: type[Pool]) -> Cell:
     return check(shown, by_hand("`tqdm(..., total=n)`"))
 
 
+def new_queue(kind: type[Pool]) -> Any:
+    """One that the standard library has for such workers."""
+    if kind.name != INTERPRETERS:
+        return multiprocessing.Manager().Queue()
+    from concurrent import interpreters
+
+    return interpreters.create_queue()
+
+
 def carries_a_queue(kind: type[Pool]) -> list[Any] | None:
     """What a task has put into a manager's queue by the time its result is there."""
-    manager = multiprocessing.Manager()
-    messages = manager.Queue()
+    messages = new_queue(kind)
     pool = kind()
     if settled_value(lambda: pool.submit(tasks.put_five, messages)()) != "done":
         return None
@@ -140,7 +149,12 @@ def advance_by_five(_: int) -> int:
 
 @advancing.on()
 def advanced_by_hand(kind: type[Pool]) -> Cell:
-    return check(carries_a_queue(kind) == [0, 1, 2, 3, 4], by_hand(MANAGER))
+    return check(carries_a_queue(kind) == [0, 1, 2, 3, 4], by_hand(means(kind)))
+
+
+def means(kind: type[Pool]) -> str:
+    """What queue that is."""
+    return "`interpreters.create_queue`" if kind.name == INTERPRETERS else MANAGER
 
 
 messages = feature("yell", "messages of a running task, in order, before its result", TOLD)
@@ -158,7 +172,7 @@ def yelled(_: type[Pool]) -> Cell:
 
 @messages.on()
 def put_by_hand(kind: type[Pool]) -> Cell:
-    return check(carries_a_queue(kind) == [0, 1, 2, 3, 4], by_hand(MANAGER))
+    return check(carries_a_queue(kind) == [0, 1, 2, 3, 4], by_hand(means(kind)))
 
 
 @messages.on(DASK)
@@ -185,12 +199,14 @@ class Heard(logging.Handler):
         self.pids.append(record.process)
 
 
-def heard_from(run: Callable[[], int]) -> bool:
-    """Whether a record of the process that it names comes."""
+def heard_from(run: Callable[[], int], kind: type[Pool]) -> bool:
+    """Whether a record of the process that it names comes. An interpreter has no process of
+    its own, but loggers."""
     heard = Heard()
     logging.getLogger(tasks.LOGGER).addHandler(heard)
     pid = run()
-    return pid != os.getpid() and eventually(lambda: pid in heard.pids, 3.0)
+    is_elsewhere = pid != os.getpid() or kind.name == INTERPRETERS
+    return is_elsewhere and eventually(lambda: pid in heard.pids, 3.0)
 
 
 @logs.on(OURS)
@@ -199,28 +215,33 @@ def forwarded(kind: type[Pool]) -> Cell:
 
     pool: Any = kind()
     forward_logging(pool.executor)
-    return check(heard_from(lambda: pool.submit(tasks.log)()), yes("`forward_logging`"))
+    return check(heard_from(lambda: pool.submit(tasks.log)(), kind), yes("`forward_logging`"))
 
 
 @logs.on(DASK)
 def forwarded_by_dask(kind: type[Pool]) -> Cell:
     pool: Any = kind()
     pool.client.forward_logging(tasks.LOGGER)
-    return check(heard_from(lambda: pool.submit(tasks.log)()), yes("`client.forward_logging`"))
+    came = heard_from(lambda: pool.submit(tasks.log)(), kind)
+    return check(came, yes("`client.forward_logging`"))
 
 
 @logs.on()
 def forwarded_by_hand(kind: type[Pool]) -> Cell:
     """As Python's logging cookbook has it: a QueueHandler there, a QueueListener here."""
-    queue = multiprocessing.Manager().Queue()
+    queue = new_queue(kind)
     here = logging.getLogger(tasks.LOGGER)
 
     class Here(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             here.handle(record)
 
-    QueueListener(queue, Here()).start()
-    came = heard_from(lambda: log_with_initializer(kind, queue))
+    class Listener(QueueListener):
+        def dequeue(self, block: bool) -> Any:
+            return self.queue.get()  # That of interpreters has no `block`.
+
+    Listener(queue, Here()).start()
+    came = heard_from(lambda: log_with_initializer(kind, queue), kind)
     return check(came, by_hand("`QueueHandler` in an initializer"))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import comparison_tasks as tasks
 from comparison_pools import (
     DASK,
+    INTERPRETERS,
     JOBLIB,
     LOKY,
     MPIRE,
@@ -24,6 +25,7 @@ from comparison_pools import (
     STANDARD,
     Cell,
     DaskPool,
+    LookAgainError,
     by_hand,
     check,
     feature,
@@ -33,7 +35,7 @@ from comparison_pools import (
     silent_on,
     yes,
 )
-from comparison_waiting import begun, has_ended, settled_value
+from comparison_waiting import begun, has_ended, settled, settled_value
 from performance_pools import Pool
 
 WITH = "with other tools"
@@ -93,7 +95,7 @@ cancelled = feature("cancel", "the running task ends when the one that awaits is
 
 def awaitable(kind: type[Pool], pool: Any, fn: Callable[..., Any], *args: Any) -> Any:
     """How a call in it is awaited."""
-    if kind.name in (OURS, STANDARD, LOKY):
+    if kind.name in (OURS, STANDARD, INTERPRETERS, LOKY):
         return asyncio.get_running_loop().run_in_executor(pool.executor, fn, *args)
     if kind.name == PEBBLE:
         return asyncio.wrap_future(pool.pool.schedule(fn, args=args))
@@ -216,6 +218,15 @@ def a_graph(kind: type[Pool]) -> Cell:
     return check(found not in (None, os.getpid()), yes())
 
 
+@dask_pool.on(INTERPRETERS)
+def a_graph_of_interpreters(kind: type[Pool]) -> Cell:
+    import dask
+
+    executor = kind().executor  # type: ignore[attr-defined]
+    found = settled_value(lambda: dask.delayed(tasks.place)().compute(scheduler=executor))
+    return check(found not in (None, tasks.place()), yes())
+
+
 dask_worker = feature("dask_worker", "runs the tasks of a Dask worker, as its `executor`", WITH)
 
 
@@ -227,6 +238,14 @@ def dask_in_dask(_: type[Pool]) -> Cell:
 @dask_worker.on(JOBLIB)
 def joblib_in_dask(kind: type[Pool]) -> Cell:
     return lacks(kind, "submit")
+
+
+@dask_worker.on(INTERPRETERS)
+def in_a_worker_in_interpreters(kind: type[Pool]) -> Cell:
+    found = settled(kind().submit(importlib.import_module, "distributed")).exception()
+    if found is None:
+        raise LookAgainError("distributed can be imported there")
+    return no("Dask cannot be imported there")
 
 
 @dask_worker.on()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import operator
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import comparison_tasks as tasks
 from comparison_pools import (
     DASK,
+    INTERPRETERS,
     JOBLIB,
     LOKY,
     MPIRE,
@@ -26,7 +29,7 @@ from comparison_pools import (
     yes,
 )
 from comparison_waiting import begun, ended_alone, has_ended, settled, succeeds
-from fault_tasks import noted
+from notes import noted
 from performance_pools import Pool
 
 CONTROL = "control of work"
@@ -68,6 +71,22 @@ def a_death_in_a_call(kind: type[Pool]) -> Cell:
     return check(whole, yes(), f"the whole call fails, the next {'works' if after else 'too'}")
 
 
+@death.on(INTERPRETERS)
+def a_death_of_all(kind: type[Pool]) -> Cell:
+    """Its workers are threads, so this plays in a program of its own."""
+    context = multiprocessing.get_context("spawn")
+    program = context.Process(target=run_what_dies, args=(kind,))
+    program.start()
+    program.join()
+    dies = program.exitcode == -signal.SIGKILL
+    return check(not dies, yes(), "the whole program dies")
+
+
+def run_what_dies(kind: type[Pool]) -> None:
+    """A program with a task that is killed."""
+    kind().submit(tasks.kill_self, "killed")()
+
+
 # --- limits ------------------------------------------------------------------------------------
 
 limit = feature("limit", "a time limit ends the running task, no other", CONTROL)
@@ -100,7 +119,7 @@ def a_limit_of_mpire(kind: type[Pool]) -> Cell:
     return ended_alone("beat", [*others, lambda: pool.apply(tasks.pid)])
 
 
-@limit.on(STANDARD, LOKY)
+@limit.on(STANDARD, INTERPRETERS, LOKY)
 def a_limit_of_map(kind: type[Pool]) -> Cell:
     """The one limit they have is for the results."""
     executor = kind().executor  # type: ignore[attr-defined]
@@ -144,7 +163,7 @@ def an_abort_of_ours(kind: type[Pool]) -> Cell:
     return ended_alone("beat", others)
 
 
-@abort.on(STANDARD, LOKY, PEBBLE, DASK)
+@abort.on(STANDARD, INTERPRETERS, LOKY, PEBBLE, DASK)
 def a_cancel(kind: type[Pool]) -> Cell:
     pool = kind()
     thunk: Any = pool.submit(tasks.beat, "beat")
@@ -246,7 +265,7 @@ def reads_ahead(take: Callable[[Iterator[int]], Iterator[Any]]) -> bool:
 
 
 @buffer.on(OURS)
-@buffer.on(STANDARD)
+@buffer.on(STANDARD, INTERPRETERS)
 def a_buffersize(kind: type[Pool]) -> Cell:
     executor = kind().executor  # type: ignore[attr-defined]
     if "buffersize" not in inspect.signature(executor.map).parameters:

@@ -15,6 +15,7 @@ import comparison_tasks as tasks
 import psutil
 from comparison_pools import (
     DASK,
+    INTERPRETERS,
     JOBLIB,
     LOKY,
     MPIRE,
@@ -29,7 +30,7 @@ from comparison_pools import (
 )
 from comparison_waiting import PATIENCE, settled, settled_value, succeeds
 from fault_stage import alive, eventually, since
-from fault_tasks import noted
+from notes import noted
 from performance_pools import Pool
 
 PROGRAM = Path(__file__).with_name("comparison_program.py")
@@ -45,8 +46,13 @@ MOST, LEAST = 4, 2
 HELPERS = ("resource_tracker", "semaphore_tracker", "forkserver")
 
 
-def workers_now() -> int:
-    """Processes that this one has started, without those that help multiprocessing."""
+def workers_now(kind: type[Pool]) -> int:
+    """Processes that this one has started, without those that help multiprocessing; or
+    interpreters but the main one."""
+    if kind.name == INTERPRETERS:
+        from concurrent import interpreters
+
+        return len(interpreters.list_all()) - 1
     children = psutil.Process().children(recursive=True)
     return sum(alive(child.pid) and not is_helper(child) for child in children)
 
@@ -62,11 +68,11 @@ def counts(pool: Pool, idle: float) -> tuple[int, int, int]:
     """Processes after one task, under load, and after so many idle seconds."""
     pool.submit(tasks.pid)()
     time.sleep(0.3)
-    first = workers_now()
+    first = workers_now(type(pool))
     pool.many(tasks.nap, [(0.5,)] * 3 * MOST)()
-    most = workers_now()
-    eventually(lambda: workers_now() < most, idle)
-    return first, most, workers_now()
+    most = workers_now(type(pool))
+    eventually(lambda: workers_now(type(pool)) < most, idle)
+    return first, most, workers_now(type(pool))
 
 
 def growing(kind: type[Pool]) -> Pool:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 from fault_stage import REST, Figures, Outcome, alive, eventually, since
-from fault_tasks import REASON, noted
+from notes import REASON, noted
 
 SCENARIOS = Path(__file__).with_name("fault_scenarios.py")
 BOUND = 30.0

@@ -50,6 +50,7 @@ from fault_stage import (
     whole_text,
     within,
 )
+from notes import REASON, noted
 from pools import POOLS, WORKERS, Options, Pool, UnsupportedError
 
 FORKS_FAIL_FOR = 1.5
@@ -245,7 +246,7 @@ def bad_initializer(stage: Stage, initializer: Callable[..., object], reason: st
         "told": any(reason in whole_text(error_of(future)) for future in futures),
         "hung": tally.pending,
         "of": tally.of,
-        "forks": len(tasks.noted(stage.notes)),
+        "forks": len(noted(stage.notes)),
     }
     if tally.pending:
         loops = figures["forks"] > MANY_FORKS
@@ -255,7 +256,7 @@ def bad_initializer(stage: Stage, initializer: Callable[..., object], reason: st
 
 @fault("initializer-raises", "the initializer raises", "look_for_reason")
 def initializer_raises(stage: Stage) -> Figures:
-    return bad_initializer(stage, tasks.initializer_raises, tasks.REASON)
+    return bad_initializer(stage, tasks.initializer_raises, REASON)
 
 
 @fault("initializer-dies", "the initializer ends its worker by os._exit(91)")
@@ -290,7 +291,7 @@ def ignores_sigterm(stage: Stage) -> Figures:
 def limit(stage: Stage) -> Figures:
     pool = stage.pool(task_limit=1.0)
     figures = among_others(pool, lambda: ask(pool, tasks.long_call, stage.notes))
-    (worker,) = tasks.noted(stage.notes)
+    (worker,) = noted(stage.notes)
     return {**figures, "worker_ended": not alive(worker)}
 
 

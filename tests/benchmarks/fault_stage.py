@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from fault_tasks import nap, noted
+from fault_tasks import nap
+from notes import noted
 from pools import WORKERS, Options, Pool
 
 PATIENCE = 8.0

@@ -16,28 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from notes import REASON, note, noted
 from pools import POOLS, Options
 
 MIB = 1024 * 1024
-REASON = "the licence server said no"
-"""Why an initializer raises. Whoever uses the pool wants to read that."""
 DYING_STATUS = 91
 """With what status an initializer ends its worker."""
 LONG = 60.0
 """Seconds: longer than any scenario lasts."""
-
-
-def note(path: str) -> None:
-    """This process's id as a line of a file, whole, whoever else writes."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    os.close(descriptor)
-
-
-def noted(path: str) -> list[int]:
-    """The process ids that were noted."""
-    file = Path(path)
-    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 # --- tasks that do no harm ---------------------------------------------------------------------
