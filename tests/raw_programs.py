@@ -27,6 +27,7 @@ MARK = "PREFORK_EXECUTOR_TEST_PROGRAM"
 """Environment variable by which a program's processes are found, orphans included."""
 
 PRELUDE = """
+import ctypes  # Some builds of Python keep a library's file open from here on.
 import os, signal, socket, sys, time
 from prefork_executor import raw
 from prefork_executor._scoreboard import State

@@ -72,10 +72,10 @@ MANY_POOLS = "nested or initializer or context_manager or multiple_generator"
 )
 def test_joblibs_own_tests_pass(tests: str, tmp_path: Path) -> None:
     # Some of them run scripts, or nest in processes of other backends: there the name is
-    # known as if each began with an import. Not in multiprocessing's own helpers.
+    # known as if each began with an import. Not in multiprocessing's resource tracker.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
-        "if 'import main;' not in str(sys.orig_argv):\n"
+        "if 'resource_tracker' not in str(sys.orig_argv):\n"
         "    import prefork_executor.integrations.joblib\n"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])

@@ -154,6 +154,8 @@ def test_capsys_does_not_see_them_but_the_report_does(inner: Inner) -> None:
 
 
 def test_all_of_it_works_under_xdist(inner: Inner) -> None:
+    # xdist has threads of its own, so Python warns of the fork.
+    inner.ini("filterwarnings = ignore:This process .* is multi-threaded:DeprecationWarning")
     inner.suite(
         SPEAKING,
         """
