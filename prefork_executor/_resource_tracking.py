@@ -23,7 +23,6 @@ to: see `_posix.fork_masked`.)
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
