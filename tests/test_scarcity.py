@@ -11,7 +11,6 @@ import gc
 import itertools
 import logging
 import os
-import posix
 import resource
 import signal
 import time
@@ -254,7 +253,7 @@ def test_a_caller_without_descriptors_whose_supervisor_dies_gets_another_when_th
 
 def no_forks_while(flag: Path, attempts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the supervisor, forks fail while the file is there."""
-    fork, caller = posix.fork, os.getpid()
+    fork, caller = os.fork, os.getpid()
 
     def refuse() -> int:
         if os.getpid() != caller and flag.exists():
@@ -263,7 +262,7 @@ def no_forks_while(flag: Path, attempts: Path, monkeypatch: pytest.MonkeyPatch) 
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return fork()
 
-    monkeypatch.setattr(posix, "fork", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
 
 
 def test_tasks_wait_while_no_worker_can_be_forked(
