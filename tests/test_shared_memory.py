@@ -98,7 +98,7 @@ if __name__ == "__main__":
         name, pid = executor.submit(make).result(60)
         if way != "shutdown":
             let_leave(executor, way, pid)
-        assert len(trackers()) == 1
+        eventually(lambda: len(trackers()) == 1)
     eventually(lambda: has_ended(pid))
     assert resource_tracker._resource_tracker._pid in trackers()
     print(use_up(name))
