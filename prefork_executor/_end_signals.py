@@ -15,7 +15,8 @@ have none, and die of the signal. So:
   have its default effect.
 * A task that sends such a signal to its own process means it: that has its default effect.
 * What a task or an initializer sets instead of our handler stays in force, and what the
-  caller's process ignored is ignored.
+  caller's process ignored is ignored. What somebody's at-fork function has set in a worker
+  before ours, as coverage's does, gets the pool's own SIGTERM.
 * What is forked off here has nothing of this: there both signals have their default effect.
   (What is executed loses every handler anyway.)
 
@@ -48,6 +49,8 @@ _slot: tuple[memoryview[int], int] | None = None
 _asked_early = 0
 _bell: Doorbell | None = None
 _is_forgotten_in_forks = False
+_found: dict[int, Handler] = {}
+"""What at-fork functions had set in this process before our handler took its place."""
 _masks: dict[int, set[int]] = {}
 """Of threads that fork just now: the signals that were blocked there before."""
 
@@ -67,9 +70,13 @@ def is_own(handler: Handler) -> bool:
     return handler in (_spare, _leave_after_task)
 
 
-def handlers() -> dict[int, Handler]:
-    """What a new worker has to start with. It may get a signal before :func:`begin`."""
-    return dict.fromkeys(_heeded(), _leave_after_task)
+def heed() -> None:
+    """In a new worker, in which these signals are blocked still. At-fork functions have run,
+    also those that were registered after this module's own."""
+    for number in _heeded():
+        found = _posix.set_handler(number, _leave_after_task)
+        if callable(found) and not is_own(found):
+            _found[number] = found
 
 
 def begin(words: memoryview[int], base: int) -> Doorbell:
@@ -80,7 +87,7 @@ def begin(words: memoryview[int], base: int) -> Doorbell:
     signal.set_wakeup_fd(_bell.write_end, warn_on_full_buffer=False)
     for number in NUMBERS:
         if signal.getsignal(number) is _leave_after_task:
-            _posix.default_after_next(number)
+            _let_next_end(number)
     _posix.run_handlers()
     if _asked_early:
         _leave_after_task(_asked_early, None)
@@ -103,11 +110,17 @@ def _leave_after_task(number: int, frame: types.FrameType | None) -> None:
         return
     words, base = _slot
     if words[base + sb.DOOMED] or is_self_sent(frame):
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, _found.get(number, signal.SIG_DFL))
         os.kill(os.getpid(), number)
+        return
     words[base + sb.ASKED] = 1
     words[base + sb.RETIRE] = 1
     if signal.getsignal(number) is _leave_after_task:  # Or another has called this one.
+        _let_next_end(number)
+
+
+def _let_next_end(number: int) -> None:
+    if number not in _found:
         _posix.default_after_next(number)
 
 
@@ -128,8 +141,9 @@ def _let_go() -> None:
 def _forget() -> None:
     """In a process that was forked off this one: be as any other."""
     global _slot, _asked_early, _bell
+    _found.clear()
     for number in NUMBERS:
-        if signal.getsignal(number) in (_spare, _leave_after_task):
+        if is_own(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     if _bell is not None:
         theirs = signal.set_wakeup_fd(-1)

@@ -88,12 +88,8 @@ class Supervisor:
             settings.limits,
             self._channels.board,
             self._channels.doorbell,
-            child_handlers={
-                signal.SIGINT: signal.SIG_IGN,
-                **_end_signals.handlers(),
-                **users.handlers,
-            },
-            disown=self._disown,
+            child_handlers={signal.SIGINT: signal.SIG_IGN},
+            disown=self._begin_worker,
             most_memory=settings.max_memory_per_child,
         )
         self._pool.waiter.register(control.fileno())
@@ -104,8 +100,11 @@ class Supervisor:
         limits = settings.limits
         self._channels.board.words[sb.BELL] = int(limits.max_spare < limits.max_workers)
 
-    def _disown(self) -> None:
-        """In a new worker: close what belongs to the supervisor alone."""
+    def _begin_worker(self) -> None:
+        """In a new worker: have its signal handlers, and close what belongs to the supervisor
+        alone."""
+        _end_signals.heed()
+        _posix.install_handlers(self._users.handlers)
         self._control.close()
         self._channels.lifeline.close()  # It hangs on this process's, which hangs on that.
         self._preparation.close()

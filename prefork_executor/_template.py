@@ -191,15 +191,15 @@ class Preparation:
         from ._holdings import Holdings, in_the_way, left_running, watching
 
         try:
-            if step.prepare is not None:
-                step.prepare()
-            before = Holdings.now()
-            with watching() as seen:
-                step.run()
+            with self._users.keeping_handlers():
+                if step.prepare is not None:
+                    step.prepare()
+                before = Holdings.now()
+                with watching() as seen:
+                    step.run()
         except BaseException as error:
             return self._fail(step.number, error)
         finally:
-            self._users.keep_handlers()
             _posix.install_handlers({signal.SIGINT: signal.SIG_IGN})
             _end_signals.survive()
         self._users.left.remove(step)

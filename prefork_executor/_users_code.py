@@ -18,7 +18,7 @@ import contextlib
 import importlib
 import multiprocessing.process
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from . import _end_signals, _posix
 from ._settings import Settings
@@ -90,17 +90,18 @@ class UsersCode:
         step.run()
         self.left.remove(step)
 
-    def keep_handlers(self) -> None:
-        """Signal handlers that have been installed here are meant for workers, as if each had
-        run this by itself, and not for this process."""
-        self.handlers = {
-            number: handler
-            for number in _posix.ALL_SIGNALS
-            if callable(handler := signal.getsignal(number))
-            and handler is not signal.default_int_handler
-            and not _end_signals.is_own(handler)
-        }
-        _posix.forget_handlers()
+    @contextlib.contextmanager
+    def keeping_handlers(self) -> Iterator[None]:
+        """Signal handlers that are installed within are meant for workers, as if each had run
+        this by itself, and not for this process. What an at-fork function has set in this
+        process is its own: it will set another in each worker."""
+        before = _handlers()
+        try:
+            yield
+        finally:
+            kept = _handlers().items()
+            self.handlers |= {number: new for number, new in kept if new != before.get(number)}
+            _posix.forget_handlers()
 
     def _preload(self) -> None:
         preload = self._settings.preload
@@ -123,6 +124,16 @@ class UsersCode:
             # Unpickling the initializer, which needs the module, will say what is wrong.
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+
+
+def _handlers() -> dict[int, _posix.Handler]:
+    return {
+        number: handler
+        for number in _posix.ALL_SIGNALS
+        if callable(handler := signal.getsignal(number))
+        and handler is not signal.default_int_handler
+        and not _end_signals.is_own(handler)
+    }
 
 
 def _import_as_multiprocessing_does(main: Mapping[str, str]) -> None:

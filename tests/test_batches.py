@@ -125,7 +125,7 @@ def pid_of(_: int) -> int:
 
 
 def test_a_worker_takes_no_more_tasks_than_it_may(batches: list[int]) -> None:
-    with PreforkExecutor(2, max_tasks_per_child=50) as executor:
+    with PreforkExecutor(2, max_tasks_per_child=50, preload=__name__) as executor:
         counts = collections.Counter(executor.map(pid_of, range(1000)))
     assert max(counts.values()) <= 50
     assert sum(counts.values()) == 1000

@@ -234,6 +234,7 @@ def test_whatever_is_killed_futures_and_tasks_tell_one_story(
     }
     request.node.user_properties.extend(figures.items())
     print(start_method, figures)
-    assert deaths == len(died) <= killer.most_losses
+    # A worker that is struck between its result and the mark IDLE has died, and cost nothing.
+    assert len(died) <= deaths <= killer.most_losses
     assert unbegun <= MOST_UNBEGUN * len(died) + 3
     assert figures["most workers"] <= MOST

@@ -154,11 +154,11 @@ def test_capsys_does_not_see_them_but_the_report_does(inner: Inner) -> None:
 
 
 def test_all_of_it_works_under_xdist(inner: Inner) -> None:
-    # xdist has threads of its own, so Python warns of the fork.
-    inner.ini("filterwarnings = ignore:This process .* is multi-threaded:DeprecationWarning")
     inner.suite(
         SPEAKING,
         """
+    # xdist has threads of its own, so Python warns of the fork.
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
     @pytest.mark.parametrize("method", METHODS)
     def test_it(prefork_executor_factory, caplog, capfd, method):
         executor = prefork_executor_factory(mp_context=method)
@@ -204,8 +204,12 @@ COVERED = """
             return 2
         return 3
 
-    def in_an_aborted_task(name):
-        pathlib.Path(name).touch()
+    def in_an_aborted_task(method):
+        pathlib.Path(method).touch()
+        if method == "fork":
+            time.sleep(3600)
+        if method == "forkserver":
+            time.sleep(3600)
         time.sleep(3600)
 
     def in_a_child(listener):
@@ -213,7 +217,7 @@ COVERED = """
             taken[0].close()
             pf_kid_yell(1, thaw=True)
 """
-WORKER, ABORTED, CHILD = {5, 6, 7, 8, 9}, {12, 13}, {16, 17, 18}
+WORKER, ABORTED, CHILD = {*range(5, 10)}, {*range(12, 18)}, {*range(20, 23)}
 """The lines of its functions' bodies."""
 
 
@@ -243,10 +247,12 @@ def test_coverage_of_what_workers_execute_depends_on_its_settings(
         executor = prefork_executor_factory(mp_context=method)
         assert executor.submit(covered.in_a_worker, method).result()
 
-    def test_abort(prefork_executor):
-        future = prefork_executor.submit(covered.in_an_aborted_task, "runs")
-        until(pathlib.Path("runs").exists)
-        prefork_executor.abort(future)
+    @pytest.mark.parametrize("method", METHODS)
+    def test_abort(prefork_executor_factory, method):
+        executor = prefork_executor_factory(mp_context=method)
+        future = executor.submit(covered.in_an_aborted_task, method)
+        until(pathlib.Path(method).exists)
+        executor.abort(future)
         assert future.exception()
 
     def test_pool(prefork_pool):
@@ -257,6 +263,6 @@ def test_coverage_of_what_workers_execute_depends_on_its_settings(
             assert pool.stop() == 0
     """,
     )
-    inner.run_apart("--cov=covered", "--cov-report=json:report.json").assert_outcomes(passed=5)
+    inner.run_apart("--cov=covered", "--cov-report=json:report.json").assert_outcomes(passed=7)
     report = json.loads((inner.path / "report.json").read_text())
     assert set(report["files"]["covered.py"]["missing_lines"]) == missing

@@ -56,9 +56,14 @@ def eventually(condition):
 def has_ended(pid):
     return not Path(f"/proc/{pid}").exists()
 
+def is_tracker(process):
+    try:
+        return "resource_tracker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # It has just ended.
+        return False
+
 def trackers():
-    every = psutil.Process().children(recursive=True)
-    return [p.pid for p in every if "resource_tracker" in " ".join(p.cmdline())]
+    return [p.pid for p in psutil.Process().children(recursive=True) if is_tracker(p)]
 
 OPTIONS = {
     "max_tasks_per_child": {"max_tasks_per_child": 1},
