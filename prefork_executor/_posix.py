@@ -639,7 +639,8 @@ def sentinel_of(pid: int, is_there: Callable[[], bool]) -> int:
         OSError: no descriptor is left.
     """
     descriptor = open_pidfd(pid)
-    if is_there():
+    # It may have been reaped, and nobody told of that yet.
+    if is_there() and (descriptor is not None or _exists(pid)):
         if descriptor is not None:
             return descriptor
         read_end, write_end = os.pipe()

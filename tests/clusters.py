@@ -76,6 +76,15 @@ class Cluster:
         self._process = psutil.Process(pid)
         self._stdin = stdin
 
+    def node_of(self, pid: int) -> psutil.Process:
+        """The Dask worker in whose pool this process is. Between them are the supervisor, and
+        whatever else a start method needs."""
+        process = psutil.Process(pid)
+        while (parent := process.parent()) != self._process:
+            assert parent is not None, "it is of this cluster"
+            process = parent
+        return process
+
     def kill(self) -> None:
         """Kill the scheduler. Its workers end when they see it."""
         self._process.send_signal(signal.SIGKILL)

@@ -127,13 +127,13 @@ def test_the_answer_to_an_earlier_request_to_end_the_workers_does_not_stand_for_
     def read_and_end_again(packet: Any) -> Any:
         if packet.kind == Kind.WORKERS_TOLD and not stopped:
             eventually(lambda: executor.stats().idle, "a new worker waits")
-            supervisor = supervisor_of(executor)
             supervisor.suspend()
             executor.kill_workers()
             stopped.append(supervisor)
         return read_notice(packet)
 
     with ended_at_once(pool_of(1, "fork")) as executor:
+        supervisor = supervisor_of(executor)
         monkeypatch.setattr(_client, "read_notice", read_and_end_again)
         executor.kill_workers()
         eventually(lambda: stopped)

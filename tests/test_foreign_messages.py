@@ -137,7 +137,10 @@ def pool(log: Path, tmp_path: Path) -> Iterator[Pool]:
     ) as executor:
         executor.submit(square, 1).result(BOUND)
         eventually(lambda: executor.stats().idle == 2)
-        yield Pool(executor, log, tmp_path / "gate")
+        try:
+            yield Pool(executor, log, tmp_path / "gate")
+        finally:
+            (tmp_path / "gate").touch()
 
 
 @contextlib.contextmanager

@@ -358,43 +358,28 @@ def test_futures_are_those_of_the_standard_library(executor: Executor) -> None:
 # --- an executor over a cluster ----------------------------------------------------------------
 
 
-def node_of(pid: int) -> psutil.Process:
-    """The Dask worker in whose pool this process is: it, the supervisor, the worker."""
-    supervisor = psutil.Process(pid).parent()
-    assert supervisor is not None
-    node = supervisor.parent()
-    assert node is not None
-    return node
-
-
-@pytest.fixture
-def doomed_nodes() -> Iterator[Any]:
-    """An executor over a cluster of its own, whose nodes may be killed."""
-    with running_cluster(n_workers=2, nthreads=2) as cluster, connect(cluster.address) as nodes:
-        yield nodes
-
-
-def test_a_lost_node_costs_what_had_begun_there_and_nothing_else(
-    doomed_nodes: Any, tmp_path: Path
-) -> None:
-    nodes = doomed_nodes
-    # On both nodes: two run, and more wait, some of which Dask has given to the node.
-    running = [nodes.submit(begin_and_sleep, tmp_path / f"{i}", BOUND) for i in range(4)]
-    waiting = [nodes.submit(note, tmp_path / f"waiting {i}") for i in range(12)]
-    eventually(lambda: all(noted(tmp_path / f"{i}") for i in range(4)))
-    node = node_of(noted(tmp_path / "0")[0])
-    lost = [i for i in range(4) if node_of(noted(tmp_path / f"{i}")[0]) == node]
-    node.kill()
-    for i in lost:
-        error = running[i].exception(BOUND)
-        assert isinstance(error, NodeDied)
-        assert "was lost while it held task" in str(error)
-        assert isinstance(error.__cause__, KilledWorker)
-        assert isinstance(pickle.loads(pickle.dumps(error)), NodeDied)
-    # The other node is none the worse, and has room for the rest.
-    assert all(nodes.abort(running[i]) for i in {*range(4)} - {*lost})
-    assert [future.result(BOUND) for future in waiting] == [1] * 12
-    assert [len(noted(tmp_path / f"{i}")) for i in range(4)] == [1] * 4
+def test_a_lost_node_costs_what_had_begun_there_and_nothing_else(tmp_path: Path) -> None:
+    with (
+        running_cluster(n_workers=2, nthreads=2) as cluster,
+        connect(cluster.address) as nodes,
+    ):
+        # On both nodes: two run, and more wait, some of which Dask has given to the node.
+        running = [nodes.submit(begin_and_sleep, tmp_path / f"{i}", BOUND) for i in range(4)]
+        waiting = [nodes.submit(note, tmp_path / f"waiting {i}") for i in range(12)]
+        eventually(lambda: all(noted(tmp_path / f"{i}") for i in range(4)))
+        node_of = [cluster.node_of(noted(tmp_path / f"{i}")[0]) for i in range(4)]
+        lost = [i for i in range(4) if node_of[i] == node_of[0]]
+        node_of[0].kill()
+        for i in lost:
+            error = running[i].exception(BOUND)
+            assert isinstance(error, NodeDied)
+            assert "was lost while it held task" in str(error)
+            assert isinstance(error.__cause__, KilledWorker)
+            assert isinstance(pickle.loads(pickle.dumps(error)), NodeDied)
+        # The other node is none the worse, and has room for the rest.
+        assert all(nodes.abort(running[i]) for i in {*range(4)} - {*lost})
+        assert [future.result(BOUND) for future in waiting] == [1] * 12
+        assert [len(noted(tmp_path / f"{i}")) for i in range(4)] == [1] * 4
 
 
 def test_a_task_of_a_lost_node_is_run_again_if_its_caller_asked_for_it(tmp_path: Path) -> None:
@@ -402,7 +387,7 @@ def test_a_task_of_a_lost_node_is_run_again_if_its_caller_asked_for_it(tmp_path:
         with connect(cluster.address) as nodes:
             future = nodes.with_options(retries=1).submit(sleep_at_first, tmp_path / "runs")
             eventually(lambda: noted(tmp_path / "runs"))
-            node_of(noted(tmp_path / "runs")[0]).kill()
+            cluster.node_of(noted(tmp_path / "runs")[0]).kill()
             # Dask puts another node in its place, and it is given a pool as the first was.
             assert future.result(BOUND) == 2
 

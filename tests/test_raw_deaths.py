@@ -447,6 +447,8 @@ def test_a_reload_replaces_the_children_and_cuts_nothing_short(run: Run, most: i
     program = run(GENERATIONS.format(broken=(), most=most))
     with program.connect() as connection:
         assert program.echo(connection) == b"0 False\n"
+        # While one serves, two wait.
+        eventually(lambda: len(program.children()) == min(most, 3))
         before = set(program.children())
         program.signal(HUP)
         program.hear("reloaded")
