@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import hypothesis
 import leash
 import pytest
 from belongings import Belongings
@@ -24,10 +23,6 @@ pytest.register_assert_rewrite(
     *("clusters", "injection", "inner_pytest", "pool_model", "raw_programs"),
     *("regulator_simulator", "scripts", "status_programs"),
 )
-
-# How long an example takes is the machine's business.
-hypothesis.settings.register_profile("any load", deadline=None)
-hypothesis.settings.load_profile("any load")
 
 _NEEDS = {
     "test_integration_dask.py": "distributed",
@@ -69,6 +64,15 @@ def pytest_configure() -> None:
     leash.leave_pid_1()
     leash.hold()
     hear_signals()
+    give_examples_time()
+
+
+def give_examples_time() -> None:
+    """How long one takes is the machine's business."""
+    import hypothesis  # Here, because workers import this module to find a test's tasks.
+
+    hypothesis.settings.register_profile("any load", deadline=None)
+    hypothesis.settings.load_profile("any load")
 
 
 def hear_signals() -> None:
@@ -106,6 +110,8 @@ def _helpers_of_multiprocessing() -> None:
     """Processes that multiprocessing itself starts once and keeps; they are there
     before the first test, so that no test is blamed for them."""
     multiprocessing.resource_tracker.ensure_running()
+    # Workers import the modules of tests, and with them these, which take half a second.
+    multiprocessing.set_forkserver_preload(["pytest", "psutil"])
     multiprocessing.forkserver.ensure_running()
 
 

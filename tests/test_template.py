@@ -99,7 +99,8 @@ def look():
     return len(file.read()) == os.path.getsize(__file__)
 """
 CHILD = """
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+# It ends with the process that has started it, at the latest.
+child = subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE)
 if __name__ == "__main__":
     child.kill()
     child.wait()
