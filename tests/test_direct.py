@@ -470,6 +470,8 @@ def test_a_handler_may_close_the_executor_at_any_line_of_result(how: str) -> Non
         assert wait.executor.join(BOUND)
 
 
+# In a weak reference's callback, for one, nothing is raised for anybody.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_any_moment_lose_nothing(executor: PreforkExecutor) -> None:
     def raise_late_now(_signum: int, _frame: object) -> None:
         raise Late
