@@ -100,6 +100,13 @@ class OnPrefork(unittest.TestCase):
         """For a test that shuts it down itself."""
         return self.executor_type(max_workers, mp_context=self.get_context(), **options)
 
+    @contextlib.contextmanager
+    def ends_by_itself(self) -> Iterator[None]:
+        """An executor that the block began to end has ended when it is left."""
+        threads = threading.active_count()
+        yield
+        eventually(lambda: threading.active_count() <= threads)
+
     def run_script(self, script: str) -> tuple[str, str]:
         """What a Python that runs this script writes to stdout and to stderr."""
         header = f"""\
@@ -320,20 +327,22 @@ class ProcessPool(OnPrefork):
                 assert [future.result(BOUND) for future in futures] == [*range(0, 16, 2)]
 
     def test_tasks_wait_for_new_workers_after_shutdown(self) -> None:
-        executor = self.new_executor(1, max_tasks_per_child=1)
-        gate, futures = self.submit_gated(executor)
-        executor.shutdown(wait=False)
-        gate.touch()
-        assert [future.result(BOUND) for future in futures] == [0, 1, 2]
+        with self.ends_by_itself():
+            executor = self.new_executor(1, max_tasks_per_child=1)
+            gate, futures = self.submit_gated(executor)
+            executor.shutdown(wait=False)
+            gate.touch()
+            assert [future.result(BOUND) for future in futures] == [0, 1, 2]
 
     def test_tasks_wait_for_new_workers_when_nobody_refers_to_the_executor(self) -> None:
-        executor = self.new_executor(1, max_tasks_per_child=1)
-        gate, futures = self.submit_gated(executor)
-        reference = weakref.ref(executor)
-        del executor
-        eventually(lambda: gc.collect() >= 0 and reference() is None, "it is collected")
-        gate.touch()
-        assert [future.result(BOUND) for future in futures] == [0, 1, 2]
+        with self.ends_by_itself():
+            executor = self.new_executor(1, max_tasks_per_child=1)
+            gate, futures = self.submit_gated(executor)
+            reference = weakref.ref(executor)
+            del executor
+            eventually(lambda: gc.collect() >= 0 and reference() is None, "it is collected")
+            gate.touch()
+            assert [future.result(BOUND) for future in futures] == [0, 1, 2]
 
     def test_no_waiting_task_survives_kill_workers(self) -> None:
         with self.new_executor(1, max_tasks_per_child=1) as executor:
@@ -474,10 +483,3 @@ class Shutdown(OnPrefork):
         pids = pids_of(executor)
         assert pids
         return executor.map(abs, range(-5, 5)), pids
-
-    @contextlib.contextmanager
-    def ends_by_itself(self) -> Iterator[None]:
-        """An executor that the block began to end has ended when it is left."""
-        threads = threading.active_count()
-        yield
-        eventually(lambda: threading.active_count() <= threads)
