@@ -32,6 +32,8 @@ FOREVER = 3600.0
 WARM_UP = 500
 """Tasks after which a function is known to be short."""
 
+KILLS = 30
+
 
 def task(x: int, what: str = "") -> int:
     """Short, unless it is told otherwise: nobody can know before it runs."""
@@ -243,17 +245,16 @@ def test_many_kills_among_many_short_tasks_lose_only_what_ran(
     executor: PreforkExecutor, batches: list[int], tmp_path: Path
 ) -> None:
     futures: list[Future[int]] = []
-    kills = 0
-    while kills < 30:
+    for _ in range(KILLS):
         futures += many(executor, {}, 300)
+        eventually(lambda: executor.stats().workers, "there is one to kill")
         for worker in executor.stats().workers[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
-                kills += 1
     errors = [future.exception(BOUND) for future in futures]
     lost = [error for error in errors if error is not None]
     assert all(isinstance(error, WorkerDied) for error in lost)
-    assert len(lost) <= kills
+    assert len(lost) <= KILLS
 
 
 def test_tasks_that_are_not_known_to_be_short_travel_alone(
