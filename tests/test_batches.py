@@ -245,16 +245,21 @@ def test_many_kills_among_many_short_tasks_lose_only_what_ran(
     executor: PreforkExecutor, batches: list[int], tmp_path: Path
 ) -> None:
     futures: list[Future[int]] = []
-    for _ in range(KILLS):
+    kills = 0
+    while kills < KILLS:
         futures += many(executor, {}, 300)
-        eventually(lambda: executor.stats().workers, "there is one to kill")
-        for worker in executor.stats().workers[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
+        # The pool is patient with those that die as they start.
+        workers = [w for w in executor.stats().workers if w.state in ("idle", "busy")]
+        if not workers:
+            futures[-1].exception(BOUND)
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(workers[0].pid, signal.SIGKILL)
+            kills += 1
     errors = [future.exception(BOUND) for future in futures]
     lost = [error for error in errors if error is not None]
     assert all(isinstance(error, WorkerDied) for error in lost)
-    assert len(lost) <= KILLS
+    assert len(lost) <= kills
 
 
 def test_tasks_that_are_not_known_to_be_short_travel_alone(
