@@ -58,6 +58,7 @@ from ._outcomes import (
     settle,
     tell_all,
 )
+from ._ownership import Ownership
 from ._pickling import HeldMain, HeldModules
 from ._posix import Waiter
 from ._resource_tracking import Tracker
@@ -165,6 +166,7 @@ class Client:
         self._is_cut = False
         self._untold: list[End | None] = []
         self._history = History()
+        self._ownership = Ownership()
         self._recorder: Recorder | None = None
 
     # --- the caller's calls -----------------------------------------------------------
@@ -684,6 +686,7 @@ class Client:
             ready = self._waiter.wait(patience)
         finally:
             self._direct.reading.acquire()
+        self._ownership.woke(is_early=bool(ready))
         if not ready:
             self._channels.files.drop_unused()
         if (tracker := self._tracker) is not None and tracker.descriptor in ready:
@@ -711,7 +714,8 @@ class Client:
         """Seconds after which there is something to do though nobody has said so."""
         watched = None if self._supervisor is None else self._supervision.look_at
         due = (self._endings.look_at, self._batches.look_at, self._restarts.at, watched)
-        looks = [at for at in (*due, self._channels.files.drop_at) if at is not None]
+        idle = (self._channels.files.drop_at, self._ownership.look_at)
+        looks = [at for at in (*due, *idle) if at is not None]
         waits = [max(0.0, min(looks) - time.monotonic())] if looks else []
         has_unsent = self._supervisor is not None and self._supervisor.has_unsent
         if self._auditor.is_at_work or self._dispatcher.is_to_try_again or has_unsent:

@@ -18,7 +18,6 @@ import mmap
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -30,8 +29,6 @@ ROUNDS = 100
 """So often the keeper looks for what is left, with pauses of PAUSE seconds."""
 PAUSE = 0.05
 IS_LINUX = sys.platform.startswith("linux")
-_keepers: list[subprocess.Popen[bytes]] = []
-"""Kept, because a Popen that is let go of complains of a process that runs."""
 
 
 def leave_pid_1() -> None:
@@ -58,14 +55,14 @@ def hold() -> None:
     name = f"tests-{uuid.uuid4().hex}"
     os.environ[MARK] = name
     _map_named(name)
-    keeper = subprocess.Popen(
+    # Not a Popen, which complains at the end of a process that still runs.
+    os.posix_spawn(
+        sys.executable,
         [sys.executable, "-IS", __file__, str(os.getpid()), name],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)],
+        setsid=True,
     )
-    _keepers.append(keeper)
 
 
 def _map_named(name: str) -> None:

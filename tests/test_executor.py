@@ -303,14 +303,6 @@ def test_what_a_task_was_given_is_let_go() -> None:
         eventually(lambda: gone() is None)
 
 
-def test_a_result_is_not_kept_by_the_executor() -> None:
-    with PreforkExecutor(1) as executor:
-        result = executor.submit(set, [1]).result()
-        gone = weakref.ref(result)
-        del result
-        eventually(lambda: gone() is None)
-
-
 def run_script(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(text), *arguments],

@@ -10,8 +10,6 @@ import random
 import signal
 import sys
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 
@@ -215,16 +213,3 @@ def test_a_future_takes_its_steps_while_others_ask_for_everything(others: str) -
         assert {futures[i].cancelled() == said for i, said in cancelled.items()} <= {True}
         assert set(told.values()) <= {1}
         assert len(told) == (0 if others == "wait" else len(futures))
-
-
-def test_a_result_is_freed_when_nobody_refers_to_it() -> None:
-    """Objects of another thread are freed later where threads have no GIL, so it must not
-    be another thread that has unpickled what nobody keeps."""
-    with PreforkExecutor(1) as executor:
-        result = executor.submit(set, [1]).result(BOUND)
-        reference = weakref.ref(result)
-        del result
-        deadline = time.monotonic() + BOUND
-        while reference() is not None:
-            assert time.monotonic() < deadline, "kept"
-            time.sleep(0.01)
