@@ -15,8 +15,10 @@ have none, and die of the signal. So:
   have its default effect.
 * A task that sends such a signal to its own process means it: that has its default effect.
 * What a task or an initializer sets instead of our handler stays in force, and what the
-  caller's process ignored is ignored. What somebody's at-fork function has set in a worker
-  before ours, as coverage's does, gets the pool's own SIGTERM.
+  caller's process ignored is ignored.
+* What somebody's at-fork function has set in a worker before ours, as coverage's does, is
+  called before the signal has its default effect. It cannot be left to itself: what it may
+  restore and raise again is the handler of the process that was forked, which survives.
 * What is forked off here has nothing of this: there both signals have their default effect.
   (What is executed loses every handler anyway.)
 
@@ -36,6 +38,7 @@ import os
 import signal
 import threading
 import types
+from collections.abc import Callable
 
 from . import _posix
 from . import _scoreboard as sb
@@ -49,7 +52,7 @@ _slot: tuple[memoryview[int], int] | None = None
 _asked_early = 0
 _bell: Doorbell | None = None
 _is_forgotten_in_forks = False
-_found: dict[int, Handler] = {}
+_found: dict[int, Callable[[int, types.FrameType | None], object]] = {}
 """What at-fork functions had set in this process before our handler took its place."""
 _masks: dict[int, set[int]] = {}
 """Of threads that fork just now: the signals that were blocked there before."""
@@ -110,9 +113,12 @@ def _leave_after_task(number: int, frame: types.FrameType | None) -> None:
         return
     words, base = _slot
     if words[base + sb.DOOMED] or is_self_sent(frame):
-        signal.signal(number, _found.get(number, signal.SIG_DFL))
-        os.kill(os.getpid(), number)
-        return
+        try:
+            if (found := _found.get(number)) is not None:
+                found(number, frame)
+        finally:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
     words[base + sb.ASKED] = 1
     words[base + sb.RETIRE] = 1
     if signal.getsignal(number) is _leave_after_task:  # Or another has called this one.
@@ -120,6 +126,7 @@ def _leave_after_task(number: int, frame: types.FrameType | None) -> None:
 
 
 def _let_next_end(number: int) -> None:
+    """Or the one after that, if there is something to call before it ends this process."""
     if number not in _found:
         _posix.default_after_next(number)
 

@@ -7,8 +7,9 @@ would stay in memory that nobody refers to.
 
 So after it has made results, the I/O thread wakes up now and then: FIRST seconds later, and
 then always when half as much time again has passed. What was kept for some time is freed after
-half as much at most, and in a day it wakes up forty times. With the GIL it never does: whoever
-lets go frees.
+half as much at most, and in a day it wakes up forty times. It never does where Python is built
+with the GIL: there whoever lets go frees. A build without it is as described also while it uses
+the GIL, because it was told to or has loaded an extension that needs it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Ownership:
     """When the I/O thread had better wake up, only to free what is its own."""
 
     def __init__(self) -> None:
-        self._is_needed = not getattr(sys, "_is_gil_enabled", lambda: True)()
+        self._is_needed = "t" in sys.abiflags
         self._made_at = 0.0
         self.look_at: float | None = None
         """When the next time is, on the monotonic clock; None: never."""

@@ -108,8 +108,8 @@ class WorkerPool:
         board: a scoreboard with at least ``limits.max_workers`` slots.
         doorbell: wakes :meth:`wait`; the pool rings it for its children's ends.
         child_handlers: signal dispositions that every worker starts with.
-        disown: called in every new worker before any signal can reach it, to
-            close what belongs to the main process alone.
+        disown: called in every new worker before any signal can reach it, to have its
+            other handlers, and to close what belongs to the main process alone.
         retire_signal: sent to a worker that is retired, for workers that run code
             of the user's which does not watch the leash.
         leave_within: seconds that such a worker may take to end; None: LEAVE_WITHIN.

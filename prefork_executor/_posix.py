@@ -639,16 +639,14 @@ def sentinel_of(pid: int, is_there: Callable[[], bool]) -> int:
         OSError: no descriptor is left.
     """
     descriptor = open_pidfd(pid)
-    # It may have been reaped, and nobody told of that yet.
-    if is_there() and (descriptor is not None or _exists(pid)):
-        if descriptor is not None:
-            return descriptor
-        read_end, write_end = os.pipe()
-        os.set_inheritable(write_end, False)
-        return read_end
+    is_meant = is_there()
+    if is_meant and descriptor is not None:
+        return descriptor
     close_quietly([descriptor] if descriptor is not None else [])
     read_end, write_end = os.pipe()
-    os.close(write_end)
+    # It may have been reaped, and nobody told of that yet.
+    if not (is_meant and _exists(pid)):
+        os.close(write_end)
     return read_end
 
 

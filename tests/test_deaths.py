@@ -195,6 +195,9 @@ def test_a_kill_at_any_step_loses_only_what_had_begun(
             eventually(lambda: executor.stats().idle or flag.exists())
         futures = [executor.submit(noted_task, str(ran), i) for i in range(60)]
         errors = [future.exception() for future in futures]
+        # It holds a task from its name on until the mark IDLE, also if that has been answered.
+        was_busy = int(step not in ("before asking", "taken, not named"))
+        eventually(lambda: executor.stats().deaths == was_busy)
     assert flag.exists(), "the fault was not injected"
     dead = [error for error in errors if error is not None]
     assert len(dead) == lost

@@ -4,24 +4,27 @@ they stop it after an error: by ending every process that they find."""
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import BOUND, eventually
 from injection import Running, all_go_on, ended_at_once, lines, pool_of
 from light_tasks import note, run_until, square
 
-from prefork_executor import PreforkExecutor, WorkerDied
+from prefork_executor import PreforkExecutor, WorkerDied, _channel, yell
 
 Stop = Callable[[PreforkExecutor], object]
 
@@ -112,6 +115,28 @@ def test_processes_are_the_workers(start_method: str) -> None:
         assert (process.is_alive(), process.exitcode) == (False, -signal.SIGKILL)
         eventually(lambda: len(processes) == 2 and process.pid not in processes)
         all_go_on(executor)
+
+
+def test_a_worker_has_ended_also_as_long_as_nobody_could_be_told(start_method: str) -> None:
+    """The supervisor cannot tell: the executor's thread stands still, and the channel is full."""
+    stands, gate = threading.Event(), threading.Event()
+
+    def stand_still(*_: object) -> None:
+        stands.set()
+        gate.wait(BOUND)
+
+    with ended_at_once(pool_of(2, start_method, on_yell=stand_still)) as executor:
+        executor.submit(yell, "stop")
+        assert stands.wait(BOUND)
+        process = next(iter(executor._processes.values()))
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                executor._client._channels.yells_far.send(bytes(100), _channel.DONTWAIT)
+        os.kill(process.pid, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(process.pid), "it is reaped")
+        assert process.pid in executor._processes
+        assert multiprocessing.connection.wait([process.sentinel], BOUND)
+        gate.set()
 
 
 @pytest.mark.parametrize("how", ["terminate", "kill"])

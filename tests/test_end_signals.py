@@ -390,3 +390,40 @@ def test_a_process_that_a_task_starts_can_be_terminated_at_once(method: str) -> 
 def test_what_preload_starts_ends_of_the_signal() -> None:
     with ended_at_once(PreforkExecutor(1, "fork", preload=map_in_a_pool)) as executor:
         assert executor.submit(square, 2).result(BOUND) == 4
+
+
+AT_FORK = """
+    import os, signal, sys, time
+    from prefork_executor import PreforkExecutor
+
+    def end(number, _frame):
+        open("told", "w").close()
+        signal.signal(number, before)  # As coverage does.
+        os.kill(os.getpid(), number)
+
+    def set_handler():
+        global before
+        before = signal.signal(signal.SIGTERM, end)
+
+    os.register_at_fork(after_in_child=set_handler)
+
+    def hang():
+        open("runs", "w").close()
+        time.sleep(600)
+
+    if __name__ == "__main__":
+        with PreforkExecutor(1, sys.argv[1]) as executor:
+            future = executor.submit(hang)
+            while not os.path.exists("runs"):
+                time.sleep(0.01)
+            (process,) = executor._processes.values()
+            executor.abort(future)
+            process.join(60)
+            print(type(future.exception(60)).__name__, process.exitcode, os.path.exists("told"))
+"""
+
+
+def test_what_an_at_fork_function_has_set_is_called_before_the_pools_signal_ends_the_task(
+    start_method: str, tmp_path: Path
+) -> None:
+    assert run_script(tmp_path, AT_FORK, start_method) == "TaskAborted -15 True\n"

@@ -331,3 +331,26 @@ def test_a_pool_goes_on_whichever_of_its_processes_is_killed(
     )
     assert done.stdout == "[]\nTrue\n", done.stderr
     assert "starting another" in done.stderr
+
+
+HANDLERS = """
+import signal, sys
+from prefork_executor import PreforkExecutor
+
+signal.signal(signal.SIGUSR2, print)
+
+def are_handled():
+    return [callable(signal.getsignal(n)) for n in (signal.SIGUSR1, signal.SIGUSR2)]
+
+if __name__ == "__main__":
+    with PreforkExecutor(1, sys.argv[1], preload=["handles_usr1"]) as executor:
+        print(executor.submit(are_handled).result(60))
+"""
+
+
+@CLEAN
+def test_workers_have_the_handlers_that_preload_and_main_have_installed(
+    method: str, tmp_path: Path
+) -> None:
+    (tmp_path / "handles_usr1.py").write_text("import signal; signal.signal(10, print)\n")
+    assert run_script(tmp_path, HANDLERS, method) == "[True, True]\n"
