@@ -14,7 +14,7 @@ has for SIGTERM, or the signal's default effect.
 
 * A signal that comes between the interpreter's last look for signals and a system call that
   waits is not noticed until that call returns. So a child that does not say that it has HEARD
-  is sent another.
+  is sent another: an idle one that was retired, and one that ``pf_done`` ends, busy or not.
 * A signal from outside, and that of ``pf_done``, which DOOMED tells apart, is passed on at once.
 * The user's own handler may be installed at any time. It is taken over when the child next
   says what it does, or asks for work.
@@ -175,14 +175,11 @@ class Kid:
         if os.getpid() != self._pid:
             self._give_way(number, frame)  # It has forked, and this is no child of the pool.
             return
-        words[base + sb.HEARD] = 1
+        doomed = words[base + sb.DOOMED]
+        words[base + sb.HEARD] = 1 + doomed
         if self._bell is not None:
             self._terminated = True
-        elif (
-            words[base + sb.RETIRE]
-            and not words[base + sb.DOOMED]
-            and (self._state == sb.BUSY or self._takes)
-        ):
+        elif words[base + sb.RETIRE] and not doomed and (self._state == sb.BUSY or self._takes):
             self._is_to_leave = True
         else:
             self._give_way(number, frame)

@@ -546,8 +546,7 @@ class WorkerPool:
             worker.retired_at = time.monotonic_ns()
             self.board.words[self.board.base(worker.slot) + sb.RETIRE] = 1
             if self._retire_signal is not None:
-                worker.remind_at = worker.retired_at + int(REMIND_AFTER * _NANO)
-                _posix.send_signal(worker.pid, self._retire_signal)
+                self._send_and_remind(worker, self._retire_signal)
 
     def _let_go(self, worker: _Worker) -> None:
         if worker.leash >= 0:
@@ -598,9 +597,13 @@ class WorkerPool:
     def _doom(self, worker: _Worker, number: int) -> None:
         """Send a signal that ends what the worker does, and say before whose it is."""
         self.board.words[self.board.base(worker.slot) + sb.DOOMED] = 1
-        _posix.send_signal(worker.pid, number)
+        self._send_and_remind(worker, number)
         # A raw child's handlers are all the user's.
         worker.may_insist = number == signal.SIGTERM and self._retire_signal is None
+
+    def _send_and_remind(self, worker: _Worker, number: int) -> None:
+        worker.remind_at = time.monotonic_ns() + int(REMIND_AFTER * _NANO)
+        _posix.send_signal(worker.pid, number)
 
     def _insist(self) -> None:
         """Send SIGTERM again where the first has met a handler of ours, which waits for a
@@ -615,19 +618,22 @@ class WorkerPool:
                     worker.may_insist = False
 
     def _remind(self) -> None:
-        """Send the signal again to those who were retired by it, do nothing, and have not
-        noticed: it may have come as they were about to wait (see _kid.py)."""
+        """Send the signal again to those who have not noticed it: it may have come as they
+        were about to wait (see _kid.py)."""
         now = time.monotonic_ns()
         for worker in self._workers.values():
             if self._is_deaf(worker) and now >= worker.remind_at:
-                worker.remind_at = now + (now - (worker.retired_at or now))
+                worker.remind_at = now + (now - (worker.ended_at or worker.retired_at or now))
                 _posix.send_signal(worker.pid, signal.SIGTERM)
 
     def _is_deaf(self, worker: _Worker) -> bool:
         if self._retire_signal is None or worker.retired_at is None or worker.is_killed:
             return False
-        is_idle = self.board.read(worker.slot).state == sb.IDLE
-        return is_idle and not self.board.words[self.board.base(worker.slot) + sb.HEARD]
+        slot, base = self.board.read(worker.slot), self.board.base(worker.slot)
+        heard = self.board.words[base + sb.HEARD]
+        if self.board.words[base + sb.DOOMED]:
+            return heard < 2 and slot.state != sb.LEAVING
+        return heard < 1 and slot.state == sb.IDLE
 
     def _holds(self, worker: _Worker, task: int) -> bool:
         slot = self.board.read(worker.slot)

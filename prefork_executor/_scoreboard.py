@@ -47,7 +47,8 @@ slot UNSENT         worker     bytes of outcomes in the slot's *area* that have 
                                been sent yet
 slot NAME           worker     the index of the name of the task's function, written before
                                STATE = BUSY
-slot HEARD          worker     1: raw: the signal that retires it has met its handler
+slot HEARD          worker     raw: 1: the signal that retires it has met its handler; 2: one
+                               that came when it was DOOMED has
 slot ASKED          worker     1: a signal from outside has asked it to leave
 slot ENDED          pool       1: the worker has been reaped, and counted among those that have
                                ended; who counts the live leaves it out

@@ -159,6 +159,42 @@ def test_pf_done_kills_what_ignores_sigterm_at_the_deadline(run: Run) -> None:
     assert "did not leave in 0.5 s; killing it" in program.complaints
 
 
+DEAF = """
+import functools
+from pathlib import Path
+
+class Seconds:
+    '''A number that sleeps in C as it is asked for its value: a signal ends that sleep,
+    and is seen by the interpreter after the sleep of what remains.'''
+    __index__ = staticmethod(functools.partial(ctypes.CDLL(None).sleep, 800))
+
+def doze():
+    say("dozes", os.getpid())
+    time.sleep(Seconds())
+
+def is_asleep(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "S"
+"""
+
+
+@pytest.mark.parametrize("does", ["pf_kid_busy()", "pf_kid_idle()"])
+def test_a_child_that_missed_the_signal_of_pf_done_gets_another(run: Run, does: str) -> None:
+    program = run(
+        DEAF
+        + f"""
+pf_init(max_servers=1, term_timeout=800)
+child = pf_kid_new()
+if not child:
+    {does}
+    doze()
+while not is_asleep(child):
+    time.sleep(0.01)
+pf_done(0)
+"""
+    )
+    assert program.wait() == 0
+
+
 def test_a_stopped_child_is_killed_at_the_deadline(run: Run) -> None:
     program = run(SERVER + "pf_init(max_servers=2, term_timeout=0.5)\nwhip(serve, (listen(),))")
     program.expects_complaints = True
