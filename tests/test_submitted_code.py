@@ -25,18 +25,20 @@ def wait_for(condition):
         time.sleep(0.01)
 
 def block(ex, gate):
-    '''Fill the window: what is submitted next waits.'''
+    '''Fill the window: what is submitted next waits. The task that runs.'''
     futures = [ex.submit(stay, gate) for _ in range(8)]
     wait_for(futures[0].running)
-    return futures
+    return futures[0]
 
 def stay(gate):
     while not os.path.exists(gate):
         time.sleep(0.01)
 
-def kill_supervisor():
+def kill_supervisor(running):
+    '''And wait for the end of the worker that this task runs on: it would go on.'''
     for child in active_children():
         os.kill(child.pid, signal.SIGKILL)
+    running.exception()
 
 def go_on(gate):
     open(gate, "w").close()
@@ -78,7 +80,7 @@ def test_what_is_redefined_after_submit_is_not_what_a_later_supervisor_s_workers
             logging.disable()
             with PreforkExecutor(1, sys.argv[1]) as ex:
                 ex.submit(f, 0).result()
-                block(ex, "gate")
+                running = block(ex, "gate")
                 old = Thing
                 made = ex.submit(give, 5)
                 futures = [
@@ -95,7 +97,7 @@ def test_what_is_redefined_after_submit_is_not_what_a_later_supervisor_s_workers
                     "class Thing:\\n    def get(self): return 'new'\\n",
                     globals(),
                 )
-                kill_supervisor()
+                kill_supervisor(running)
                 go_on("gate")
                 print([future.result()[0] for future in futures], list(mapped))
                 print(made.result().x, type(made.result()) is old)
@@ -155,11 +157,11 @@ def test_a_script_that_is_edited_meanwhile_is_not_what_a_later_supervisor_s_work
             logging.disable()
             with PreforkExecutor(1, sys.argv[1]) as ex:
                 ex.submit(f, 0).result()
-                block(ex, "gate")
+                running = block(ex, "gate")
                 futures = [ex.submit(f, 1), ex.submit(get, Thing())]
                 text = open(__file__).read()
                 open(__file__, "w").write(text.replace("old", "new"))
-                kill_supervisor()
+                kill_supervisor(running)
                 go_on("gate")
                 print([future.result() for future in futures], ex.submit(f, 2).result())
 
