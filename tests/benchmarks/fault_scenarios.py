@@ -191,6 +191,7 @@ def memory(stage: Stage) -> Figures:
 
 
 harmful("closes", "a task closes every descriptor from 3 on", tasks.close_descriptors)
+harmful("meddles", "a task writes to every descriptor from 3 on, and shuts it down", tasks.meddle)
 
 
 def leaves_child(stage: Stage, then: Callable[[], None]) -> Figures:
@@ -316,6 +317,33 @@ def client_killed_idle(stage: Stage) -> Figures:
     return {"outcome": Outcome.SCENARIO_FAILED}
 
 
+@fault("client-killed-stopped", "the program is SIGKILLed; its workers are stopped", "kill_client")
+def client_killed_stopped(stage: Stage) -> Figures:
+    for pid in warm(stage.pool()):
+        os.kill(pid, signal.SIGSTOP)
+    stage.say_ready()
+    time.sleep(tasks.LONG)
+    return {"outcome": Outcome.SCENARIO_FAILED}
+
+
+@fault(
+    "client-killed-unprivileged",
+    "the program is SIGKILLed; its workers run tasks and have given up root's rights",
+    "kill_client",
+)
+def client_killed_unprivileged(stage: Stage) -> Figures:
+    """The kernel forgets by then what it was to do at the parent's death."""
+    if os.getuid():
+        raise UnsupportedError("only root can give up root's rights")
+    pool = stage.pool(initializer=tasks.give_up_rights)
+    futures = [ask(pool, tasks.nap, tasks.LONG) for _ in range(WORKERS)]
+    eventually(lambda: all(future.running() for future in futures))
+    time.sleep(SHORT)  # Some pools call a task running a little before it begins.
+    stage.say_ready()
+    settle(futures, tasks.LONG)
+    return {"outcome": Outcome.SCENARIO_FAILED}
+
+
 def ctrl_c(stage: Stage, count: int) -> Figures:
     """In a with block. What the program itself would print, it does not."""
     pool = stage.pool(closing=False)
@@ -373,14 +401,50 @@ def _is_helper(process: psutil.Process) -> bool:
     return any(name in " ".join(process.cmdline()) for name in ("tracker", "forkserver"))
 
 
+@fault("callback-waits", "a done-callback waits for another task of its pool")
+def callback_waits(stage: Stage) -> Figures:
+    pool = stage.pool()
+    warm(pool)
+    met: list[str | None] = []
+
+    def wait_for_another(_done: Future[Any]) -> None:
+        try:
+            ask(pool, tasks.nap, SHORT).result(PATIENCE)
+        except Exception as error:
+            met.append(type(error).__name__)
+        else:
+            met.append(None)
+
+    ask(pool, tasks.nap, SHORT).add_done_callback(wait_for_another)
+    began = time.monotonic()
+    eventually(lambda: met, 2 * PATIENCE)
+    if not met or since(began) > PATIENCE / 2:
+        return {"outcome": Outcome.HANGS}
+    outcome = Outcome.WORKS if met[0] is None else Outcome.ERROR
+    return {"outcome": outcome, "error": met[0], "usable_after": usable(pool)}
+
+
 @fault("fork", "the program forks; the child uses the executor")
 def fork(stage: Stage) -> Figures:
     pool = stage.pool()
     warm(pool)
+    return in_a_fork(pool, lambda: ask(pool, tasks.nap, 0.0))
+
+
+@fault("fork-future", "the program forks; the child waits for a future of the parent's")
+def fork_future(stage: Stage) -> Figures:
+    pool = stage.pool()
+    warm(pool)
+    future = ask(pool, tasks.nap, 1.0)
+    return in_a_fork(pool, lambda: future)
+
+
+def in_a_fork(pool: Pool, asked: Callable[[], Future[Any]]) -> Figures:
+    """What comes of a future that a child of this process waits for."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(write_end, _use_in_child(pool).encode())
+        os.write(write_end, _wait_in_child(asked()).encode())
         os._exit(0)
     os.close(write_end)
     told = os.read(read_end, 1000).decode()
@@ -389,12 +453,14 @@ def fork(stage: Stage) -> Figures:
     return {"outcome": told.split(":")[0], "error": told.partition(": ")[2], "usable_after": after}
 
 
-def _use_in_child(pool: Pool) -> str:
-    future = ask(pool, tasks.nap, 0.0)
-    if settle([future], PATIENCE / 2).pending:
+def _wait_in_child(future: Future[Any]) -> str:
+    try:
+        future.result(PATIENCE / 2)
+    except TimeoutError:
         return Outcome.HANGS
-    error = error_name(future)
-    return Outcome.WORKS if error is None else f"{Outcome.ERROR}: {error}"
+    except Exception as error:
+        return f"{Outcome.ERROR}: {type(error).__name__}"
+    return Outcome.WORKS
 
 
 @fault("nested", "tasks use executors of their own")

@@ -5,10 +5,13 @@ A task that has to be seen at work notes its process id in a file first.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
+import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -87,6 +90,19 @@ def segfault() -> None:
 def close_descriptors() -> None:
     """What daemonizing code does."""
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+def meddle() -> None:
+    """What a task does that takes descriptors for its own."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor < 3:
+            continue
+        with contextlib.suppress(OSError):
+            if select.select([], [descriptor], [], 0)[1]:
+                os.write(descriptor, b"nobody expects this")
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def leave_child(children: str, then: Callable[[], None]) -> None:
@@ -201,3 +217,9 @@ def initializer_dies(path: str) -> NoReturn:
     """In every worker, without a word."""
     note(path)
     os._exit(DYING_STATUS)
+
+
+def give_up_rights() -> None:
+    """As a server does that root has started."""
+    os.setgid(65534)
+    os.setuid(65534)

@@ -54,6 +54,10 @@ PROMISES = {
         "it is killed after 10 s",
         "faults::a_worker_that_was_stopped_just_after_its_outcome_holds_up_no_shutdown",
     ),
+    "meddles": Promise(
+        "what runs is lost: WorkerDied, with the reason; nothing that waits",
+        "meddling_tasks::a_task_that_shuts_down_the_channels_costs_what_runs_and_no_more",
+    ),
     "memory": Promise(
         "its future has the error",
         "scarcity::a_huge_argument_that_a_worker_has_no_memory_for_fails_alone",
@@ -115,6 +119,12 @@ PROMISES = {
         "nothing is left within 2 s",
         "deaths::nothing_of_the_pool_is_left_when_the_callers_process_is_killed",
     ),
+    "client-killed-stopped": Promise(
+        "nothing is left within 2 s", "unresponsive::nothing_of_the_pool_outlives_its_caller"
+    ),
+    "client-killed-unprivileged": Promise(
+        "nothing is left within 2 s", "unresponsive::nothing_of_the_pool_outlives_its_caller"
+    ),
     "ctrl-c": Promise(
         "one traceback, a prompt end",
         "ends_of_programs::ctrl_c_ends_a_program_that_waits_for_a_map",
@@ -132,6 +142,13 @@ PROMISES = {
     "collected": Promise(
         "its work is done, then it ends",
         "executor::an_executor_that_nobody_refers_to_ends_after_its_work",
+    ),
+    "callback-waits": Promise(
+        "an error at once", "callbacks::a_callback_is_refused_to_wait_for_another_task_of_its_pool"
+    ),
+    "fork-future": Promise(
+        "a clear error in the child, no harm in the parent",
+        "forks_of_the_caller::who_waits_for_a_future_of_the_parents_is_told_whose_it_is",
     ),
     "fork": Promise(
         "a clear error in the child, no harm in the parent",
