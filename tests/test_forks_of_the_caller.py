@@ -12,7 +12,7 @@ from scripts import run_script
 QUIET = ("-W", "ignore::DeprecationWarning")
 """Python warns of forks in programs with threads, as these are."""
 BEGIN = """
-    import concurrent.futures, os, signal, sys, time
+    import asyncio, concurrent.futures, os, signal, sys, time
     from light_tasks import run_until, square
     from prefork_executor import PreforkExecutor
 
@@ -52,6 +52,8 @@ UNFINISHED = """
         reloaded = executor.reload()
         parent = os.getpid()
         queued.add_done_callback(lambda _: os.getpid() != parent and print("called", flush=True))
+        async def wait_in_loop():
+            return await asyncio.wrap_future(queued)
         fork(lambda: try_all(
             result=running.result,
             result_of_one_that_waits=lambda: queued.result(600),
@@ -62,6 +64,7 @@ UNFINISHED = """
             add_done_callback=lambda: queued.add_done_callback(print),
             map=lambda: next(results),
             reload=reloaded.result,
+            asyncio=lambda: asyncio.run(wait_in_loop()),
             once_more=running.result,
         ))
 """
@@ -113,7 +116,7 @@ def test_who_waits_for_a_future_of_the_parents_is_told_whose_it_is(
     assert printed[0] == "25"
     assert printed[-2:] == ["child 5", "parent 2401"]
     told = printed[1:-2]
-    assert len(told) == 10
+    assert len(told) == 11
     for line in told:
         _, kind, text = line.split(" ", 2)
         assert kind == "BrokenProcessPool"
