@@ -77,7 +77,7 @@ class Packet(NamedTuple):
 
 class Parcel:
     """A big payload in its file, ready to be sent. Copying it took its time; sending it takes
-    none. Its file is closed with it, if it was not sent."""
+    none. Closing it may take some again: who closes a file last frees its memory."""
 
     __slots__ = ("_file", "table")
 
@@ -86,13 +86,12 @@ class Parcel:
         self.table = table
 
     def send(self, end: Socket, kind: int, number: int, extra: int, flags: int = 0) -> None:
-        """Send it, once. Raises what :func:`send` raises; after BlockingIOError, it can be
-        sent again."""
+        """Send it, once, and close it then. Raises what :func:`send` raises; after
+        BlockingIOError, it can be sent again."""
         if self._file is None:
             raise ValueError("a parcel that has been sent")
         packet = _wire.pack_big(kind, number, extra, self.table)
         send_descriptors(end, packet, [self._file[0]], flags)
-        self.close()
 
     def give_to(self, files: PayloadFiles) -> None:
         """It will not be sent: its file may carry another."""

@@ -257,6 +257,8 @@ class Client:
         if parcel is not None:
             # Somebody was quicker: what waits is not to be in memory twice.
             parcel.give_to(self._channels.files)
+        if task.bulk:
+            self._dispatcher.close_sent()
         if failed:
             fail_all(failed)
 
@@ -671,6 +673,7 @@ class Client:
         self._resolve(outcomes)
         while self._get_ready():
             self._resolve(outcomes)
+        self._dispatcher.close_sent()
         self._auditor.close_unread()
         while self._auditor.dropped:
             logger.error("what was no task was dropped: %s", self._auditor.dropped.pop(0))

@@ -9,6 +9,7 @@ pickled and nothing big is copied here, but beforehand, without the lock.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 
@@ -55,6 +56,7 @@ class Dispatcher:
         self.is_cut = False
         """Whether the pipe was found to be shut down; nothing more is sent then."""
         self._tries_again = False
+        self._sent: list[Parcel] = []
 
     def has_room(self) -> bool:
         return not self.is_held and not self.is_cut and self._ledger.has_room(len(self.ready))
@@ -206,7 +208,15 @@ class Dispatcher:
 
     def _send_parcel(self, task: Task, parcel: Parcel, extra: int) -> None:
         parcel.send(self._channels.tasks, Kind.CALL, task.number, extra, DONTWAIT)
+        self._sent.append(parcel)
         task.unwrap()
+
+    def close_sent(self) -> None:
+        """Close the parcels that have been sent. Without the client's lock: the worker may
+        have been quicker, and to free hundreds of megabytes takes long."""
+        with contextlib.suppress(IndexError):  # Another thread does the same.
+            while self._sent:
+                self._sent.pop().close()
 
     def _on_interrupted_send(self, task: Task) -> None:
         ledger = self._ledger
