@@ -38,7 +38,7 @@ class Striker(threading.Thread):
         super().__init__(name="striker")
         self.struck: collections.Counter[str] = collections.Counter()
         self.brakes = 0
-        """How often all workers were ended, with all tasks."""
+        """One more whenever the ending of all workers, with all tasks, begins or is over."""
         self.error: BaseException | None = None
         self.reloads: list[Future[None]] = []
         """Those that may not be complete."""
@@ -179,14 +179,21 @@ class Striker(threading.Thread):
         self.reloads.append(self._executor.reload())
         return "reload"
 
+    def have_all_ended_since(self, brakes: int) -> bool:
+        """Whether a task may have been ended with all others that was submitted when
+        :attr:`brakes` was that: also one that was submitted in the midst of it."""
+        return self.brakes > brakes or self.brakes % 2 == 1
+
     def pull_brake(self) -> str:
         """All tasks fail."""
+        kills = self._rng.random() < 0.5
         self.brakes += 1
-        if self._rng.random() < 0.5:
+        if kills:
             self._executor.kill_workers()
-            return "kill_workers()"
-        self._executor.terminate_workers()
-        return "terminate_workers()"
+        else:
+            self._executor.terminate_workers()
+        self.brakes += 1
+        return "kill_workers()" if kills else "terminate_workers()"
 
 
 OTHER_STATES = ("starting", "leaving")

@@ -72,8 +72,8 @@ KINDS = (
 
 
 class Given(NamedTuple):
-    """A task whose future was not looked at yet. ``brakes`` is how often they had been pulled
-    before it was submitted."""
+    """A task whose future was not looked at yet. ``brakes`` is what the striker's count of them
+    was before it was submitted."""
 
     kind: Kind
     future: Future[Any]
@@ -255,7 +255,7 @@ class Work:
 
     def _end_of(self, number: int, given: Given) -> str:
         kind, future = given.kind, given.future
-        were_all_ended = given.brakes < self._striker.brakes
+        were_all_ended = self._striker.have_all_ended_since(given.brakes)
         if future.cancelled():
             assert number in self._cancelled or were_all_ended, "cancelled by nobody"
             return "cancelled"
