@@ -26,7 +26,7 @@ class Belongings:
             frozenset(_descendants()),
             frozenset(_descriptors()),
             frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
-            frozenset([*_named_shared_memory(), *_mapped_shared_memory()]),
+            _shared_memory(),
         )
 
     def beyond(self, before: Belongings) -> dict[str, list[object]]:
@@ -65,8 +65,13 @@ def _descriptors() -> Iterator[tuple[str, str]]:
 
 
 def _unless_of_others(names: frozenset[str]) -> list[object]:
-    # The directory is the whole machine's: what others have there is no fault of a test.
-    return sorted(names - leash.held_by_others(names)) if names else []
+    # The directory is the whole machine's: what others have there is no fault of a test, nor
+    # what they have removed before it could be seen whose it was.
+    return sorted((names - leash.held_by_others(names)) & _shared_memory()) if names else []
+
+
+def _shared_memory() -> frozenset[str]:
+    return frozenset([*_named_shared_memory(), *_mapped_shared_memory()])
 
 
 def _named_shared_memory() -> list[str]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -118,6 +119,30 @@ def test_what_another_program_has_in_shared_memory_is_no_fault_of_a_test(
     finally:
         memory.close()
         memory.unlink()
+
+
+def test_what_another_program_has_there_for_a_moment_is_none_either(start: Start) -> None:
+    source = """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(20))
+        def test_nothing(number):
+            pass
+        """
+    inner = start(source)
+    deadline = time.monotonic() + 2 * BOUND
+    blocks: list[SharedMemory] = []
+    while inner.poll() is None and time.monotonic() < deadline:
+        blocks.append(SharedMemory(create=True, size=10))
+        time.sleep(0.001)  # Ten times that is less than it takes to look whose they are.
+        for memory in blocks[:-10]:
+            memory.close()
+            memory.unlink()
+        del blocks[:-10]
+    for memory in blocks:
+        memory.close()
+        memory.unlink()
+    passed(inner)
 
 
 def test_what_this_run_has_in_shared_memory_counts() -> None:
