@@ -11,7 +11,7 @@ that nobody can name. Such a death opens an :class:`Audit`:
 2. *Takers* are the workers seen in TAKING. Each may still be about to name a
    suspect, so the audit waits until each has been seen to have left that state
    or has died. (The pipe has only newer tasks since, so nobody takes a suspect.)
-3. Then the scoreboard is read once more, and tasks named in BUSY slots are taken
+3. Tasks named in BUSY slots in the reading that shows the last of them gone are taken
    off the suspects, and with them the others of their messages: those before have
    outcomes that may not have been sent, those after are still to begin. Then a
    marker is sent through the yell channel. When it has come round, every outcome
@@ -22,12 +22,10 @@ that nobody can name. Such a death opens an :class:`Audit`:
 Each of these orders is needed; without it a task that runs is sent again and
 runs twice (the suite's model of the audit shows how, for each):
 
-* A worker marks its leaving of TAKING (the TAKES count) after it has named its
-  task, and sends an outcome before it marks TAKING again.
+* A worker says TAKING before it asks the pipe, and sends an outcome before it says
+  TAKING again. It leaves TAKING by naming its task, in one word; TAKING goes with the
+  number of the last message, so it is another word each time.
 * A slot is cleared after the death notice was sent.
-* The names of step 3 are read after every taker was seen to have left. One
-  reading cannot tell both: its words are read one after another, so it may hold
-  a STATE from before the task was named and a count from after.
 * The outcomes that lie before the marker are in the books when it is acted on.
 
 A death in IDLE
@@ -69,30 +67,29 @@ class Audit:
         self.suspects = set(suspects) - _held(board)
         self.marker: int | None = None
         self._takers = {
-            slot.place: (slot.pid, slot.takes) for slot in board if slot.state == sb.TAKING
+            slot.place: (slot.pid, slot.task) for slot in board if slot.state == sb.TAKING
         }
 
     def look(self, read_board: Callable[[], Sequence[Slot]]) -> bool:
         """Take a look at the scoreboard. True when every taker has left and the
         marker is to be sent."""
-        if self._takers:
-            board = {slot.place: slot for slot in read_board()}
-            for place in [place for place in self._takers if self._has_left(board.get(place))]:
-                del self._takers[place]
+        board = {slot.place: slot for slot in read_board()}
+        for place in [place for place in self._takers if self._has_left(board.get(place))]:
+            del self._takers[place]
         if self._takers:
             return False
-        self.suspects -= _held(read_board())
+        self.suspects -= _held(board.values())
         return True
 
     def _has_left(self, slot: Slot | None) -> bool:
         return (
             slot is None
             or slot.state != sb.TAKING
-            or (slot.pid, slot.takes) != self._takers[slot.place]
+            or (slot.pid, slot.task) != self._takers[slot.place]
         )
 
 
-def _held(board: Sequence[Slot]) -> set[int]:
+def _held(board: Iterable[Slot]) -> set[int]:
     return {
         number
         for slot in board

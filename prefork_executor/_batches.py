@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import time
 
+from . import _fences
 from . import _scoreboard as sb
 from ._audit import Auditor
 from ._ledger import Ledger, Task
@@ -106,14 +107,20 @@ class Batches:
     def _recall(self, slot: Slot) -> None:
         last = slot.task + slot.tail
         self._board.words[self._board.base(slot.place) + sb.RECALL] = last
-        self._board.fence()  # As the worker does between naming a task and looking.
+        _fences.everywhere(self._board)  # Between naming a task and looking as well.
         named = self._board.read(slot.place)
-        if named.task + named.tail == last:
+        if named.state == sb.BUSY and named.task + named.tail == last:
             self._auditor.recall(range(named.task + 1, last + 1))
 
     def _kept(self, slot: Slot) -> bytes:
-        kept = bytes(self._board.area(slot.place)[: slot.unsent])
-        return kept if self._board.read(slot.place).task == slot.task else b""
+        board, place = self._board, slot.place
+        _fences.everywhere(board)  # UNSENT was written before this task was named, or later.
+        unsent = board.words[board.base(place) + sb.UNSENT]
+        _fences.everywhere(board)  # What UNSENT says is there was written before it.
+        kept = bytes(board.area(place)[:unsent])
+        _fences.everywhere(board)  # If it was overwritten, another task was named before.
+        again = board.read(place)
+        return kept if (again.state, again.task) == (slot.state, slot.task) else b""
 
     def forget(self) -> None:
         """No worker lives."""

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
-from . import _channel, _failures, _green, _lifetime, _pickling, _posix, _wire
+from . import _channel, _failures, _fences, _green, _lifetime, _pickling, _posix, _wire
 from . import _scoreboard as sb
 from ._audit import MISSING_INTERVAL, Auditor
 from ._batches import Batches
@@ -156,6 +156,7 @@ class Client:
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._last_end = 0
         self._last_end_done = 0
+        self._fence: Callable[[], object] | None = None
         self._reloads: dict[int, Future[None]] = {}
         self._last_reload = 0
         self._failures_at_start: dict[int, tuple[str, BaseException]] = {}
@@ -537,6 +538,7 @@ class Client:
             raise
         spares = self._settings.limits.spares
         channels.board.introduce(sb.EXECUTOR, os.getpid(), **spares)
+        self._fence = _fences.begin(channels.board)
         self._take(channels)
         _lifetime.look_after(self)
         try:
@@ -617,6 +619,8 @@ class Client:
         outstanding = self._ledger.outstanding
         words = self._channels.board.words
         words[sb.OUTSTANDING] = outstanding
+        if self._fence is not None:
+            self._fence()
         if outstanding > words[sb.ENOUGH]:
             self._channels.doorbell.ring()
 
@@ -829,10 +833,15 @@ class Client:
         self._report()
         self._end_when_done()
 
+    def _read_board_in_order(self) -> list[Slot]:
+        """What was written before what has been read so far is in this reading."""
+        _fences.everywhere(self._channels.board)
+        return self._channels.board.read_all()
+
     def _end_tasks(self) -> None:
         """With the lock held: have those workers ended whose tasks are to end."""
         ends = self._endings.due(
-            self._ledger.in_flight, self._channels.board.read_all, self._auditor.mark
+            self._ledger.in_flight, self._read_board_in_order, self._auditor.mark
         )
         for slot in ends:
             if self._supervisor is not None:

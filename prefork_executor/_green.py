@@ -98,7 +98,7 @@ class GreenWaiter:
 
 def start_thread(function: Callable[[], object]) -> Callable[[], object]:
     """Run it in a thread that is none of the hub's. Returns what waits for its end."""
-    ended = _original_thread("allocate_lock")()
+    ended = new_lock()
     ended.acquire()
 
     def run() -> None:
@@ -109,6 +109,11 @@ def start_thread(function: Callable[[], object]) -> Callable[[], object]:
 
     _original_thread("start_new_thread")(run, ())
     return ended.acquire  # type: ignore[no-any-return]
+
+
+def new_lock() -> Any:
+    """One of the interpreter's own, where those in ``threading`` are the hub's."""
+    return _original_thread("allocate_lock")()
 
 
 def _original_thread(name: str) -> Any:

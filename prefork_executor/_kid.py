@@ -109,6 +109,7 @@ class Kid:
         self._waiter: Waiter | None = None
         self._bell: Doorbell | None = None
         self._listener = -1
+        self._asked = 0
         self._terminated = False
         self._is_to_leave = False
         self._theirs: Handler = signal.SIG_DFL
@@ -121,11 +122,11 @@ class Kid:
 
     @property
     def _state(self) -> int:
-        return self._words[self._base + sb.STATE]
+        return self._words[self._base + sb.HOLDS] & sb.STATE_MASK
 
     def _mark(self, state: int) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
-        self._words[self._base + sb.STATE] = state
+        self._words[self._base + sb.HOLDS] = sb.held(state, self._asked)
         self._ring()
 
     def _ring(self) -> None:
@@ -198,7 +199,8 @@ class Kid:
     def accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
         waiter = self._waiter_for(listener)
         self.idle()
-        self._words[self._base + sb.TAKES] += 1
+        self._asked += 1
+        self._words[self._base + sb.HOLDS] = sb.held(sb.IDLE, self._asked)
         if self._is_told_to_leave():
             self._depart()
             return None
@@ -214,13 +216,13 @@ class Kid:
                 return None
 
     def _take(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        state = self._base + sb.STATE
+        holds = self._base + sb.HOLDS
         # While it says TAKING nobody retires it.
-        self._words[state] = sb.TAKING
+        self._words[holds] = sb.held(sb.TAKING, self._asked)
         try:
             connection = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            self._words[state] = sb.IDLE
+            self._words[holds] = sb.held(sb.IDLE, self._asked)
             return None
         if _posix.FALLBACK:
             connection[0].setblocking(True)  # Elsewhere it inherits the listener's mode.

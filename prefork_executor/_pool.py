@@ -38,7 +38,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from . import _posix
+from . import _fences, _posix
 from . import _scoreboard as sb
 from ._chronicle import Chronicle
 from ._posix import Doorbell, Handler, Lifeline, Waiter
@@ -407,7 +407,7 @@ class WorkerPool:
         now = time.monotonic_ns()
         self.board.words[base + sb.BORN] = now
         self.board.words[base + sb.SINCE] = now
-        self.board.words[base + sb.STATE] = sb.STARTING
+        self.board.words[base + sb.HOLDS] = sb.held(sb.STARTING)
 
     def _fork_failed(self, error: OSError) -> None:
         self._failed_forks += 1
@@ -504,7 +504,7 @@ class WorkerPool:
         every child is idle from the start, it has taken something or lived for a while."""
         if slot.state not in (sb.IDLE, sb.TAKING, sb.BUSY):
             return False
-        if self._retire_signal is None or slot.takes:
+        if self._retire_signal is None or slot.task:
             return True
         return now - slot.born > SETTLED_AFTER * _NANO
 
@@ -589,6 +589,7 @@ class WorkerPool:
         if worker is None or worker.ended_at is not None or not self._holds(worker, task):
             return
         self._retire(worker)
+        _fences.everywhere(self.board)
         if self._holds(worker, task):
             worker.ended_at, worker.patience = time.monotonic_ns(), TASK_GRACE
             self._doom(worker, signal.SIGTERM)
@@ -689,8 +690,8 @@ class WorkerPool:
             return slot.since
         if worker.retired_at is not None and slot.state == sb.TAKING:
             # A matter of microseconds, unless it was stopped by a signal just then.
-            if worker.taking is None or worker.taking[0] != slot.takes:
-                worker.taking = (slot.takes, time.monotonic_ns())
+            if worker.taking is None or worker.taking[0] != slot.task:
+                worker.taking = (slot.task, time.monotonic_ns())
             return worker.taking[1]
         holds_nothing = slot.state in (sb.IDLE, sb.STARTING) or self._is_all_done
         return worker.retired_at if holds_nothing else None
@@ -715,7 +716,7 @@ def _is_crash(slot: sb.Slot) -> bool:
         return False
     if slot.state == sb.STARTING:
         return True
-    if slot.state == sb.LEAVING and not slot.takes and not slot.done:
+    if slot.state == sb.LEAVING and not slot.task and not slot.done:
         return True  # Its initializer has failed.
     if slot.state in (sb.BUSY, sb.LEAVING) or slot.done:
         return False

@@ -2,7 +2,9 @@
 
 ONE WRITER PER WORD. There are no locks, because a process that dies holding a
 lock takes the pool with it. Each word is eight aligned bytes, written by one
-store, so a reader sees the old value or the new one and never a mixture.
+store, so a reader sees the old value or the new one and never a mixture. (CPython
+copies an item of a memoryview by a memcpy of eight bytes, which compilers make one
+access; x86-64 and aarch64 carry it out as one where it is aligned.)
 
 ==================  =========  ==================================================
 word                writer     meaning
@@ -14,6 +16,7 @@ header SLOTS        creator    how many slots there are
 header CLIENT       creator    the process that has the pool: the caller's; raw: the main one
 header MAIN         supervisor the process that forks, or that its forks will; raw: as CLIENT
 header STARTED      creator    when the board was made (ns since the epoch)
+header SPARED       creator    1: who is hot may leave out its fences (see below)
 header MIN_SPARE,   creator    as the user has asked for; IDLE_TIMEOUT in milliseconds, NEVER
 MAX_SPARE,                     if there is none
 IDLE_TIMEOUT
@@ -34,19 +37,20 @@ slot RETIRE         pool       1: leave as soon as you hold nothing. The worker,
                                write this 1, when nobody has told it but it is to leave
 slot DOOMED         pool       1: the signal that comes from the pool ends the task; written
                                before that is sent
-slot STATE          worker     a :class:`State`
-slot TASK           worker     the task it holds, meaningful when BUSY: its number, and
-                               how many of the same message came before it, whose
-                               outcomes may not have been sent yet, and come after it,
-                               which have not begun (see :func:`held`)
-slot SINCE          worker     when STATE last became IDLE or BUSY (ns, monotonic)
-slot TAKES          worker     messages it has taken from the task pipe
+slot HOLDS          worker     a :class:`State`, and a number (see :func:`held`). BUSY: that of
+                               the task it holds, and how many of the same message came
+                               before it, whose outcomes may not have been sent yet, and
+                               come after it, which have not begun. Else: that of the last
+                               message it has taken, 0 if there was none; raw: how often it
+                               has asked for a connection
+slot SINCE          worker     when it last became IDLE or BUSY, or began a task (ns,
+                               monotonic); written before HOLDS
 slot DONE           worker     tasks it has finished
 slot RECALL         client     the last task of a message: begin no other of that
 slot UNSENT         worker     bytes of outcomes in the slot's *area* that have not
                                been sent yet
 slot NAME           worker     the index of the name of the task's function, written before
-                               STATE = BUSY
+                               HOLDS
 slot HEARD          worker     raw: 1: the signal that retires it has met its handler; 2: one
                                that came when it was DOOMED has
 slot ASKED          worker     1: a signal from outside has asked it to leave
@@ -70,16 +74,57 @@ Whoever changes the meaning of anything here counts LAYOUT_VERSION up.
 Behind the slots each has an area of AREA bytes for outcomes of tasks that are too
 short to be worth a message each. They are written before UNSENT says so, and the
 area is written from its beginning again only when another task has been named. So
-whoever has read UNSENT, then the bytes, and finds the same TASK before and after,
+whoever has read UNSENT, then the bytes, and finds the same in HOLDS before and after,
 has read what was there.
 
 The pool clears a slot after it has reaped the worker, when the slot's writer no
-longer exists. A worker writes TASK before it writes STATE = BUSY; whoever reads
-BUSY may believe TASK.
+longer exists.
 
-That readers see the words in the order in which they were written is certain on
-x86. On machines that reorder stores it rests on the time between a mark and the
-next look, which is longer by orders of magnitude than a store takes to be seen.
+The order in which others see what one writes
+---------------------------------------------
+x86-64 lets a read overtake the writes before it; aarch64 lets any two accesses to different
+words change places. What holds on both, and is all that is relied on here:
+
+* Two accesses of one process to the same word stay in order, and a write is seen by all
+  others at once. So what must be read together is *one word*: who reads that a worker is
+  BUSY reads which task it holds, and each time that it takes a message HOLDS changes.
+* A message keeps order. Who finds a message, or finds it gone, has come through the lock of
+  a socket's queue after the one who sent or took it, and sees what that one wrote before. And
+  what a process writes after it has sent a message is seen by nobody before it has had that
+  lock: what is sent by somebody who has seen it lies behind the message. A pipe keeps order,
+  too, and so do a signal and its handler, a fork and its child, and the end of a process and
+  who has waited for it. The audits (:mod:`._audit`) and all that raw pools do need no more
+  than this and single words.
+* Everywhere else somebody makes *fences*, as :mod:`._fences` has it: the rare side for
+  both where the kernel does that (SPARED), each side its own elsewhere. These are the places,
+  each a litmus program in the suite. Both write and then read:
+
+  ===========================  ===========================  ==============================
+  hot                          rare                         else
+  ===========================  ===========================  ==============================
+  worker: HOLDS (TAKING, or    pool: RETIRE; HOLDS          the signal that is to end a
+  the next task); RETIRE       (`WorkerPool.end_task`)      task hits another
+  worker: HOLDS (the next      client: RECALL; HOLDS        a task runs twice
+  task); RECALL                (`Batches._recall`)
+  client: OUTSTANDING; ENOUGH  pool: ENOUGH; OUTSTANDING    tasks wait, and nobody starts a
+                               (`Supervisor._listen`)       worker
+  ===========================  ===========================  ==============================
+
+  One writes both, and the other reads both the other way round (x86-64 keeps that order):
+
+  ===========================  ===========================  ==============================
+  worker: SINCE; HOLDS         client: HOLDS; SINCE         a task is ended for the time
+                               (`Endings.due`)              that another took
+  worker: UNSENT; HOLDS        client: HOLDS; UNSENT        more is read than the area holds
+                               (`Batches._kept`)            by now
+  worker: the area; UNSENT     client: UNSENT; the area     half an outcome is read
+                               (`Batches._kept`)
+  worker: HOLDS; the area      client: the area; HOLDS      what was overwritten meanwhile
+                               (`Batches._kept`)            is taken for an outcome
+  ===========================  ===========================  ==============================
+
+What else is read is only shown, or a reason to look again, or to lose patience after seconds:
+it may be of another moment.
 
 What a state does not imply: TAKING says that the worker is between asking the
 task pipe for a message and saying which one it got. It may hold one task that
@@ -93,7 +138,6 @@ import enum
 import mmap
 import os
 import posix
-import threading
 import time
 from collections.abc import Sequence
 
@@ -115,9 +159,9 @@ FREE, STARTING, IDLE, TAKING, BUSY, LEAVING = (int(state) for state in State)
 FILE_NAME = "prefork-scoreboard"
 """How the board's file is called, for those who look for boards."""
 MAGIC_WORD = int.from_bytes(b"preforkX", "little")
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 EXECUTOR, RAW = 1, 2
-MAGIC, LAYOUT, KIND, SLOTS, CLIENT, MAIN, STARTED = range(7)
+MAGIC, LAYOUT, KIND, SLOTS, CLIENT, MAIN, STARTED, SPARED = range(8)
 # The words that are written all the time have a cache line of their own.
 OUTSTANDING, BELL, ENOUGH, GENERATION, RECORDING, SIGN = range(8, 14)
 MOST_BACKLOG, MIN_SPARE, MAX_SPARE, IDLE_TIMEOUT = range(16, 20)
@@ -126,8 +170,8 @@ PEAK, USED, FULL_TIMES, FULL_FOR, FULL_SINCE, DECISIONS = range(29, 35)
 NEVER = 2**64 - 1
 """In ENOUGH: whatever OUTSTANDING is, do not ring."""
 HEADER_WORDS = 40
-PID, BORN, RETIRE, STATE, TASK, SINCE, TAKES, DONE, RECALL, UNSENT, NAME, ASKED, DOOMED = range(13)
-ENDED, HEARD = 13, 14
+PID, BORN, RETIRE, HOLDS, SINCE, DONE, RECALL, UNSENT, NAME, ASKED, DOOMED = range(11)
+ENDED, HEARD = 11, 12
 SLOT_WORDS = 16
 """One slot fills two 64-byte cache lines: workers do not slow each other's marks."""
 WORD_BYTES = 8
@@ -143,21 +187,27 @@ a task that began so long ago may then be shown by another's name."""
 LEAST_NAMES = 64
 """Names there is room for where files may not be larger than this (RLIMIT_FSIZE)."""
 NAME_BYTES = 128
-MOST_NUMBER = 2**48 - 256
-"""Tasks' numbers leave two bytes of a word for the counts beside them. There are enough
-for a million tasks a second, for nine years."""
+STATE_BITS, COUNT_BITS, NUMBER_SHIFT = 4, 6, 16
+"""How HOLDS is made up: the state, two counts above it, and the number above these."""
+STATE_MASK, MOST_BESIDE = (1 << STATE_BITS) - 1, (1 << COUNT_BITS) - 1
+MOST_NUMBER = (1 << 64 - NUMBER_SHIFT) - MOST_BESIDE - 1
+"""Tasks' numbers are below this, and so are those of a message's other tasks. There are
+enough for a million tasks a second, for nine years."""
+assert max(State) <= STATE_MASK
+assert STATE_BITS + 2 * COUNT_BITS == NUMBER_SHIFT
 
 
-def held(number: int, head: int = 0, tail: int = 0) -> int:
-    """The word that says which task a worker holds, with so many before and after it
-    in its message, 255 at most. One word, so that nobody can read a number with
-    another's rest."""
-    return number << 16 | head << 8 | tail
+def held(state: int, number: int = 0, head: int = 0, tail: int = 0) -> int:
+    """The word HOLDS: what a worker does, and which task it holds, with so many before and
+    after it in its message, MOST_BESIDE at most. One word, so that nobody can read a state
+    with another's task, or a number with another's rest."""
+    return number << NUMBER_SHIFT | head << STATE_BITS + COUNT_BITS | tail << STATE_BITS | state
 
 
 class Slot(NamedTuple):
     """One reading of one slot, ``place`` its index. Times are nanoseconds on the
-    monotonic clock."""
+    monotonic clock. What HOLDS says is of one moment: ``state``, ``task`` (its number),
+    ``head`` and ``tail``. The rest may be of another."""
 
     place: int
     pid: int
@@ -166,7 +216,6 @@ class Slot(NamedTuple):
     state: int
     task: int
     since: int
-    takes: int
     done: int
     head: int = 0
     tail: int = 0
@@ -178,9 +227,10 @@ class Slot(NamedTuple):
 
 def slot_of(place: int, words: Sequence[int]) -> Slot:
     """A slot from its words."""
-    pid, born, retire, state, task, since, takes, done, *rest = words[: ASKED + 1]
-    head, tail = task >> 8 & 255, task & 255
-    return Slot(place, pid, born, retire, state, task >> 16, since, takes, done, head, tail, *rest)
+    pid, born, retire, holds, since, done, *rest = words[: ASKED + 1]
+    state, number = holds & STATE_MASK, holds >> NUMBER_SHIFT
+    head, tail = holds >> STATE_BITS + COUNT_BITS & MOST_BESIDE, holds >> STATE_BITS & MOST_BESIDE
+    return Slot(place, pid, born, retire, state, number, since, done, head, tail, *rest)
 
 
 class Sections(NamedTuple):
@@ -228,7 +278,6 @@ class Scoreboard:
         self._bytes = mapped
         self._is_open = True
         self.words = self._bytes[: self._areas].cast("Q")
-        self._lock = threading.Lock()
         self._last_name = 0
 
     @staticmethod
@@ -252,19 +301,12 @@ class Scoreboard:
 
     @staticmethod
     def base(index: int) -> int:
-        """Where a slot's words begin: ``words[base(index) + STATE]``."""
+        """Where a slot's words begin: ``words[base(index) + HOLDS]``."""
         return HEADER_WORDS + index * SLOT_WORDS
 
     def read(self, index: int) -> Slot:
         base = self.base(index)
         return slot_of(index, tuple(self.words[base : base + ASKED + 1]))
-
-    def fence(self) -> None:
-        """Between a write and a read of which the read must not overtake the write, as the
-        processor may have it. The lock is this process's own, and there for what the
-        processor does as it is taken."""
-        with self._lock:
-            pass
 
     def area(self, index: int) -> memoryview:
         """Where a slot's outcomes lie that have not been sent."""
@@ -315,8 +357,7 @@ class Scoreboard:
 
     def states(self) -> list[int]:
         """The state of every slot, the free ones included."""
-        states: list[int] = self.words[HEADER_WORDS + STATE :: SLOT_WORDS].tolist()
-        return states
+        return [word & STATE_MASK for word in self.words[HEADER_WORDS + HOLDS :: SLOT_WORDS]]
 
     def free_slot(self) -> int | None:
         """Index of a slot without a worker, or None if all are taken."""

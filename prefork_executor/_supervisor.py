@@ -24,7 +24,7 @@ import pickle
 import signal
 import time
 
-from . import _contexts, _end_signals, _green, _posix, _wire
+from . import _contexts, _end_signals, _fences, _green, _posix, _wire
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
 from ._pool import WorkerPool
@@ -219,8 +219,11 @@ class Supervisor:
         """Tell the client above how many tasks to ring. It writes its number and
         then reads ours, we write ours and then read its: one of us notices."""
         words = self._channels.board.words
-        words[sb.ENOUGH] = sb.NEVER if enough is None else enough
-        if words[sb.OUTSTANDING] > words[sb.ENOUGH]:
+        limit = sb.NEVER if enough is None else enough
+        if words[sb.ENOUGH] != limit:  # Else the client has long seen it.
+            words[sb.ENOUGH] = limit
+            _fences.everywhere(self._channels.board)
+        if words[sb.OUTSTANDING] > limit:
             self._pool.look_again()
 
     # --- upstream ---------------------------------------------------------------------

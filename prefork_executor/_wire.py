@@ -45,8 +45,8 @@ it also keeps several packets within the smallest usual socket buffer."""
 PACKET_LIMIT = HEADER.size + INLINE_LIMIT
 MOST_PARTS = (INLINE_LIMIT) // 8
 """A table of sizes fills the body at most."""
-MOST_CALLS = 256
-"""Calls in one message: so many numbers has the byte of a slot that counts the rest."""
+MOST_CALLS = 64
+"""Calls in one message: a slot of the scoreboard says how many come after a task, 63 at most."""
 
 
 class Kind:

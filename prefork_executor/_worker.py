@@ -9,8 +9,8 @@
 
 The order of the marks is what the promises rest on.
 
-* A worker says TAKING before it asks the task pipe, and says which task it got, then
-  BUSY, before it runs a line of the user's. So a death in any other state than TAKING
+* A worker says TAKING before it asks the task pipe, and says BUSY and which task it got,
+  in one word, before it runs a line of the user's. So a death in any other state than TAKING
   is exact: the task in a BUSY slot had begun or was about to, and no other task had.
   What a death in TAKING means is worked out by the client (see _audit.py).
 * It says TAKING before it looks whether it is told to leave. So whoever has told it,
@@ -39,6 +39,7 @@ from . import (
     _contexts,
     _end_signals,
     _failures,
+    _fences,
     _pickling,
     _posix,
     _random_streams,
@@ -142,6 +143,8 @@ class Worker:
         self._area = channels.board.area(seat.slot)
         self._waits = channels.board.waits(seat.slot)
         self._next_wait = 0
+        self._last = 0
+        self._fence = _fences.join(channels.board)
         self._name = 0
         self._kept = 0
         self._files = PayloadFiles()
@@ -163,7 +166,7 @@ class Worker:
         except ConnectionError:
             # The caller has gone, or somebody has shut down our channel. In that case the slot
             # must go on saying which task has begun here.
-            if self._words[self._base + sb.STATE] != sb.BUSY:
+            if self._words[self._base + sb.HOLDS] & sb.STATE_MASK != sb.BUSY:
                 self._leave()
         finally:
             self._exit.run()
@@ -239,12 +242,15 @@ class Worker:
 
     def _serve_all(self) -> None:
         words, base = self._words, self._base
-        retire, state = base + sb.RETIRE, base + sb.STATE
+        retire, holds = base + sb.RETIRE, base + sb.HOLDS
         most = self._settings.max_tasks_per_child
         most_memory = self._settings.max_memory_per_child
+        fence = self._fence
         was_woken = False
         while True:
-            words[state] = sb.TAKING
+            words[holds] = self._last << sb.NUMBER_SHIFT | sb.TAKING
+            if fence is not None:
+                fence()
             _posix.run_handlers()  # One may set RETIRE.
             # The message that has woken us has woken nobody else: first take it.
             if words[retire] and not was_woken:
@@ -263,6 +269,8 @@ class Worker:
                 continue
             was_woken = False
             is_task = packet.number < sb.MOST_NUMBER
+            if is_task:
+                self._last = packet.number
             if packet.kind == Kind.CALL and is_task:
                 self._serve(packet)
             elif packet.kind == Kind.CALLS and is_task:
@@ -276,8 +284,7 @@ class Worker:
                 return
 
     def _dropped_foreign_message(self, what: str) -> None:
-        self._words[self._base + sb.STATE] = sb.IDLE
-        self._words[self._base + sb.TAKES] += 1
+        self._mark(sb.IDLE)
         logger.error("worker %d dropped a message that was no task: %s", self.pid, what)
 
     def _is_too_big(self, most_memory: int) -> bool:
@@ -312,18 +319,18 @@ class Worker:
 
     def _mark(self, state: int) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
-        self._words[self._base + sb.STATE] = state
+        self._words[self._base + sb.HOLDS] = sb.held(state, self._last)
 
     def _serve(self, packet: Packet) -> None:
         words, base = self._words, self._base
         since = time.monotonic_ns()
         number = packet.number
-        words[base + sb.TASK] = sb.held(number)
         words[base + sb.SINCE] = since
         if packet.extra != self._name:
             self._note_extra(packet.extra, since)
-        words[base + sb.STATE] = sb.BUSY
-        words[base + sb.TAKES] += 1
+        if self._fence is not None:
+            self._fence()
+        words[base + sb.HOLDS] = number << sb.NUMBER_SHIFT | sb.BUSY
         kind, parts = self._outcome(packet)
         words[base + sb.DONE] += 1
         duration = time.monotonic_ns() - since
@@ -347,7 +354,8 @@ class Worker:
 
     def _serve_batch(self, packet: Packet) -> None:
         words, base = self._words, self._base
-        task, since_word, done = base + sb.TASK, base + sb.SINCE, base + sb.DONE
+        holds, since_word, done = base + sb.HOLDS, base + sb.SINCE, base + sb.DONE
+        fence = self._fence
         _channel.discard(packet)
         try:
             bodies = _wire.unpack_calls(packet.parts, packet.body, packet.flags)
@@ -361,16 +369,15 @@ class Worker:
         if packet.extra != self._name:
             self._note_extra(packet.extra, since)
         for number, body in enumerate(bodies, first):
-            words[task] = sb.held(number, number - first, last - number)
             words[since_word] = since
             if names:
                 words[base + sb.NAME] = self._name = names[number - first]
-            if number == first:
-                words[base + sb.STATE] = sb.BUSY
-                words[base + sb.TAKES] += 1
-            elif self._is_to_stop(last):
+            if fence is not None:
+                fence()
+            words[holds] = sb.held(sb.BUSY, number, number - first, last - number)
+            if number > first and self._is_to_stop(last):
                 # Its signal may come now: it is to find what has ended, not what never began.
-                words[task] = sb.held(number - 1, number - 1 - first, last - number + 1)
+                words[holds] = sb.held(sb.BUSY, number - 1, number - 1 - first, last - number + 1)
                 self._give_back(number, last - number + 1)
                 return
             kind, parts = self._outcome(body)
@@ -398,7 +405,8 @@ class Worker:
         """Whether the task that has just been named is not to begin, of those up to
         ``last``. Whoever wants that says so and then reads what is named, we name it
         and then look whether somebody has said so: one of us notices."""
-        self._channels.board.fence()
+        if self._fence is not None:
+            self._fence()
         _posix.run_handlers()
         words, base = self._words, self._base
         most = self._settings.max_tasks_per_child
@@ -432,6 +440,8 @@ class Worker:
         end = start + _wire.HEADER.size + len(body)
         _wire.HEADER.pack_into(self._area, start, kind, 0, len(body), number, duration)
         self._area[start + _wire.HEADER.size : end] = body
+        if self._fence is not None:
+            self._fence()
         self._words[self._base + sb.UNSENT] = self._kept = end
 
     def _span(self, number: int, duration: int) -> bytes:

@@ -9,6 +9,14 @@ the audits are the real ones (`_audit.Audit`), fed with readings that are taken
 word by word. That the real worker and the real client take these very steps is
 tested beside it.
 
+The order in which processes see what others write is modelled, too. What a worker
+says of itself, and what the client says to it, goes into the writer's *store buffer*
+first: the writer goes on, and reads what others have written, before anybody sees it.
+It is seen at any time later, and at the latest when the writer sends or takes a
+message: who then finds that message, or finds it gone, has come through the same lock
+in the kernel. Since each word that matters here stands alone, this is all that a
+machine that reorders memory can do to it; reads that change places are tried out as well.
+
 The kernel is modelled, too. A message wakes one of the workers that wait for it,
 the first in the order in which they registered (EPOLLEXCLUSIVE); those before it
 that do not wait at that moment have it noted for their next wait.
@@ -23,13 +31,13 @@ import contextlib
 import gc
 import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefork_executor import _scoreboard as sb
 from prefork_executor._audit import Audit
 from prefork_executor._scoreboard import Slot
 
-WORK = ("taking", "ask", "name", "busy", "count and begin", "send")
+WORK = ("taking", "ask", "busy", "begin", "send")
 """A worker's steps with a message of one task, as in `Worker._serve_all` and `_serve`."""
 NEXT = ("keep", "name next", "look", "begin next")
 """Its steps from one task of a message to the next, as in `Worker._serve_batch`."""
@@ -39,14 +47,13 @@ STOP = ("give back kept", "forget and give back", "give back")
 """Its steps if it finds, as it looks, that it is not to go on."""
 FUNERAL = ("tell", "clear pid", "clear rest")
 """The supervisor's steps with one death, as in `Supervisor._flush`."""
-ALIVE = {*WORK, *NEXT, *LAST, *STOP, "count", "begin", "idle", "told?", "wait", "asleep"}
+ALIVE = {*WORK, *NEXT, *LAST, *STOP, "idle", "told?", "wait", "asleep"}
 
 RULES = frozenset(
     {
         "a worker that a message woke asks before it leaves",
         "the pipe is emptied after a death in IDLE",
         "an audit waits for the takers to leave",
-        "names are read after the takers were seen to have left",
         "suspects are sent again when the marker has come round",
         "outcomes that lie before the marker are settled before it",
         "a task that is sent again has a new number",
@@ -54,6 +61,7 @@ RULES = frozenset(
         "a worker looks whether to stop after it has named the next task",
         "what was kept is told before the death",
         "a recall reads what is named after it is said",
+        "a recall makes a fence for both before it reads",
     }
 )
 
@@ -62,29 +70,49 @@ class Violation(AssertionError):
     """The model broke a promise."""
 
 
+class Holds(NamedTuple):
+    """The word of a slot by which its worker says what it does: see `_scoreboard.held`."""
+
+    state: int
+    task: int = 0
+    head: int = 0
+    tail: int = 0
+
+
 class Worker(NamedTuple):
     """One slot of the scoreboard, and what we know of its process: where it is,
-    the message that it has taken and not answered (``hand``), whether its epoll
-    has noted something in the pipe, whether it is told to leave, whether a message
-    has woken it that it has not taken yet. Of a message of several tasks: which
-    come after the one in hand (``rest``), which have outcomes that were not sent
-    (``kept``), how many came before the one it has named (``head``) and come
-    after (``tail``), and the last task of a message that was recalled."""
+    what others see that it says, and what it has said that nobody sees yet, the
+    message that it has taken last, the one that it has not answered (``hand``),
+    whether its epoll has noted something in the pipe, whether it is told to leave,
+    whether a message has woken it that it has not taken yet. Of a message of several
+    tasks: which come after the one in hand (``rest``), how many came before
+    (``before``), which have outcomes that were not sent (``kept``), and the last task
+    of a message that was recalled."""
 
     at: str
     pid: int
-    state: int = sb.STARTING
-    task: int = 0
-    takes: int = 0
+    seen: Holds = Holds(sb.STARTING)
+    unseen: tuple[Holds, ...] = ()
+    last: int = 0
     hand: int = 0
     noted: bool = False
     leave: bool = False
     woken: bool = False
     rest: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
-    head: int = 0
-    tail: int = 0
+    before: int = 0
     recall: int = 0
+
+    @property
+    def state(self) -> int:
+        return self.seen.state
+
+    def with_less_unseen(self) -> Worker:
+        """Its oldest write that nobody has seen is seen."""
+        return self._replace(seen=self.unseen[0], unseen=self.unseen[1:])
+
+    def all_seen(self) -> Worker:
+        return self._replace(seen=self.unseen[-1], unseen=()) if self.unseen else self
 
 
 class Message(NamedTuple):
@@ -114,9 +142,10 @@ class World(NamedTuple):
 
 
 class Desk(NamedTuple):
-    """The client. ``outcomes`` is what the batch has brought, ``boards`` are the
-    readings for the audit under ``index`` (-1: the one to be opened), ``slots``
-    and ``words`` what the present reading has."""
+    """The client. ``outcomes`` is what the batch has brought, ``slots``
+    and ``words`` are what the present reading has, for the audit under ``index`` (-1:
+    the one to be opened). ``unseen`` is a recall that it has
+    said and nobody has seen yet: the slot's place, and the word."""
 
     at: str
     in_flight: tuple[tuple[int, int], ...]
@@ -128,13 +157,13 @@ class Desk(NamedTuple):
     recalled: tuple[int, ...] = ()
     opens: bool = False
     index: int = -1
-    boards: tuple[tuple[Slot, ...], ...] = ()
     slots: tuple[Slot, ...] = ()
     place: int = 0
-    words: tuple[int, ...] = ()
+    words: tuple[int | Holds, ...] = ()
     late: tuple[int, ...] = ()
     looks: int = 0
     slow: tuple[int, int, int] = (0, 0, 0)
+    unseen: tuple[int, int] | None = None
 
 
 def in_messages(numbers: Sequence[int], batch: int) -> Iterator[tuple[int, ...]]:
@@ -145,6 +174,11 @@ def in_messages(numbers: Sequence[int], batch: int) -> Iterator[tuple[int, ...]]
 def put_worker(world: World, place: int, worker: Worker) -> World:
     workers = world.workers
     return world._replace(workers=(*workers[:place], worker, *workers[place + 1 :]))
+
+
+def all_seen(world: World) -> World:
+    """After a fence in every worker."""
+    return world._replace(workers=tuple(worker.all_seen() for worker in world.workers))
 
 
 def yell(world: World, message: Message) -> World:
@@ -171,6 +205,7 @@ class Pool:
         funeral: the supervisor's steps with a dead worker.
         rules: those of RULES that hold.
         batch: how many tasks a message may have.
+        in_order: whether others see at once what a worker writes.
         refills: whether a slot may get a new worker while others live; if not,
             it gets one only when nobody lives.
     """
@@ -182,8 +217,10 @@ class Pool:
         rules: frozenset[str] = RULES,
         *,
         batch: int = 1,
+        in_order: bool = False,
         refills: bool = True,
     ) -> None:
+        self._in_order = in_order
         self._batch = batch
         self._rules = rules
         self._refills = refills
@@ -191,6 +228,7 @@ class Pool:
         self._next = dict(zip(work, (*work[1:], work[0]), strict=True))
         self._next |= dict(zip(funeral, (*funeral[1:], "fork"), strict=True))
         self._funeral = funeral[0]
+        self._clears_pid_last = funeral[-1] == "clear pid"
         self._next |= {"begin next": "keep"}
         self._names_first = (
             "a worker looks whether to stop after it has named the next task" in rules
@@ -229,6 +267,9 @@ class Pool:
             return
         if worker.at != "asleep":
             yield f"worker {place}: {worker.at}", self.step(world, place), True
+        if worker.unseen:
+            seen = put_worker(world, place, worker.with_less_unseen())
+            yield f"worker {place}: is seen", seen, True
         if world.kills:
             yield f"worker {place} is killed", self._kill(world, place, worker), False
         if world.retirements and not worker.leave:
@@ -242,7 +283,7 @@ class Pool:
         return self._end(world, place, worker)
 
     def _end(self, world: World, place: int, worker: Worker) -> World:
-        dead = worker._replace(
+        dead = worker.all_seen()._replace(
             at=self._funeral, hand=0, rest=(), noted=False, leave=False, woken=False
         )
         return put_worker(world, place, dead)
@@ -259,8 +300,8 @@ class Pool:
             pid = world.last_pid + 1
             return put_worker(world._replace(last_pid=pid), place, Worker(self._first, pid))
         if at == "tell":
-            number = dead.task if dead.state == sb.BUSY else 0
-            notice = Message("death", number, dead.state, dead.tail)
+            state, task, _, tail = dead.seen
+            notice = Message("death", task if state == sb.BUSY else 0, state, tail)
             kept = Message("outcomes", 0, numbers=dead.kept)
             first = "what was kept is told before the death" in self._rules
             for message in (kept, notice) if first else (notice, kept):
@@ -270,7 +311,7 @@ class Pool:
         elif at == "clear pid":
             dead = dead._replace(pid=0)
         else:
-            dead = Worker(at, 0, sb.FREE)
+            dead = Worker(at, dead.pid if self._clears_pid_last else 0, Holds(sb.FREE))
         return put_worker(world, place, dead._replace(at=self._next[at]))
 
     def step(self, world: World, place: int) -> World:
@@ -287,23 +328,32 @@ class Pool:
             return put_worker(world, place, self._name_next(worker))
         if at == "send" and worker.hand:
             world = yell(world, Message("outcome", worker.hand))
-            worker = worker._replace(hand=0)
+            worker = worker.all_seen()._replace(hand=0)
         if "begin" in at:
             world = _begin(world, worker.hand)
         after = self._next[at]
-        if after == "send" and (worker.rest or worker.head):
+        if after == "send" and (worker.rest or worker.before):
             after = "keep"
-        return put_worker(world, place, _mark(worker, at)._replace(at=after))
+        return put_worker(world, place, self._mark(worker, at)._replace(at=after))
+
+    def _mark(self, worker: Worker, at: str) -> Worker:
+        if at == "taking":
+            return self._say(worker, Holds(sb.TAKING, worker.last))
+        if at == "busy":
+            return self._say(worker, Holds(sb.BUSY, worker.hand, 0, len(worker.rest)))
+        return worker
+
+    def _say(self, worker: Worker, holds: Holds) -> Worker:
+        worker = worker._replace(unseen=(*worker.unseen, holds))
+        return worker.all_seen() if self._in_order else worker
 
     # --- a message of several tasks ---------------------------------------------------------
 
     def _name_next(self, worker: Worker) -> Worker:
-        number, rest = worker.rest[0], worker.rest[1:]
+        number, rest, before = worker.rest[0], worker.rest[1:], worker.before + 1
         at = "look" if self._names_first else "begin next"
-        # One word of the board says task, head and tail.
-        return worker._replace(
-            hand=number, rest=rest, task=number, head=worker.head + 1, tail=len(rest), at=at
-        )
+        worker = self._say(worker, Holds(sb.BUSY, number, before, len(rest)))
+        return worker._replace(hand=number, rest=rest, before=before, at=at)
 
     def _between(self, world: World, place: int, worker: Worker) -> World:
         at = worker.at
@@ -313,15 +363,17 @@ class Pool:
             worker = worker._replace(at=after if worker.rest else "flush")
         elif at in ("flush", "give back kept"):
             world = yell(world, Message("outcomes", 0, numbers=worker.kept))
+            worker = worker.all_seen()
             worker = worker._replace(at="forget" if at == "flush" else "forget and give back")
         elif at == "forget":
-            worker = worker._replace(kept=(), hand=0, head=0, at=self._first)
+            worker = worker._replace(kept=(), hand=0, before=0, at=self._first)
         elif at == "forget and give back":
             worker = worker._replace(kept=(), at="give back")
         elif at == "give back":
             count = 1 + len(worker.rest)
             world = yell(world, Message("unbegun", worker.hand, tail=count))
-            worker = worker._replace(hand=0, rest=(), head=0, at=self._first)
+            worker = worker.all_seen()
+            worker = worker._replace(hand=0, rest=(), before=0, at=self._first)
         else:
             worker = self._look(worker)
         return put_worker(world, place, worker)
@@ -336,11 +388,13 @@ class Pool:
     def _ask(self, world: World, place: int, worker: Worker) -> World:
         if worker.leave and not worker.woken:
             return self._leave(world, place, worker)
-        worker = worker._replace(woken=False)
+        worker = worker.all_seen()._replace(woken=False)
         if not world.pipe:
             return put_worker(world, place, worker._replace(at="idle"))
         hand, *rest = world.pipe[0]
-        worker = worker._replace(hand=hand, rest=tuple(rest), head=0, at=self._next["ask"])
+        worker = worker._replace(
+            hand=hand, last=hand, rest=tuple(rest), before=0, at=self._next["ask"]
+        )
         return put_worker(world._replace(pipe=world.pipe[1:]), place, worker)
 
     def _rest(self, world: World, place: int, worker: Worker) -> World:
@@ -348,7 +402,8 @@ class Pool:
         if at == "idle":
             # Where nobody is ever told to leave, asking whether is no step.
             then = "told?" if world.retirements or worker.leave else "wait"
-            return put_worker(world, place, worker._replace(state=sb.IDLE, at=then))
+            worker = self._say(worker, Holds(sb.IDLE, worker.last))
+            return put_worker(world, place, worker._replace(at=then))
         woken = at == "wait" and worker.noted and world.pipe
         if woken and (self._asks_first or not worker.leave):
             woke = worker._replace(at=self._first, woken=True)
@@ -357,22 +412,10 @@ class Pool:
             return self._leave(world, place, worker)
         if at == "told?":
             return put_worker(world, place, worker._replace(at="wait"))
-        return put_worker(world, place, worker._replace(noted=False, at="asleep"))
+        return put_worker(world, place, worker.all_seen()._replace(noted=False, at="asleep"))
 
     def _leave(self, world: World, place: int, worker: Worker) -> World:
-        return self._end(world, place, worker._replace(state=sb.LEAVING))
-
-
-def _mark(worker: Worker, at: str) -> Worker:
-    if at == "taking":
-        return worker._replace(state=sb.TAKING)
-    if at == "name":
-        return worker._replace(task=worker.hand, tail=len(worker.rest))
-    if at == "busy":
-        return worker._replace(state=sb.BUSY)
-    if "count" in at:
-        return worker._replace(takes=worker.takes + 1)
-    return worker
+        return self._end(world, place, self._say(worker, Holds(sb.LEAVING, worker.last)))
 
 
 def _begin(world: World, number: int) -> World:
@@ -384,15 +427,30 @@ def _begin(world: World, number: int) -> World:
     return world._replace(begun=tuple(begun))
 
 
-class _OneMoreReading(Exception):
-    pass
-
-
 class Client:
-    """What the I/O thread does, as in `Client._turn`, and a thread that submits."""
+    """What the I/O thread does, as in `Client._turn`, and a thread that submits.
 
-    def __init__(self, rules: frozenset[str] = RULES, *, batch: int = 1, looks: int = 0) -> None:
+    Args:
+        rules: those of RULES that hold.
+        batch: how many tasks a message may have.
+        looks: how often it looks for a worker that seems to be slow.
+        in_order: whether others see at once what it writes.
+        backwards: whether it reads the board from its end, and of a slot first what its
+            worker does, then whose it is, as a machine may that reorders reads.
+    """
+
+    def __init__(
+        self,
+        rules: frozenset[str] = RULES,
+        *,
+        batch: int = 1,
+        looks: int = 0,
+        in_order: bool = False,
+        backwards: bool = False,
+    ) -> None:
         self._rules = rules
+        self._in_order = in_order
+        self._backwards = backwards
         self._batch = batch
         self._looks = looks
 
@@ -412,6 +470,8 @@ class Client:
                 yield "submit", *self._send(world, desk._replace(waiting=waiting, late=late))
             if desk.looks:
                 yield from self._slow_looks(world, desk)
+            if desk.unseen is not None:
+                yield "client: is seen", *_recall_seen(world, desk)
             if world.yells:
                 message = world.yells[0]
                 rest = world._replace(yells=world.yells[1:])
@@ -451,7 +511,7 @@ class Client:
             return world._replace(pipe=world.pipe[1:]), desk._replace(recalled=recalled)
         desk = _take_back(desk, desk.recalled)._replace(recalled=())
         if desk.opens:
-            return world, _read_board(desk._replace(index=-1, boards=()))
+            return world, _read_board(desk._replace(index=-1))
         return world, desk._replace(at="read")
 
     def _close_audit(self, desk: Desk, marker: int) -> Desk:
@@ -486,60 +546,44 @@ class Client:
         while index < len(desk.audits) and desk.audits[index][2]:
             index += 1
         if index < len(desk.audits):
-            return _read_board(desk._replace(index=index, boards=()))
+            return _read_board(desk._replace(index=index))
         return desk._replace(at="send" if desk.waiting else "read", index=-1)
 
     def _scan(self, world: World, desk: Desk) -> tuple[World, Desk]:
-        """Read one word of the board, of those that are of use: the PID, then
-        STATE, then TASK of a BUSY worker or TAKES of one in TAKING. The last word
-        leads on."""
-        worker = world.workers[desk.place]
-        if not desk.words:
-            if worker.pid:
-                return world, desk._replace(words=(worker.pid,))
-        elif len(desk.words) == 1:
-            if worker.state in self._looks_for(desk):
-                return world, desk._replace(words=(*desk.words, worker.state))
-        else:
-            pid, state = desk.words
-            task, takes = (worker.task, 0) if state == sb.BUSY else (0, worker.takes)
-            head, tail = (worker.head, worker.tail) if state == sb.BUSY else (0, 0)
-            if "a worker holds what it has not sent the outcomes of" not in self._rules:
-                head = 0
-            found = Slot(desk.place, pid, 0, 0, state, task, 0, takes, 0, head, tail)
-            desk = desk._replace(slots=(*desk.slots, found))
+        """Read one word of the board, of those that are of use: of each slot whose it is
+        and what its worker does. The last word leads on."""
+        place = len(world.workers) - 1 - desk.place if self._backwards else desk.place
+        worker = world.workers[place]
+        reads_pid = bool(desk.words) is self._backwards
+        word = worker.pid if reads_pid else worker.seen
+        is_of_use = worker.pid if reads_pid else worker.state in (sb.TAKING, sb.BUSY)
+        if is_of_use and not desk.words:
+            return world, desk._replace(words=(word,))
+        if is_of_use:
+            desk = desk._replace(slots=(*desk.slots, self._slot(place, *desk.words, word)))
         desk = desk._replace(words=(), place=desk.place + 1)
         return world, desk if desk.place < len(world.workers) else self._judge(desk)
 
-    def _looks_for(self, desk: Desk) -> tuple[int, ...]:
-        """The states whose further words matter to this reading."""
-        one_reading = "names are read after the takers were seen to have left" not in self._rules
-        if desk.index < 0 or one_reading:
-            return (sb.TAKING, sb.BUSY)
-        looks_for_takers = desk.audits[desk.index][1] and not desk.boards
-        return (sb.TAKING,) if looks_for_takers else (sb.BUSY,)
+    def _slot(self, place: int, *words: Any) -> Slot:
+        pid, (state, task, head, tail) = reversed(words) if self._backwards else words
+        if "a worker holds what it has not sent the outcomes of" not in self._rules:
+            head = 0
+        return Slot(place, pid, 0, 0, state, task, 0, 0, head, tail)
 
     def _judge(self, desk: Desk) -> Desk:
         """The board is read: open the audit, or let it have its look."""
-        boards = (*desk.boards, desk.slots)
-        desk = desk._replace(boards=(), slots=(), place=0)
+        board = desk.slots
+        desk = desk._replace(slots=(), place=0)
         if desk.index < 0:
-            return self._open_audit(desk._replace(at="read"), boards[0])
+            return self._open_audit(desk._replace(at="read"), board)
         suspects, takers, _ = desk.audits[desk.index]
         audit = object.__new__(Audit)
         audit.suspects, audit.marker, audit._takers = set(suspects), None, dict(takers)
-        try:
-            everybody_left = audit.look(self._readings(boards))
-        except _OneMoreReading:
-            return _read_board(desk._replace(boards=boards))
+        everybody_left = audit.look(lambda: board)
         desk = _put_audit(desk, desk.index, audit)
         if everybody_left:
             return desk._replace(at="mark")
         return self._look_after(desk, desk.index + 1)
-
-    def _readings(self, boards: Sequence[tuple[Slot, ...]]) -> Readings:
-        once = "names are read after the takers were seen to have left" not in self._rules
-        return Readings(boards, again=once)
 
     def _open_audit(self, desk: Desk, board: tuple[Slot, ...]) -> Desk:
         audit = Audit(dict(desk.in_flight), board)
@@ -577,8 +621,9 @@ class Client:
         """Look at a worker that seems to be slow: read what it has named, and what it
         has kept."""
         for place, worker in enumerate(world.workers):
-            if worker.state == sb.BUSY and (worker.tail or worker.kept):
-                slow = (place, worker.task, worker.tail)
+            state, task, _, tail = worker.seen
+            if state == sb.BUSY and (tail or worker.kept):
+                slow = (place, task, tail)
                 found = tuple(Message("outcome", number) for number in worker.kept)
                 yield (
                     "client: looks",
@@ -590,33 +635,34 @@ class Client:
 
     def _say(self, world: World, desk: Desk) -> tuple[World, Desk]:
         place, task, tail = desk.slow
-        worker = world.workers[place]
         if "a recall reads what is named after it is said" not in self._rules:
             desk = _take_back(desk, set(range(task + 1, task + tail + 1)))
-        world = put_worker(world, place, worker._replace(recall=task + tail))
+        world, desk = _recall_seen(world, desk)
+        fenced = "a recall makes a fence for both before it reads" in self._rules
+        at = "fence" if fenced else "reread"
+        desk = desk._replace(at=at, unseen=(place, task + tail))
+        return _recall_seen(world, desk) if self._in_order else (world, desk)
+
+    def _fence(self, world: World, desk: Desk) -> tuple[World, Desk]:
+        world, desk = _recall_seen(all_seen(world), desk)
         return world, desk._replace(at="reread")
 
     def _reread(self, world: World, desk: Desk) -> tuple[World, Desk]:
         place, task, tail = desk.slow
-        worker = world.workers[place]
+        named = world.workers[place].seen
         desk = desk._replace(at="read", slow=(0, 0, 0))
-        if worker.task + worker.tail == task + tail:
-            desk = _take_back(desk, set(range(worker.task + 1, task + tail + 1)))
+        if named.state == sb.BUSY and named.task + named.tail == task + tail:
+            desk = _take_back(desk, set(range(named.task + 1, task + tail + 1)))
         return world, desk
 
 
-class Readings:
-    """Hands an audit the boards that were read, one by one; when there are no
-    more it has to wait for one more, or, ``again``, gets the last again."""
-
-    def __init__(self, boards: Sequence[tuple[Slot, ...]], *, again: bool) -> None:
-        self._boards = list(boards)
-        self._again = again
-
-    def __call__(self) -> tuple[Slot, ...]:
-        if not self._boards:
-            raise _OneMoreReading
-        return self._boards[0] if self._again else self._boards.pop(0)
+def _recall_seen(world: World, desk: Desk) -> tuple[World, Desk]:
+    """What the client has said last of a recall, if anything, is seen now."""
+    if desk.unseen is None:
+        return world, desk
+    place, last = desk.unseen
+    recalled = world.workers[place]._replace(recall=last)
+    return put_worker(world, place, recalled), desk._replace(unseen=None)
 
 
 def _numbers(messages: Sequence[Message]) -> set[int]:

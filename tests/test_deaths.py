@@ -147,7 +147,7 @@ def inject(step: str, flag: str) -> None:
         original_serve = worker._serve
 
         def serve(self: Any, packet: Any) -> None:
-            assert self._words[self._base + sb.STATE] == sb.TAKING
+            assert self._channels.board.read(self._seat.slot).state == sb.TAKING
             die_once(flag)
             original_serve(self, packet)
 

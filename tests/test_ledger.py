@@ -351,8 +351,8 @@ Books.TestCase.settings = settings(max_examples=60, stateful_step_count=30, dead
 # --- one audit by itself -----------------------------------------------------------------------
 
 
-def slot(place: int, state: int, *, task: int = 0, takes: int = 0, pid: int = 0) -> Slot:
-    return Slot(place, pid or place + 1, 0, 0, state, task, 0, takes, 0)
+def slot(place: int, state: int, *, task: int = 0, pid: int = 0) -> Slot:
+    return Slot(place, pid or place + 1, 0, 0, state, task, 0, 0)
 
 
 def test_tasks_named_by_busy_workers_are_no_suspects() -> None:
@@ -368,15 +368,15 @@ def test_without_takers_one_look_is_enough() -> None:
 @pytest.mark.parametrize(
     "later",
     [
-        pytest.param([slot(0, sb.IDLE, takes=5)], id="it found nothing"),
-        pytest.param([slot(0, sb.BUSY, task=7, takes=5)], id="it names its task"),
-        pytest.param([slot(0, sb.TAKING, takes=6)], id="it has taken and asks again"),
-        pytest.param([slot(0, sb.TAKING, takes=5, pid=99)], id="another has its slot"),
+        pytest.param([slot(0, sb.IDLE, task=5)], id="it found nothing"),
+        pytest.param([slot(0, sb.BUSY, task=7)], id="it names its task"),
+        pytest.param([slot(0, sb.TAKING, task=7)], id="it has taken and asks again"),
+        pytest.param([slot(0, sb.TAKING, task=5, pid=99)], id="another has its slot"),
         pytest.param([], id="it died"),
     ],
 )
 def test_an_audit_waits_until_a_taker_has_left(later: list[Slot]) -> None:
-    board = [slot(0, sb.TAKING, takes=5)]
+    board = [slot(0, sb.TAKING, task=5)]
     audit = Audit([1, 2], board)
     assert not audit.look(lambda: board)
     assert audit.look(lambda: later)
@@ -384,16 +384,17 @@ def test_an_audit_waits_until_a_taker_has_left(later: list[Slot]) -> None:
 
 def test_a_taker_that_names_a_suspect_clears_it() -> None:
     audit = Audit([1, 2], [slot(0, sb.TAKING)])
-    audit.look(lambda: [slot(0, sb.BUSY, task=1, takes=1)])
+    audit.look(lambda: [slot(0, sb.BUSY, task=1)])
     assert audit.suspects == {2}
 
 
-def test_names_are_read_after_the_takers_were_seen_to_have_left() -> None:
-    # The first reading is torn: STATE from before the task was named, TAKES after.
-    readings = [[slot(0, sb.TAKING, takes=6)], [slot(0, sb.BUSY, task=1, takes=6)]]
-    audit = Audit([1, 2], [slot(0, sb.TAKING, takes=5)])
+def test_one_reading_tells_who_has_left_and_what_it_got() -> None:
+    readings = [[slot(0, sb.BUSY, task=1), slot(1, sb.TAKING)], [slot(1, sb.BUSY, task=2)]]
+    audit = Audit([1, 2, 3], [slot(0, sb.TAKING), slot(1, sb.TAKING)])
+    assert not audit.look(lambda: readings.pop(0))
     assert audit.look(lambda: readings.pop(0))
-    assert audit.suspects == {2}
+    # The first has finished with its task: what it has sent lies before the marker.
+    assert audit.suspects == {1, 3}
 
 
 def test_a_worker_that_begins_to_take_after_the_pipe_was_emptied_is_not_waited_for() -> None:

@@ -494,6 +494,17 @@ def test_a_reload_replaces_the_children_and_cuts_nothing_short(run: Run, most: i
     assert answer(program) == b"1 False\n"
 
 
+def test_new_children_that_only_wait_for_a_connection_let_the_old_go(run: Run) -> None:
+    patience = "from prefork_executor import _kid, _pool\n"
+    patience += "_pool.SETTLED_AFTER = _kid.LOOK_AGAIN = 3600.0\n"
+    program = run(patience + GENERATIONS.format(broken=(), most=4))
+    eventually(lambda: len(program.children()) == 2)
+    before = set(program.children())
+    program.signal(HUP)
+    program.hear("reloaded")
+    eventually(lambda: len(program.children()) == 2 and not before & set(program.children()))
+
+
 def test_a_reload_to_code_that_dies_does_not_cost_the_old_children(run: Run) -> None:
     program = run(GENERATIONS.format(broken=(1,), most=10))
     program.expects_complaints = True

@@ -579,7 +579,7 @@ def test_to_look_at_a_curve_coarsely_does_not_coarsen_it() -> None:
 def test_a_worker_whose_slot_is_not_cleared_yet_has_died_once() -> None:
     recorder = Recorder(10, 2)
     recorder.died(Death(7, 9, 0, sb.BUSY, 1, 0, born=5, since=6, at=8), {})
-    recorder.end([sb.Slot(0, 7, 5, 0, sb.BUSY, 1, 6, 0, 0)], {})
+    recorder.end([sb.Slot(0, 7, 5, 0, sb.BUSY, 1, 6, 0)], {})
     timeline = recorder.timeline("")
     assert [life.how for life in timeline.lives] == ["was killed by SIGKILL"]
     assert timeline.live.points(timeline.end)[-1].level == 0

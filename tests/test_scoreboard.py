@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from prefork_executor import _scoreboard as sb
+from prefork_executor._batches import MOST
 from prefork_executor._posix import shared_file
 from prefork_executor._scoreboard import Scoreboard, Slot, State
+from prefork_executor._wire import MOST_CALLS
 
 CACHE_LINE = 64
 
@@ -30,13 +32,12 @@ def new_board(slots: int) -> Scoreboard:
 
 def fill(board: Scoreboard, place: int, pid: int, state: int = sb.IDLE) -> Slot:
     """Put a different number into each word of a slot."""
-    slot = Slot(place, pid, 11, 0, state, 13, 14, 15, 16, head=2, tail=3, recall=17, unsent=18)
+    slot = Slot(place, pid, 11, 0, state, 13, 14, 16, head=2, tail=3, recall=17, unsent=18)
     base = board.base(place)
-    for word, value in enumerate(slot[1:9]):
+    words = {sb.PID: pid, sb.BORN: 11, sb.SINCE: 14, sb.DONE: 16, sb.RECALL: 17, sb.UNSENT: 18}
+    for word, value in words.items():
         board.words[base + word] = value
-    board.words[base + sb.TASK] = sb.held(slot.task, slot.head, slot.tail)
-    board.words[base + sb.RECALL] = slot.recall
-    board.words[base + sb.UNSENT] = slot.unsent
+    board.words[base + sb.HOLDS] = sb.held(state, slot.task, slot.head, slot.tail)
     return slot
 
 
@@ -85,16 +86,32 @@ def test_the_words_of_a_slot_are_named_in_their_order(board: Scoreboard) -> None
         "pid": sb.PID,
         "born": sb.BORN,
         "retire": sb.RETIRE,
-        "state": sb.STATE,
         "since": sb.SINCE,
-        "takes": sb.TAKES,
         "done": sb.DONE,
         "recall": sb.RECALL,
         "unsent": sb.UNSENT,
     }
     for name, word in named.items():
         assert getattr(slot, name) == board.words[board.base(1) + word]
-    assert sb.held(slot.task, slot.head, slot.tail) == board.words[board.base(1) + sb.TASK]
+    holds = board.words[board.base(1) + sb.HOLDS]
+    assert sb.held(slot.state, slot.task, slot.head, slot.tail) == holds
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("number", [0, 1, sb.MOST_NUMBER, 2**48 - 1])
+@pytest.mark.parametrize(("head", "tail"), [(0, 0), (sb.MOST_BESIDE, 0), (0, sb.MOST_BESIDE)])
+def test_a_state_and_its_task_are_one_word(
+    board: Scoreboard, state: int, number: int, head: int, tail: int
+) -> None:
+    board.words[board.base(0) + sb.HOLDS] = sb.held(state, number, head, tail)
+    slot = board.read(0)
+    assert (slot.state, slot.task, slot.head, slot.tail) == (state, number, head, tail)
+    assert board.states()[0] == state
+
+
+def test_what_a_message_may_have_fits_the_word() -> None:
+    assert MOST <= MOST_CALLS <= sb.MOST_BESIDE + 1
+    assert sb.MOST_NUMBER + MOST_CALLS <= 2**48
 
 
 def test_the_areas_of_slots_do_not_overlap(board: Scoreboard) -> None:
@@ -124,7 +141,7 @@ def test_a_cleared_slot_is_free_and_its_neighbours_are_untouched(board: Scoreboa
     slots = [fill(board, place, pid=100 + place) for place in range(4)]
     board.words[sb.OUTSTANDING] = 5
     board.clear(1)
-    assert board.read(1) == Slot(1, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert board.read(1) == Slot(1, 0, 0, 0, 0, 0, 0, 0)
     assert board.read_all() == [slots[0], *slots[2:]]
     assert board.free_slot() == 1
     assert board.words[sb.OUTSTANDING] == 5

@@ -312,7 +312,7 @@ def test_names_begin_again_when_the_table_is_full(board: Scoreboard) -> None:
     reader = BoardReader(board.copy, 4)
 
     def shown(index: int) -> str | None:
-        return reader.name_of(Slot(0, 1, 1, 0, sb.BUSY, 1, 1, 1, 1, name=index))
+        return reader.name_of(Slot(0, 1, 1, 0, sb.BUSY, 1, 1, 1, name=index))
 
     assert shown(1) == f"name {sb.MOST_NAMES - 1}"
     assert shown(3) == "name 2"
@@ -322,7 +322,7 @@ def test_names_begin_again_when_the_table_is_full(board: Scoreboard) -> None:
 
 def test_a_long_name_is_cut_where_it_can_be(board: Scoreboard) -> None:
     index = board.enter_name("ß" * 200)
-    slot = Slot(0, 1, 1, 0, sb.BUSY, 1, 1, 1, 1, name=index)
+    slot = Slot(0, 1, 1, 0, sb.BUSY, 1, 1, 1, name=index)
     name = BoardReader(board.copy, 4).name_of(slot)
     assert name is not None
     assert name[:60] == "ß" * 60
