@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import os
 import queue
 import random
@@ -321,17 +322,20 @@ class Work:
         """Whether what the tasks have written, and what their futures said, is one story.
         Returns what can be counted in it."""
         begun, ended = read_ledger(self._ledger)
-        dead: collections.Counter[int] = collections.Counter()
+        dead: dict[int, list[int]] = collections.defaultdict(list)
         unbegun = 0
         for number, retries, pid, end in self._read_ends():
             began, finished = begun.get(number, []), ended.get(number, [])
             for wrong in contradictions(began, finished, retries, pid, end):
                 self._violations.add(f"task {number}, {end}: {wrong}")
             unbegun += end == "WorkerDied" and not began
-            dead[pid] += end == "WorkerDied"
-        for pid, count in dead.items():
-            if count > 1:
-                self._violations.add(f"{count} tasks died with worker {pid}")
+            if end == "WorkerDied":
+                dead[pid].append(number)
+        for pid, numbers in dead.items():
+            for one, next_one in itertools.pairwise(sorted(numbers)):
+                # If they were never both unresolved, the process id has come again.
+                if next_one - one < self._most:
+                    self._violations.add(f"tasks {one} and {next_one} died with worker {pid}")
         return {
             "starts in the ledger": sum(map(len, begun.values())),
             "WorkerDied before its first line": unbegun,

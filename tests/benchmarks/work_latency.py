@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+import time
 from typing import Any
 
-from measuring import BEST, Figures, Run, Unit, Work, at_most
+from measuring import BEST, Figures, Run, Unit, Work, all_but, at_most
 from performance_pools import OLD, STANDARD, Thunk
 from work_tasks import nothing, same, touch, touch_and_return
 
 ARRAY = 16 * 2**20
 DOUBLE = 8
 BYTES = 2**20
+BIG = 300 * 2**20
+PAUSE = 0.001
+"""Seconds between two small tasks."""
 
 
 def round_trip(run: Run) -> Figures:
@@ -65,6 +70,35 @@ def bytes_echo(run: Run) -> Figures:
         return run.trip(call, run.size(200, 30))
 
 
+def small_beside_big(run: Run) -> Figures:
+    """The longest that submitting a small task takes while another thread submits big arrays."""
+    import numpy
+
+    array = numpy.zeros(BIG // DOUBLE)
+    is_over = threading.Event()
+    taken: list[float] = []
+
+    with run.warm_pool() as pool:
+
+        def submit_small() -> None:
+            while not is_over.is_set():
+                began = time.perf_counter()
+                result = pool.submit(nothing)
+                taken.append(time.perf_counter() - began)
+                result()
+                time.sleep(PAUSE)
+
+        thread = threading.Thread(target=submit_small)
+        thread.start()
+        try:
+            for _ in range(run.size(5, 2)):
+                pool.submit(touch, array)()
+        finally:
+            is_over.set()
+            thread.join()
+    return {"value": max(taken)}
+
+
 LATENCY = (
     Work(
         "one task at a time, round trip",
@@ -89,5 +123,12 @@ LATENCY = (
         Unit.TIME,
         bytes_echo,
         (at_most(0.5, BEST),),
+    ),
+    Work(
+        "submitting a small task beside arrays of 300 MiB, the longest",
+        Unit.TIME,
+        small_beside_big,
+        (at_most(0.010, unit=Unit.TIME),),
+        all_but("joblib", "bare socketpair"),
     ),
 )
