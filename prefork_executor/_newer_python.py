@@ -19,7 +19,6 @@ from __future__ import annotations
 import builtins
 import sys
 import types
-import typing
 from collections.abc import Callable
 
 from ._held_main import MAIN_NAMES, main_module
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _HAS_LATE_ANNOTATIONS = sys.version_info >= (3, 14)
 _Lazy: Any = getattr(types, "LazyImportType", None)
 _Sentinel: Any = getattr(builtins, "sentinel", None)
-_Alias: Any = getattr(typing, "TypeAliasType", None)
 _OWN_NAMES = ("__annotations__", "__annotations_cache__", "__annotate_func__", "__annotate__")
 """In a class's dict, what has to do with its annotations."""
 
@@ -90,6 +88,8 @@ def _reduce_forward_reference(reference: Any) -> Any:
 
 
 def _forward_reference(text: str) -> Any:
+    import typing  # Here and below: the pools that never need it start sooner.
+
     return typing.ForwardRef(text)
 
 
@@ -135,6 +135,12 @@ def _find_or_make_sentinel(place: Place) -> Any:
     return _sentinels.setdefault(place, _make(place, _Sentinel)) if found is None else found
 
 
+def _alias_kind() -> Any:
+    import typing
+
+    return getattr(typing, "TypeAliasType", None)
+
+
 def _reduce_alias(alias: Any) -> Any:
     parameters, value = alias.__type_params__, alias.__value__
     if parameters:
@@ -144,11 +150,12 @@ def _reduce_alias(alias: Any) -> Any:
 
 
 def _find_or_make_generic(place: Place, parameters: tuple[Any, ...], value: Any) -> Any:
-    return _find(place, _Alias) or _make(place, _Alias, value, type_params=parameters)
+    kind = _alias_kind()
+    return _find(place, kind) or _make(place, kind, value, type_params=parameters)
 
 
 def _find_or_make_alias(place: Place) -> Any:
-    found = _find(place, _Alias)
+    found = _find(place, _alias_kind())
     if found is None:
         module, name = place
         namespace: dict[str, Any] = {"__name__": module, "_value": []}
@@ -165,7 +172,7 @@ def _complete_alias(alias: Any, value: Any) -> None:
 
 
 def _reduce_new_type(kind: Any) -> Any:
-    return _find_or_make, (_place(kind), typing.NewType, kind.__supertype__)
+    return _find_or_make, (_place(kind), type(kind), kind.__supertype__)
 
 
 def _reduce_parameter(parameter: Any) -> Any:
@@ -228,13 +235,15 @@ def _unless_known(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def reducers() -> dict[type, Callable[[Any], Any]]:
     """By kind, what to ask for an object's reduction; it may say NotImplemented."""
+    import typing
+
     found: dict[Any, Callable[[Any], Any]] = {
         typing.NewType: _unless_known(_reduce_new_type),
         typing.ParamSpec: _unless_known(_reduce_parameter),
         typing.TypeVarTuple: _unless_known(_reduce_parameter),
     }
-    if _Alias is not None:
-        found[_Alias] = _unless_known(_reduce_alias)
+    if (alias := _alias_kind()) is not None:
+        found[alias] = _unless_known(_reduce_alias)
     if _Sentinel is not None:
         found[_Sentinel] = _unless_known(_reduce_sentinel)
     if _Lazy is not None:
