@@ -54,6 +54,8 @@ def rule_pickler() -> Any:
 
     own = cloudpickle.Pickler.__module__
     maker = sys.modules[own]
+    # What its reductions are made of: several to each function, and the workers have them.
+    makers = frozenset(thing for thing in vars(maker).values() if _is_function_of(own, thing))
 
     class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
         _own: ClassVar = {
@@ -62,10 +64,17 @@ def rule_pickler() -> Any:
             types.CodeType: _with_its_file(cloudpickle.Pickler._dispatch_table[types.CodeType]),
         }
 
+        _tables: ClassVar[tuple[Any, Any]] = (None, None)
+        """What is registered, and with it all that goes by a table: remembered, because it
+        seldom changes."""
+
         def __init__(self, file: Any, refer: Refer, callback: Any) -> None:
-            # cloudpickle chains these maps, but every object is looked up in them.
-            self._registered = _reducers.table()
-            self.dispatch_table = {**self._own, **self._registered}
+            registered = _reducers.table()
+            tables = RulePickler._tables
+            if tables[0] is not registered:
+                # cloudpickle chains these maps, but every object is looked up in them.
+                tables = RulePickler._tables = registered, {**self._own, **registered}
+            self._registered, self.dispatch_table = tables
             super().__init__(file, protocol=5, buffer_callback=callback)
             self._override = _reducers.override()
             self._change_globals = getattr(refer, "change_globals", None)
@@ -80,8 +89,7 @@ def rule_pickler() -> Any:
             if kind in self._registered:
                 return NotImplemented
             if kind is types.FunctionType:
-                # What its reductions are made of: several to each function, and all there.
-                if obj.__module__ == own and vars(maker).get(obj.__name__) is obj:
+                if obj in makers:
                     return NotImplemented
             elif not issubclass(kind, type):
                 # Not in the table: a pickler that its own table leads to lives too long.
@@ -130,6 +138,10 @@ def rule_pickler() -> Any:
         }
 
     return RulePickler
+
+
+def _is_function_of(module: str, thing: object) -> bool:
+    return type(thing) is types.FunctionType and thing.__module__ == module
 
 
 def _as_method(reduce: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:

@@ -214,8 +214,8 @@ class Dispatcher:
     def close_sent(self) -> None:
         """Close the parcels that have been sent. Without the client's lock: the worker may
         have been quicker, and to free hundreds of megabytes takes long."""
-        with contextlib.suppress(IndexError):  # Another thread does the same.
-            while self._sent:
+        while self._sent:
+            with contextlib.suppress(IndexError):  # Another thread does the same.
                 self._sent.pop().close()
 
     def _on_interrupted_send(self, task: Task) -> None:

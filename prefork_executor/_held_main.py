@@ -230,6 +230,8 @@ def is_definition(thing: object) -> bool:
 
 def resolve(namespace: Mapping[str, object], qualname: str) -> object:
     """What a dotted name means in a namespace, or None."""
+    if "." not in qualname:
+        return namespace.get(qualname)
     head, *rest = qualname.split(".")
     thing = namespace.get(head)
     for name in rest:

@@ -158,17 +158,19 @@ def dump_call(
     target: Any = fn
     main_function = None
     inner = fn.fn if type(fn) is Chunk else fn
-    if type(inner) is types.FunctionType and inner.__module__ == "__main__" and held.holds(inner):
-        main_function = inner
-        name = inner.__qualname__ if held.is_common else held.name_for(inner)
-        target = Chunk(name) if inner is not fn else name
+    is_local = False
+    if type(inner) is types.FunctionType:
+        # A lambda, or a function from within a function: nothing finds it by its name.
+        is_local = "<" in inner.__qualname__
+        if not is_local and inner.__module__ == "__main__" and held.holds(inner):
+            main_function = inner
+            name = inner.__qualname__ if held.is_common else held.name_for(inner)
+            target = Chunk(name) if inner is not fn else name
     for value in args:
         if type(value) is bytes and len(value) >= OUT_OF_BAND:
             args = tuple(map(_apart, args))
             break
     call = (target, args, kwargs)
-    # Plain pickle would fail for a lambda, or a function from within a function.
-    is_local = type(inner) is types.FunctionType and "<" in inner.__qualname__
     parts = None if is_local else _dump_plainly(call)
     # Written out, because this is what every submit costs; and find() because `in`
     # asks first whether the bytes are a number, which takes ten times as long.

@@ -248,7 +248,7 @@ class Worker:
         fence = self._fence
         was_woken = False
         while True:
-            words[holds] = self._last << sb.NUMBER_SHIFT | sb.TAKING
+            words[holds] = self._last << sb.NUMBER_SHIFT | sb.TAKING  # held(), without the call.
             if fence is not None:
                 fence()
             _posix.run_handlers()  # One may set RETIRE.
@@ -330,7 +330,7 @@ class Worker:
             self._note_extra(packet.extra, since)
         if self._fence is not None:
             self._fence()
-        words[base + sb.HOLDS] = number << sb.NUMBER_SHIFT | sb.BUSY
+        words[base + sb.HOLDS] = number << sb.NUMBER_SHIFT | sb.BUSY  # held(), without the call.
         kind, parts = self._outcome(packet)
         words[base + sb.DONE] += 1
         duration = time.monotonic_ns() - since

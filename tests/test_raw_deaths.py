@@ -195,6 +195,32 @@ pf_done(0)
     assert program.wait() == 0
 
 
+def test_a_child_that_was_let_go_on_is_signalled_again_by_pf_done(run: Run) -> None:
+    """Of two idle children, which have taken something and not said so yet, one is told to
+    leave, and may go on. It misses what ``pf_done`` sends it."""
+    program = run(
+        DEAF
+        + """
+source, tap = os.pipe()
+os.write(tap, b"xx")
+
+def code():
+    os.read(source, 1)
+    while not raw._pool._kid._is_to_leave:
+        time.sleep(0.01)
+    doze()
+
+signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+pf_init(max_servers=2, start_servers=2, min_spare_servers=1, max_spare_servers=1, term_timeout=800)
+whip(code)
+"""
+    )
+    (pid,) = program.hear("dozes")
+    eventually(lambda: psutil.Process(int(pid)).status() == psutil.STATUS_SLEEPING)
+    program.signal(TERM)
+    assert program.wait() == 0
+
+
 def test_a_stopped_child_is_killed_at_the_deadline(run: Run) -> None:
     program = run(SERVER + "pf_init(max_servers=2, term_timeout=0.5)\nwhip(serve, (listen(),))")
     program.expects_complaints = True

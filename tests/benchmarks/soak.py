@@ -24,7 +24,6 @@ The tasks are in soak_work.py, the strikes in soak_strikes.py, the meters in soa
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import faulthandler
 import gc
 import logging
@@ -63,8 +62,6 @@ MOST_GROWTH = {"memory": 2.0, "descriptors": 6.0, "threads": 2.0, "processes": 3
 """In the second half: MiB, and counts. Tasks that travel, and workers that come and go, move
 them up and down by less. In 25 minutes each half has more than 100,000 tasks: 20 bytes of each are
 more."""
-OF_OTHERS = ("psm_", "sem.mp-")
-"""How files in /dev/shm begin that neither the pool nor these tasks make: other programs do."""
 FAULTS_OF_OURS = ("a bug in the pool", "malformed", "was dropped")
 """Phrases of the log that must not be there: nobody scribbles here."""
 
@@ -111,7 +108,7 @@ class Soak:
     def run(self) -> None:
         """Soak, and find out what has come of it."""
         _start_helpers(self._method)
-        before = _belongings()
+        before = Belongings.now()
         complaints = Complaints(self._directory / "log", self.violations)
         logger = logging.getLogger("prefork_executor")
         logger.addHandler(complaints)
@@ -225,7 +222,7 @@ class Soak:
 
     def _find_left(self, before: Belongings) -> None:
         deadline = time.monotonic() + TO_BE_GONE
-        while left := _belongings().beyond(before):
+        while left := Belongings.now().beyond(before):
             if time.monotonic() > deadline:
                 self.violations.add(f"left behind: {left}")
                 return
@@ -235,12 +232,6 @@ class Soak:
 
     def _say(self, what: str, found: str) -> None:
         self.lines.append((what, found))
-
-
-def _belongings() -> Belongings:
-    now = Belongings.now()
-    ours = (name for name in now.shared_memory if not name.startswith(OF_OTHERS))
-    return dataclasses.replace(now, shared_memory=frozenset(ours))
 
 
 def _start_helpers(method: str) -> None:

@@ -115,6 +115,12 @@ class Striker(threading.Thread):
             self.supervisor = victim.supervisor
         return victim
 
+    def _signal(self, process: psutil.Process) -> str:
+        """Send it one of those that a program's group gets. Returns its name."""
+        number = self._rng.choice([signal.SIGTERM, signal.SIGHUP])
+        process.send_signal(number)
+        return number.name
+
     def _stop_for_a_while(self, process: psutil.Process) -> None:
         process.suspend()
         self._stopped.append((time.monotonic() + self._rng.uniform(*STOPPED), process))
@@ -132,9 +138,7 @@ class Striker(threading.Thread):
         """It is to finish its task and leave."""
         if (victim := self._find()) is None:
             return None
-        number = self._rng.choice([signal.SIGTERM, signal.SIGHUP])
-        victim.worker.send_signal(number)
-        return f"worker got {number.name}"
+        return f"worker got {self._signal(victim.worker)}"
 
     def stop_worker(self) -> str | None:
         """For a while."""
@@ -162,9 +166,7 @@ class Striker(threading.Thread):
         """It takes no notice."""
         if (victim := self._find()) is None:
             return None
-        number = self._rng.choice([signal.SIGTERM, signal.SIGHUP])
-        victim.supervisor.send_signal(number)
-        return f"supervisor got {number.name}"
+        return f"supervisor got {self._signal(victim.supervisor)}"
 
     def stop_supervisor(self) -> str | None:
         """For a while."""
