@@ -54,7 +54,6 @@ from ._outcomes import (
     open_outcome,
     open_pickled,
     resolve,
-    say_running,
     settle,
     tell_all,
 )
@@ -245,7 +244,7 @@ class Client:
             if is_next and ledger.waiting and ledger.waiting[0] is task:
                 if (not task.bulk and task.late is None) or task.parcel is not None:
                     ledger.number(task)
-                    say_running(task.future)
+                    task.future.begin_unshared()
                     self._dispatcher.send(task, failed)
                 else:
                     self._wake()  # To get it ready.

@@ -346,6 +346,11 @@ class TaskFuture(_Future):
 
     # --- the two steps ------------------------------------------------------------------
 
+    def begin_unshared(self) -> None:
+        """Tell it that it runs, before anybody else has it. Takes no lock: a signal handler
+        that raises as a future's lock is taken would leave it locked for ever."""
+        self._state = RUNNING
+
     def begin(self) -> bool:
         """In the I/O thread, where no signal handler can come in between: tell it that it
         runs. False: it was cancelled, or somebody else has resolved it."""

@@ -16,8 +16,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures._base import RUNNING
+from concurrent.futures import InvalidStateError
 
 from . import _channel, _failures, _pickling
 from ._channel import Packet
@@ -103,12 +102,6 @@ def settle(ledger: Ledger, done: Outcome) -> End | None:
             error.add_note(f"It was run {task.runs + 1} times, and lost each time.")
     ledger.settle(done.number, done.duration)
     return task, done.result, error
-
-
-def say_running(future: Future[Any]) -> None:
-    """Tell a future that it runs, before anybody else has it. Takes no lock: a signal
-    handler that raises as a future's lock is taken would leave it locked for ever."""
-    future._state = RUNNING
 
 
 def begin(task: Task) -> bool:

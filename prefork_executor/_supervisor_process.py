@@ -30,6 +30,10 @@ class _StopsThePool:
     _stop: Callable[[str], None] | None = None
     _last: tuple[int, int | None] | None = None
 
+    def stop_pool_by(self, stop: Callable[[str], None]) -> None:
+        """What stops the pool; it is given the reason."""
+        self._stop = stop
+
     def terminate(self) -> None:
         """Stop the pool: every future fails, every process ends."""
         if self._stop is not None and self._is_at_hand():
@@ -77,7 +81,7 @@ def give_brake(process: Any, stop: Callable[[str], None]) -> None:
     """From now on this process, which has been started, stops the pool when it is ended."""
     kind: Any = type(process)
     process.__class__ = _with_brake(kind)
-    process._stop = stop
+    process.stop_pool_by(stop)
 
 
 @functools.cache
