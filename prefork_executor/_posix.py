@@ -183,7 +183,7 @@ def file_size_limit() -> int | None:
 
 
 def import_for_children() -> None:
-    """Import here, before a fork, what this module imports late. A child cannot always: the
+    """Import here, before a fork, what is imported late otherwise. A child cannot always: the
     import's lock may be held by a thread that the child does not have, and the child may have
     no descriptor left to open a file with."""
     import resource  # noqa: F401

@@ -270,7 +270,7 @@ def test_what_a_handler_submits_while_the_first_submit_starts_the_pool_is_run(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner: Any = {
-        "libc": _posix,
+        "libc": sys.modules[_posix.libc.__module__],
         "introduce": _scoreboard.Scoreboard,
         "start": _supervisor_handle.SupervisorHandle,
     }[step]
