@@ -111,7 +111,7 @@ def test_waits_are_the_times_from_submission_to_beginning(tmp_path: Path) -> Non
         assert not wait(futures, BOUND).not_done  # type: ignore[arg-type]
         waits = executor.stats().waits
         over = time.monotonic()
-    assert 3 <= waits.samples <= 12
+    assert 3 <= waits.samples <= 24, "one in several"
     assert waits.p50 is not None
     assert waits.p99 is not None
     assert opened - submitted - 0.05 <= waits.p50 <= waits.p99 <= over - began
