@@ -22,22 +22,19 @@ from collections.abc import Sequence
 from pickle import PickleBuffer
 
 from . import _wire
-from ._payload_files import PayloadFiles, new_file
-from ._posix import (
+from ._descriptors import (
     CMSG_CLOEXEC,
     Doorbell,
     Lifeline,
     Socket,
     close_quietly,
-    file_size_limit,
     is_at_end,
-    map_private,
-    map_shared,
     pause,
-    shared_file,
     socket_pair,
 )
+from ._payload_files import PayloadFiles, new_file
 from ._scoreboard import FILE_NAME, Scoreboard
+from ._shared_files import file_size_limit, map_private, map_shared, shared_file
 from ._tuples import NamedTuple
 from .errors import ProtocolError
 

@@ -30,13 +30,24 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
-from . import _channel, _failures, _fences, _green, _lifetime, _pickling, _posix, _wire
+from . import (
+    _channel,
+    _descriptors,
+    _failures,
+    _fences,
+    _green,
+    _lifetime,
+    _pickling,
+    _processes,
+    _wire,
+)
 from . import _scoreboard as sb
 from ._audit import MISSING_INTERVAL, Auditor
 from ._batches import Batches
 from ._channel import Packet, PoolChannels
 from ._chronicle import count_the_left
 from ._culprit import describe
+from ._descriptors import Waiter
 from ._direct import DirectReader
 from ._dispatch import Dispatcher, Failed
 from ._endings import Endings
@@ -59,7 +70,6 @@ from ._outcomes import (
 )
 from ._ownership import Ownership
 from ._pickling import HeldMain, HeldModules
-from ._posix import Waiter
 from ._resource_tracking import Tracker
 from ._roster import Processes, Roster, Seen
 from ._scoreboard import Slot
@@ -527,7 +537,7 @@ class Client:
 
     def _start_all(self) -> None:
         """With the lock held."""
-        _posix.import_for_children()
+        _processes.import_for_children()
         channels = PoolChannels(self._settings.limits.max_workers)
         try:
             is_green = _green.threads_are_green()
@@ -598,7 +608,7 @@ class Client:
             # Workers whose end has been asked for meanwhile may be its own.
             self._dispatcher.is_held = self._last_end != self._last_end_done
 
-    def _give_channels(self, control: _posix.Socket) -> None:
+    def _give_channels(self, control: _descriptors.Socket) -> None:
         # From now on the word is written by those over there.
         self._channels.board.words[sb.MAIN] = (self._supervisor and self._supervisor.pid) or 0
         self._channels.give_to(control)
@@ -711,7 +721,7 @@ class Client:
         ended = self._supervision.on_readable(ready)
         if ended is not None:
             self._waiter.unregister(ended)
-            _posix.close_quietly([ended])
+            _descriptors.close_quietly([ended])
         if self._supervision.is_overdue():
             logger.error("the supervisor did not react in %g s; killing it", REACT_WITHIN)
             supervisor.kill()
@@ -1027,7 +1037,7 @@ class Client:
 
     def _on_death(self, death: _wire.Death, outcomes: list[Outcome]) -> None:
         self._dispatcher.ready.discard(death.pid)
-        exitcode, signal = _posix.split_status(death.status)
+        exitcode, signal = _processes.split_status(death.status)
         self._roster.ended(death.pid, death.born, -(signal or 0) if exitcode is None else exitcode)
         failure = self._failures_at_start.pop(death.pid, None)
         if (recorder := self._recorder) is not None:
@@ -1139,9 +1149,9 @@ class Client:
         board = self._channels.board
         # First who forks workers, if that was another process, or there might be more of them.
         main = board.words[sb.MAIN]
-        _posix.wait_until_gone({main} - {0, pid}, board.descriptor, GONE_WITHIN)
+        _processes.wait_until_gone({main} - {0, pid}, board.descriptor, GONE_WITHIN)
         pids = [slot.pid for slot in board.read_all()]
-        _posix.wait_until_gone(pids, board.descriptor, GONE_WITHIN)
+        _processes.wait_until_gone(pids, board.descriptor, GONE_WITHIN)
         board.words[sb.MAIN] = board.words[sb.SIGN] = 0
         count_the_left(board)
         with self._lock:

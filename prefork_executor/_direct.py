@@ -41,13 +41,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pickle import UnpicklingError
 
-from . import _pickling, _posix
+from . import _descriptors, _pickling, _platform
 from ._channel import DONTWAIT, Packet, PoolChannels, Receiver
+from ._descriptors import Doorbell, Waiter
 from ._future import TaskFuture
 from ._handlers import is_by_handler
 from ._ledger import Ledger, Task
 from ._locks import release_to
-from ._posix import Doorbell, Waiter
 from ._wire import HEADER, Kind
 
 TYPE_CHECKING = False
@@ -119,7 +119,7 @@ class DirectReader:
                 nanoseconds. May be called again if it was interrupted.
             wake: makes the I/O thread look around.
         """
-        if not _posix.WAKES_ONE:
+        if not _platform.WAKES_ONE:
             return
         self._enter, self._wake = enter, wake
         self._receiver = Receiver(channels.yells)
@@ -299,7 +299,7 @@ class DirectReader:
             if deadline is not None and (left := deadline - time.monotonic()) <= 0:
                 return
             if not reads:
-                _posix.readable(own_bell, left)
+                _descriptors.readable(own_bell, left)
                 self._bell.hush()
                 continue
             ready = self._waiter.wait(left)

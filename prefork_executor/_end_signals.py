@@ -24,7 +24,7 @@ have none, and die of the signal. So:
 
 A handler in Python runs late, when a long call into C returns. And from CPython 3.13 on, in
 a process that was forked by another thread than the main one, it does not run at all until
-something asks for it (see `_posix.run_handlers`): a worker asks between two tasks. That is
+something asks for it (see `_signals.run_handlers`): a worker asks between two tasks. That is
 all that a signal from outside needs, but too late for the pool's own. So the kernel is told
 to restore the default effect as it delivers the first signal to our handler
 (SA_RESETHAND); our handler, when it runs, restores itself. Whoever has doomed a worker looks
@@ -40,10 +40,11 @@ import threading
 import types
 from collections.abc import Callable
 
-from . import _posix
 from . import _scoreboard as sb
-from ._posix import Doorbell, Handler
+from . import _signals
+from ._descriptors import Doorbell
 from ._self_sent import is_self_sent
+from ._signals import Handler
 
 NUMBERS = (signal.SIGTERM, signal.SIGHUP)
 """The signals that this is about."""
@@ -62,7 +63,7 @@ def survive() -> None:
     """In a process that runs a pool for a caller: take no notice of these signals."""
     global _is_forgotten_in_forks
     for number in _heeded():
-        _posix.set_handler(number, _spare)
+        _signals.set_handler(number, _spare)
     if not _is_forgotten_in_forks:
         _is_forgotten_in_forks = True
         os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)
@@ -77,7 +78,7 @@ def heed() -> None:
     """In a new worker, in which these signals are blocked still. At-fork functions have run,
     also those that were registered after this module's own."""
     for number in _heeded():
-        found = _posix.set_handler(number, _leave_after_task)
+        found = _signals.set_handler(number, _leave_after_task)
         if callable(found) and not is_own(found):
             _found[number] = found
 
@@ -91,7 +92,7 @@ def begin(words: memoryview[int], base: int) -> Doorbell:
     for number in NUMBERS:
         if signal.getsignal(number) is _leave_after_task:
             _let_next_end(number)
-    _posix.run_handlers()
+    _signals.run_handlers()
     if _asked_early:
         _leave_after_task(_asked_early, None)
     return _bell
@@ -128,21 +129,21 @@ def _leave_after_task(number: int, frame: types.FrameType | None) -> None:
 def _let_next_end(number: int) -> None:
     """Or the one after that, if there is something to call before it ends this process."""
     if number not in _found:
-        _posix.default_after_next(number)
+        _signals.default_after_next(number)
 
 
 def _hold() -> None:
     """Before a fork: what is sent to the child as soon as it exists waits until
     :func:`_forget` has run there, or it would meet our handler."""
-    mask = _posix.current_mask()
+    mask = _signals.current_mask()
     _masks[threading.get_ident()] = mask
-    _posix.block_signals(NUMBERS)
+    _signals.block_signals(NUMBERS)
 
 
 def _let_go() -> None:
     mask = _masks.pop(threading.get_ident(), None)
     if mask is not None:
-        _posix.restore_mask(mask)
+        _signals.restore_mask(mask)
 
 
 def _forget() -> None:

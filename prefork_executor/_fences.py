@@ -44,7 +44,7 @@ from collections.abc import Callable
 
 from . import _scoreboard as sb
 from ._green import new_lock
-from ._posix import FALLBACK, libc
+from ._platform import FALLBACK, libc
 from ._scoreboard import Scoreboard
 
 GLOBAL_EXPEDITED, REGISTER_GLOBAL_EXPEDITED = 1 << 1, 1 << 2

@@ -6,8 +6,9 @@ which runs other greenlets of the same thread meanwhile. This package deals with
 
 * The pool's own sockets, pipes and waits are never patched ones. A patched socket makes its
   file non-blocking, for every process that shares it, and a patched wait in a worker would
-  run the hub. So `_posix` uses what the C modules below the patched ones have (``_socket``,
-  ``posix``, ``_signal``), and ``poll`` and ``epoll`` from here.
+  run the hub. So `_descriptors`, `_processes` and `_signals` use what the C modules below
+  the patched ones have (``_socket``, ``posix``, ``_signal``), and ``poll`` and ``epoll``
+  from here.
 * The client is a part of the program. Its I/O thread is a greenlet of the hub as every other
   thread there, and its locks are what ``threading`` gives: so whoever waits for a result
   lets other greenlets run, and callbacks run where such a program expects them. It waits
@@ -78,7 +79,7 @@ if hasattr(_select, "epoll"):
 
 
 class GreenWaiter:
-    """A `_posix.Waiter` for one greenlet: while it waits, others run."""
+    """A `_descriptors.Waiter` for one greenlet: while it waits, others run."""
 
     def __init__(self) -> None:
         self._watched: list[int] = []

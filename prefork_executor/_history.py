@@ -6,7 +6,7 @@ import collections
 import time
 from collections.abc import Iterable, Sequence
 
-from . import _posix
+from . import _machine
 from . import _scoreboard as sb
 from ._ledger import Ledger
 from ._scoreboard import Scoreboard, Slot
@@ -127,7 +127,7 @@ class History:
         if now - self._memory_at > MEMORY_FOR:
             self._memory_at, known = now, {}
         memory = self._memory = {
-            slot.pid: known[slot.pid] if slot.pid in known else _posix.resident_memory(slot.pid)
+            slot.pid: known[slot.pid] if slot.pid in known else _machine.resident_memory(slot.pid)
             for slot in slots
         }
         return memory

@@ -44,7 +44,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from . import _native_threads, _random_streams
 from ._owners import MAIN_NAMES, Owner, Owners, is_own
-from ._posix import FALLBACK
+from ._platform import FALLBACK
 from ._tuples import NamedTuple
 from ._watching import Watched, watching
 

@@ -40,12 +40,13 @@ import time
 import types
 from typing import Any, NoReturn
 
-from . import _channel, _posix
+from . import _channel, _platform, _processes, _signals
 from . import _scoreboard as sb
+from ._descriptors import Doorbell, Socket, Waiter
 from ._handlers import let_through
 from ._pool import Seat
-from ._posix import Doorbell, Handler, Socket, Waiter
 from ._scoreboard import Scoreboard
+from ._signals import Handler
 from ._takes import Takes
 from ._tuples import NamedTuple
 from ._wire import Kind
@@ -159,7 +160,7 @@ class Kid:
         if theirs is self._ours or is_at_rest or _thread.get_ident() != self._thread:
             return
         self._theirs = theirs
-        _posix.set_handler(signal.SIGTERM, self._ours)
+        _signals.set_handler(signal.SIGTERM, self._ours)
 
     def _before_take(self) -> bool:
         """As it asks for work. False: what it gets is not the work that it is idle for."""
@@ -191,7 +192,7 @@ class Kid:
         if callable(self._theirs):
             self._theirs(number, frame)
             return
-        _posix.set_handler(number, signal.SIG_DFL)
+        _signals.set_handler(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     # --- taking connections -----------------------------------------------------------------
@@ -224,7 +225,7 @@ class Kid:
         except (BlockingIOError, ConnectionAbortedError):
             self._words[holds] = sb.held(sb.IDLE, self._asked)
             return None
-        if _posix.FALLBACK:
+        if _platform.FALLBACK:
             connection[0].setblocking(True)  # Elsewhere it inherits the listener's mode.
         self._mark(sb.BUSY)
         return connection
@@ -239,7 +240,7 @@ class Kid:
     def _depart(self) -> None:
         self._mark(sb.LEAVING)
         if callable(self._theirs):
-            _posix.set_handler(signal.SIGTERM, self._theirs)
+            _signals.set_handler(signal.SIGTERM, self._theirs)
             if self._terminated:
                 self._theirs(signal.SIGTERM, None)
 
@@ -281,4 +282,4 @@ class Kid:
             self._words[self._base + sb.DONE] += 1
         if self._words[self._base + sb.DONE]:
             self._mark(sb.LEAVING)
-        _posix.leave(status)
+        _processes.leave(status)

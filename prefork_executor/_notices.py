@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import _channel, _failures, _pickling, _posix, _wire
+from . import _channel, _failures, _pickling, _processes, _wire
 from ._channel import Packet
 from ._wire import Death, Kind
 from .errors import ProtocolError
@@ -46,7 +46,7 @@ def _process(pid: int, _parts: Parts) -> None:
 
 def _death(pid: int, parts: Parts) -> Death:
     death = _wire.unpack_death(pid, parts[0])
-    _posix.split_status(death.status)  # Raises for what is no process's end.
+    _processes.split_status(death.status)  # Raises for what is no process's end.
     return death
 
 

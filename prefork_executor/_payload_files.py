@@ -26,7 +26,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from ._posix import file_size_limit, shared_file
+from ._shared_files import file_size_limit, shared_file
 
 MOST_FILES = 4
 """Spare, and mapped, files of one process: one that goes, one that comes back, twice."""

@@ -20,7 +20,7 @@ go: a pipe of which the main process holds the writing end. A worker that waits
 sees the end of the leash; one that works sees the word before it takes the next
 task. Nothing is lost, because it is the worker that leaves. A leash also ends
 when the main process dies, which is how a waiting worker notices without Linux.
-With Linux the kernel kills it then, whatever it does: see `_posix.Lifeline`.
+With Linux the kernel kills it then, whatever it does: see `_descriptors.Lifeline`.
 
 What must never happen here: waiting for a child that is not one of ours;
 clearing the slot of a worker whose death has not been told (the slot is what
@@ -38,12 +38,13 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from . import _fences, _posix
+from . import _descriptors, _fences, _machine, _processes, _signals
 from . import _scoreboard as sb
 from ._chronicle import Chronicle
-from ._posix import Doorbell, Handler, Lifeline, Waiter
+from ._descriptors import Doorbell, Lifeline, Waiter
 from ._regulator import Counts, Decision, Limits, Memory, regulate
 from ._scoreboard import Scoreboard
+from ._signals import Handler
 from ._tuples import NamedTuple
 from ._wire import NEW, TOLD, Death
 
@@ -131,7 +132,7 @@ class WorkerPool:
         self.limits = limits
         self.board = board
         self.waiter = Waiter()
-        _posix.import_for_children()
+        _processes.import_for_children()
         self._doorbell = doorbell
         self._lifeline = Lifeline.new()
         self._child_handlers = child_handlers
@@ -161,7 +162,7 @@ class WorkerPool:
         self._child_ended = True
         self._last_reason = ""
         self.waiter.register(doorbell.read_end)
-        self._old_handler = _posix.set_handler(signal.SIGCHLD, _ignore)
+        self._old_handler = _signals.set_handler(signal.SIGCHLD, _ignore)
         self._old_wakeup = _signal.set_wakeup_fd(doorbell.write_end, warn_on_full_buffer=False)
 
     def close(self) -> None:
@@ -169,7 +170,7 @@ class WorkerPool:
         have been reaped."""
         _signal.set_wakeup_fd(self._old_wakeup)
         # None: it was not Python that had installed it.
-        _posix.set_handler(signal.SIGCHLD, self._old_handler or signal.SIG_DFL)
+        _signals.set_handler(signal.SIGCHLD, self._old_handler or signal.SIG_DFL)
         self.waiter.close()
         self._lifeline.close()
 
@@ -209,10 +210,10 @@ class WorkerPool:
         self._child_ended = False
         deaths = []
         for worker in list(self._workers.values()):
-            status = _posix.try_reap(worker.pid)
+            status = _processes.try_reap(worker.pid)
             if status is not None:
                 deaths.append(self._reaped(worker, status))
-            elif _posix.has_stopped(worker.pid):
+            elif _processes.has_stopped(worker.pid):
                 self.stopped.append(worker.pid)
         return deaths
 
@@ -382,22 +383,22 @@ class WorkerPool:
             return None
         self._take_slot(slot)
         try:
-            pid, mask = _posix.fork_masked()
+            pid, mask = _processes.fork_masked()
         except OSError as error:
-            _posix.close_quietly((leash_read, leash_write))
+            _descriptors.close_quietly((leash_read, leash_write))
             self.board.clear(slot)
             self._fork_failed(error)
             return None
         if pid == 0:
             posix.close(leash_write)
             self._become_worker(main, slot)
-            _posix.restore_mask(mask)
+            _signals.restore_mask(mask)
             return Seat(slot, leash_read)
         self._forks += 1
         self._workers[pid] = _Worker(pid, slot, leash_write)
         self._chronicle.forked(len(self._workers))
         self.board.words[self.board.base(slot) + sb.PID] = pid
-        _posix.restore_mask(mask)
+        _signals.restore_mask(mask)
         posix.close(leash_read)
         return None
 
@@ -418,9 +419,9 @@ class WorkerPool:
 
     def _become_worker(self, main: int, slot: int) -> None:
         _signal.set_wakeup_fd(-1)
-        _posix.set_handler(signal.SIGCHLD, signal.SIG_DFL)
-        _posix.install_handlers(self._child_handlers)
-        _posix.die_with_parent(main)
+        _signals.set_handler(signal.SIGCHLD, signal.SIG_DFL)
+        _signals.install_handlers(self._child_handlers)
+        _processes.die_with_parent(main)
         # The main process may not have written it yet.
         self.board.words[self.board.base(slot) + sb.PID] = os.getpid()
         self.disown_all()
@@ -432,7 +433,7 @@ class WorkerPool:
         self._lifeline.hang_on()
         self._doorbell.disown_read_end()
         self.waiter.close()
-        _posix.close_quietly(worker.leash for worker in self._workers.values())
+        _descriptors.close_quietly(worker.leash for worker in self._workers.values())
         self._workers.clear()
 
     def _retire_idle(self, most: int) -> None:
@@ -518,7 +519,7 @@ class WorkerPool:
         self._memory_at = now + MEMORY_INTERVAL
         for worker in self._workers.values():
             if worker.retired_at is None and self.board.read(worker.slot).state == sb.BUSY:
-                size = _posix.resident_memory(worker.pid) or 0
+                size = _machine.resident_memory(worker.pid) or 0
                 if size > most_memory:
                     logger.info(
                         "worker %d leaves after its task: its memory, %d bytes, is above "
@@ -604,7 +605,7 @@ class WorkerPool:
 
     def _send_and_remind(self, worker: _Worker, number: int) -> None:
         worker.remind_at = time.monotonic_ns() + int(REMIND_AFTER * _NANO)
-        _posix.send_signal(worker.pid, number)
+        _processes.send_signal(worker.pid, number)
 
     def _insist(self) -> None:
         """Send SIGTERM again where the first has met a handler of ours, which waits for a
@@ -612,8 +613,8 @@ class WorkerPool:
         now = time.monotonic_ns()
         for worker in self._workers.values():
             if worker.may_insist and worker.ended_at is not None:
-                if _posix.has_default_action(worker.pid, signal.SIGTERM):
-                    _posix.send_signal(worker.pid, signal.SIGTERM)
+                if _signals.has_default_action(worker.pid, signal.SIGTERM):
+                    _processes.send_signal(worker.pid, signal.SIGTERM)
                     worker.may_insist = False
                 elif now - worker.ended_at > INSIST_FOR * _NANO:
                     worker.may_insist = False
@@ -625,7 +626,7 @@ class WorkerPool:
         for worker in self._workers.values():
             if self._is_deaf(worker) and now >= worker.remind_at:
                 worker.remind_at = now + (now - (worker.ended_at or worker.retired_at or now))
-                _posix.send_signal(worker.pid, signal.SIGTERM)
+                _processes.send_signal(worker.pid, signal.SIGTERM)
 
     def _is_deaf(self, worker: _Worker) -> bool:
         if self._retire_signal is None or worker.retired_at is None or worker.is_killed:
@@ -657,7 +658,7 @@ class WorkerPool:
             since, patience = self._leaves_since(worker), self._patience(worker)
             if since is not None and now - since > patience * _NANO:
                 logger.warning("worker %d did not leave in %g s; killing it", worker.pid, patience)
-                _posix.send_signal(worker.pid, signal.SIGKILL)
+                _processes.send_signal(worker.pid, signal.SIGKILL)
                 worker.is_killed = True
 
     def _next_kill(self) -> float:
@@ -699,7 +700,7 @@ class WorkerPool:
     def kill_all(self) -> None:
         """SIGKILL every worker, whatever it does."""
         for pid in self._workers:
-            _posix.send_signal(pid, signal.SIGKILL)
+            _processes.send_signal(pid, signal.SIGKILL)
 
 
 def _ignore(_signum: int, _frame: object) -> None:

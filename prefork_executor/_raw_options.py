@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._arguments import check_function
-from ._posix import Handler
 from ._regulator import Limits
+from ._signals import Handler
 from ._tuples import NamedTuple
 
 ChildSignals = Mapping[str, Callable[[int, Any], Any] | str]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from . import _posix
+from . import _processes
 from . import _scoreboard as sb
 from ._ledger import Task
 from ._locks import leaves_unlocked
@@ -120,7 +120,7 @@ class Recorder:
     @leaves_unlocked
     def died(self, death: Death, in_flight: Mapping[int, Task]) -> None:
         """A worker has, and the task that it held with it."""
-        exitcode, signal = _posix.split_status(death.status)
+        exitcode, signal = _processes.split_status(death.status)
         is_natural = death.flags & TOLD or death.status == 0
         how = "" if is_natural else describe_end(exitcode, signal)
         with self._lock:

@@ -18,7 +18,7 @@ From "started" on, all is as if the caller had started it by itself. Pools share
 the caller may start the process: its forks have the writing end and not the reading end.
 
 (From Python 3.13.14 and 3.14.5 on, a fork closes the writing end as well, unless it is told not
-to: see `_posix.fork_masked`.)
+to: see `_processes.fork_masked`.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import signal
 import sys
 import threading
 
-from . import _posix
+from . import _descriptors, _signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Tracker:
 
     def _look_no_more(self) -> None:
         if self.descriptor >= 0:
-            _posix.close_quietly((self.descriptor,))
+            _descriptors.close_quietly((self.descriptor,))
             self.descriptor = -1
 
 
@@ -123,13 +123,13 @@ def _uninstall() -> bool:
     """False if that would lose what somebody has told the tracker."""
     global _pipe
     assert _pipe is not None
-    if _posix.readable(_pipe.read_end):
+    if _descriptors.readable(_pipe.read_end):
         return False
     tracker = _tracker()
     with tracker._lock:
         if tracker._fd == _pipe.write_end:
             tracker._fd = None
-    _posix.close_quietly((_pipe.read_end, _pipe.write_end))
+    _descriptors.close_quietly((_pipe.read_end, _pipe.write_end))
     _pipe = None
     return True
 
@@ -146,7 +146,7 @@ def _start() -> None:
     with tracker._lock:
         if tracker._fd == _pipe.write_end:
             tracker._pid = pid
-        _posix.close_quietly((_pipe.read_end,))
+        _descriptors.close_quietly((_pipe.read_end,))
         _pipe = None
 
 
@@ -158,13 +158,13 @@ def _spawn(read_end: int) -> int:
     python: Any = spawn.get_executable()
     flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
     # Until it ignores them, no signal that is meant for the caller may end it.
-    mask = _posix.current_mask()
+    mask = _signals.current_mask()
     try:
-        _posix.block_signals((signal.SIGINT, signal.SIGTERM))
+        _signals.block_signals((signal.SIGINT, signal.SIGTERM))
         command = [python, *flags, "-c", program]
         return int(util.spawnv_passfds(python, command, [*_stderr(), read_end]))
     finally:
-        _posix.restore_mask(mask)
+        _signals.restore_mask(mask)
 
 
 def _stderr() -> list[int]:
@@ -179,7 +179,7 @@ def _forget() -> None:
     global _lock, _pipe
     _lock = threading.Lock()
     if _pipe is not None:
-        _posix.close_quietly((_pipe.read_end,))
+        _descriptors.close_quietly((_pipe.read_end,))
         _pipe = None
 
 

@@ -22,7 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 
-from . import _posix
+from . import _processes
 from ._locks import leaves_unlocked
 from ._tuples import NamedTuple
 
@@ -107,7 +107,7 @@ class WorkerProcess:
         """A descriptor that is ready when the worker has ended, for
         ``multiprocessing.connection.wait``. It is closed with this object."""
         if self._sentinel < 0:
-            self._sentinel = _posix.sentinel_of(self.pid, self._roster.is_there(self._seen))
+            self._sentinel = _processes.sentinel_of(self.pid, self._roster.is_there(self._seen))
         return self._sentinel
 
     def __del__(self) -> None:

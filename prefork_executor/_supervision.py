@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 
-from . import _posix
+from . import _descriptors, _processes
 from . import _scoreboard as sb
 from ._scoreboard import Scoreboard
 from ._supervisor_handle import SupervisorHandle
@@ -67,7 +67,7 @@ class Supervision:
         """The pool runs in this process. Returns :attr:`watched` if that is new."""
         if main == self._supervisor.pid or self.watched is not None:
             return None
-        self.watched = _posix.open_pidfd(main)
+        self.watched = _processes.open_pidfd(main)
         return self.watched
 
     def on_readable(self, descriptors: list[int]) -> int | None:
@@ -98,6 +98,6 @@ class Supervision:
     def close(self) -> None:
         """It has ended."""
         if self.watched is not None:
-            _posix.close_quietly([self.watched])
+            _descriptors.close_quietly([self.watched])
             self.watched = None
         self.look_at = None

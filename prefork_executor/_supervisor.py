@@ -24,11 +24,21 @@ import pickle
 import signal
 import time
 
-from . import _contexts, _end_signals, _fences, _green, _posix, _wire
+from . import (
+    _contexts,
+    _descriptors,
+    _end_signals,
+    _fences,
+    _green,
+    _machine,
+    _processes,
+    _signals,
+    _wire,
+)
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
+from ._descriptors import Socket
 from ._pool import WorkerPool
-from ._posix import Socket
 from ._regulator import Counts, Decision
 from ._settings import Settings
 from ._template import Preparation
@@ -82,7 +92,7 @@ class Supervisor:
         self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
         self._closing = False
         self._reload = 0
-        self._oom_kills = _posix.oom_kills()
+        self._oom_kills = _machine.oom_kills()
         _end_signals.survive()
         self._pool = WorkerPool(
             settings.limits,
@@ -104,7 +114,7 @@ class Supervisor:
         """In a new worker: have its signal handlers, and close what belongs to the supervisor
         alone."""
         _end_signals.heed()
-        _posix.install_handlers(self._users.handlers)
+        _signals.install_handlers(self._users.handlers)
         self._control.close()
         self._channels.lifeline.close()  # It hangs on this process's, which hangs on that.
         self._preparation.close()
@@ -136,7 +146,7 @@ class Supervisor:
             self._abandon()
         if self._control.fileno() in ready:
             received = self._control.recv(MOST_COMMANDS * _wire.HEADER.size, DONTWAIT)
-            if not received and _posix.is_at_end(self._control):
+            if not received and _descriptors.is_at_end(self._control):
                 self._abandon()
             for start in range(0, len(received), _wire.HEADER.size):
                 self._do(received[start : start + _wire.HEADER.size])
@@ -189,9 +199,9 @@ class Supervisor:
 
     def _with_cause(self, death: Death) -> Death:
         """Add whether the system was killing for lack of memory, to a SIGKILL."""
-        if _posix.split_status(death.status)[1] != signal.SIGKILL:
+        if _processes.split_status(death.status)[1] != signal.SIGKILL:
             return death
-        before, self._oom_kills = self._oom_kills, _posix.oom_kills()
+        before, self._oom_kills = self._oom_kills, _machine.oom_kills()
         if self._oom_kills <= before:
             return death
         return death._replace(flags=death.flags | _wire.OUT_OF_MEMORY)
@@ -202,7 +212,7 @@ class Supervisor:
         os._exit(0)
 
     def _backlog(self, counts: Counts) -> int:
-        if counts.idle and not _posix.readable(self._channels.tasks.fileno()):
+        if counts.idle and not _descriptors.readable(self._channels.tasks.fileno()):
             # Whatever is outstanding is being run, or is an outcome on its way.
             return 0
         return max(0, self._channels.board.words[sb.OUTSTANDING] - counts.busy)
@@ -257,18 +267,18 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
     """The supervisor process's main function. ``connection`` holds its end of the control
     socket, ``client`` is the caller's process id."""
     _green.forget_hub()
-    _posix.forget_handlers()
+    _signals.forget_handlers()
     # Ctrl-C is the caller's to handle; the pool ends with it, in order.
-    _posix.install_handlers({signal.SIGINT: signal.SIG_IGN})
+    _signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
     _end_signals.survive()
     control = Socket(fileno=_contexts.detach(connection))
-    _posix.restore_mask(set())
+    _signals.restore_mask(set())
     # Or nobody could wait for the processes that this one forks.
-    _posix.install_handlers({signal.SIGCHLD: signal.SIG_DFL})
+    _signals.install_handlers({signal.SIGCHLD: signal.SIG_DFL})
     with contextlib.closing(control), contextlib.suppress(EOFError):
         channels = WorkerChannels.receive(control, settings.limits.max_workers)
         with contextlib.closing(channels):
-            caller = Caller(client, _contexts.starters_name(), _posix.open_pidfd(client))
+            caller = Caller(client, _contexts.starters_name(), _processes.open_pidfd(client))
             _prepare_and_run(control, settings, channels, caller)
 
 
@@ -283,5 +293,5 @@ def _prepare_and_run(
         # What has been inherited is never garbage here, and not looking at it keeps
         # its pages shared with the caller and among the workers.
         gc.freeze()
-        _posix.flush_streams()
+        _processes.flush_streams()
         Supervisor(control, settings, channels, caller, users, preparation).run()

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import popen_fork
 
-from . import _contexts, _green, _pickling, _posix, _wire
-from ._posix import Socket
+from . import _contexts, _descriptors, _green, _pickling, _processes, _signals, _wire
+from ._descriptors import Socket
 from ._settings import Settings
 from ._supervisor import supervise
 from ._supervisor_process import give_brake
@@ -98,9 +98,9 @@ def _is_deaf(server: Any) -> bool:
     say. Then it never hears that a process has ended, and so nobody does. To unblock the signal
     for a moment would be no remedy: the program would lose one that comes just then."""
     pid = getattr(server, "_forkserver_pid", None)
-    blocked = None if pid is None else _posix.blocked_signals(pid)
+    blocked = None if pid is None else _signals.blocked_signals(pid)
     if blocked is None:
-        blocked = _posix.current_mask()
+        blocked = _signals.current_mask()
     return signal.SIGCHLD in blocked
 
 
@@ -111,12 +111,12 @@ def _handlers_at_rest(context: Any) -> Iterator[None]:
     if context.get_start_method() != "fork":
         yield
         return
-    mask = _posix.current_mask()
-    _posix.block_signals(_posix.ALL_SIGNALS)
+    mask = _signals.current_mask()
+    _signals.block_signals(_signals.ALL_SIGNALS)
     try:
         yield
     finally:
-        _posix.restore_mask(mask)
+        _signals.restore_mask(mask)
 
 
 def _close_what_a_failed_fork_leaves(error: Exception) -> None:
@@ -127,7 +127,7 @@ def _close_what_a_failed_fork_leaves(error: Exception) -> None:
     left = step.tb_frame.f_locals if step is not None else {}
     if left and not hasattr(left["self"], "pid"):
         names = ("parent_r", "child_w", "child_r", "parent_w")
-        _posix.close_quietly(left[name] for name in names if name in left)
+        _descriptors.close_quietly(left[name] for name in names if name in left)
 
 
 def _start_process(context: Any, args: tuple[object, ...]) -> Any:
@@ -169,7 +169,7 @@ class SupervisorHandle:
 
     def __init__(self, stop: Callable[[str], None]) -> None:
         self._stop = stop
-        self.control, self._theirs = _posix.control_pair()
+        self.control, self._theirs = _descriptors.control_pair()
         self._given: Any = None  # The same as theirs, in the form in which it travels.
         self._unsent: collections.deque[bytes] = collections.deque()
         self._process: Any = None
@@ -207,7 +207,7 @@ class SupervisorHandle:
             self._starter = None
         give_brake(process, self._stop)
         self._process = process
-        self._pidfd = _posix.open_pidfd(process.pid)
+        self._pidfd = _processes.open_pidfd(process.pid)
         # One that has ended already is found out in the same way as any other.
         with contextlib.suppress(ConnectionError):
             give_channels(self.control)
@@ -216,7 +216,7 @@ class SupervisorHandle:
     def _close_theirs(self) -> None:
         self._theirs.close()
         if self._given is not None:
-            _posix.close_quietly([_contexts.detach(self._given)])
+            _descriptors.close_quietly([_contexts.detach(self._given)])
 
     @property
     def pid(self) -> int | None:
@@ -264,7 +264,7 @@ class SupervisorHandle:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         elif self._process is not None and self._process.exitcode is None:
-            _posix.send_signal(self._process.pid, signal.SIGKILL)
+            _processes.send_signal(self._process.pid, signal.SIGKILL)
 
     def wait(self) -> str:
         """Wait for its end; say how it ended, as a verb phrase."""
@@ -280,7 +280,7 @@ class SupervisorHandle:
             return -signal.SIGKILL
         # In a thread that is none of the hub's, gevent's waitpid, on which join() rests, would
         # wait for what only the hub's thread can do.
-        if _green.threads_are_green() or not _posix.wait_for_child(self._process.pid):
+        if _green.threads_are_green() or not _processes.wait_for_child(self._process.pid):
             self._process.join()
         exitcode: int | None = self._process.exitcode
         return exitcode
@@ -293,14 +293,14 @@ class SupervisorHandle:
             if time.monotonic() > deadline:
                 self._process._popen.returncode = -signal.SIGKILL
                 return False
-            _posix.pause(REAPED_WITHIN / 100)
+            _descriptors.pause(REAPED_WITHIN / 100)
         return True
 
     def close(self) -> None:
         """Let go of the process. One that runs still kills its workers and ends."""
         self.control.close()
         if self._pidfd is not None:
-            _posix.close_quietly([self._pidfd])
+            _descriptors.close_quietly([self._pidfd])
             self._pidfd = None
         if self._process is not None:
             if self._exitcode() is None:
@@ -316,7 +316,7 @@ class SupervisorHandle:
         this copy is the new supervisor, forked by the thread that is starting it."""
         self.control.close()
         if self._pidfd is not None:
-            _posix.close_quietly([self._pidfd])
+            _descriptors.close_quietly([self._pidfd])
             self._pidfd = None
         if self._starter != threading.get_ident():
             self._close_theirs()

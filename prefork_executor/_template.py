@@ -29,11 +29,11 @@ import signal
 import time
 from collections.abc import Sequence
 
-from . import _channel, _end_signals, _failures, _pickling, _posix
+from . import _channel, _descriptors, _end_signals, _failures, _pickling, _processes, _signals
 from . import _scoreboard as sb
 from ._channel import WorkerChannels
+from ._descriptors import Socket, Waiter
 from ._pickling import Part
-from ._posix import Socket, Waiter
 from ._settings import Settings
 from ._users_code import MAIN, PRELOAD, Step, UsersCode, failure_phrase
 from ._wire import Kind
@@ -115,12 +115,12 @@ class Preparation:
 
     def _fork(self) -> bool:
         """True in the stage's process; False in this one, if it goes on by itself."""
-        here, there = _posix.control_pair()
+        here, there = _descriptors.control_pair()
         parent = os.getpid()
-        _posix.flush_streams()
-        _posix.import_for_children()
+        _processes.flush_streams()
+        _processes.import_for_children()
         try:
-            pid, mask = _posix.fork_masked()
+            pid, mask = _processes.fork_masked()
         except OSError as error:
             logger.warning("the user's code runs in every worker: no process for it: %s", error)
             self._users.why_not = f"no process could be forked for its import: {error}"
@@ -128,15 +128,15 @@ class Preparation:
             there.close()
             return False
         if pid:
-            _posix.restore_mask(mask)
+            _signals.restore_mask(mask)
             there.close()
             with contextlib.closing(here):
                 self._watch(pid, here)
             return False
-        _posix.die_with_parent(parent)
+        _processes.die_with_parent(parent)
         self._channels.lifeline.hang_on()
         _end_signals.survive()
-        _posix.restore_mask(mask)
+        _signals.restore_mask(mask)
         here.close()
         self.close()
         self._parent = there
@@ -145,7 +145,7 @@ class Preparation:
 
     def _watch(self, pid: int, link: Socket) -> None:
         """Wait for what the child says. Returns if it is of no use."""
-        child = _posix.open_pidfd(pid)
+        child = _processes.open_pidfd(pid)
         waiter = Waiter()
         try:
             waiter.register(link.fileno())
@@ -157,13 +157,13 @@ class Preparation:
         finally:
             waiter.close()
             if child is not None:
-                _posix.close_quietly([child])
+                _descriptors.close_quietly([child])
 
     def _see_to(self, pid: int, link: Socket, waiter: Waiter, is_told: bool) -> None:
         is_shared = False
         while True:
             ready = waiter.wait(None if is_told else LOOK_INTERVAL)
-            if self._client in ready or _posix.is_at_end(self._control):
+            if self._client in ready or _descriptors.is_at_end(self._control):
                 _end_with_caller(pid, KILL_WITHIN if is_shared else 0.0)
             if link.fileno() in ready:
                 said = link.recv(1)
@@ -174,7 +174,7 @@ class Preparation:
                 is_shared = is_shared or said == SHARED
                 if not said:
                     waiter.unregister(link.fileno())
-            status = _posix.try_reap(pid)
+            status = _processes.try_reap(pid)
             if status is not None:
                 _end_likewise(status)
 
@@ -200,7 +200,7 @@ class Preparation:
         except BaseException as error:
             return self._fail(step.number, error)
         finally:
-            _posix.install_handlers({signal.SIGINT: signal.SIG_IGN})
+            _signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
             _end_signals.survive()
         self._users.left.remove(step)
         if step.number == MAIN:
@@ -245,18 +245,18 @@ class Leaving:
 
     def has_ended(self, *, wait: bool) -> bool:
         """Whether it has; kills it if its time is up. ``wait``: until it has."""
-        while _posix.try_reap(self._pid) is None:
+        while _processes.try_reap(self._pid) is None:
             if not self._is_killed and time.monotonic() > self._deadline:
                 logger.warning(
                     "process %d, which has imported the main module, did not end in %g s; "
                     "killing it",
                     *(self._pid, LEAVE_WITHIN),
                 )
-                _posix.send_signal(self._pid, signal.SIGKILL)
+                _processes.send_signal(self._pid, signal.SIGKILL)
                 self._is_killed = True
             if not wait:
                 return False
-            _posix.pause(LOOK_INTERVAL / 10)
+            _descriptors.pause(LOOK_INTERVAL / 10)
         return True
 
 
@@ -276,17 +276,17 @@ def _left_behind(reasons: list[str]) -> RuntimeError:
 def _end_with_caller(pid: int, patience: float) -> NoReturn:
     """The caller has gone. The child sees that as well, if it runs the pool and is not stopped."""
     deadline = time.monotonic() + patience
-    while _posix.try_reap(pid) is None:
+    while _processes.try_reap(pid) is None:
         if time.monotonic() >= deadline:
-            _posix.send_signal(pid, signal.SIGKILL)
+            _processes.send_signal(pid, signal.SIGKILL)
             break
-        _posix.pause(LOOK_INTERVAL / 10)
+        _descriptors.pause(LOOK_INTERVAL / 10)
     os._exit(0)
 
 
 def _end_likewise(status: int) -> NoReturn:
     """Let this process end as its child has, for whoever waits for this one."""
-    code, number = _posix.split_status(status)
+    code, number = _processes.split_status(status)
     if number is not None:
-        _posix.end_by_signal(number)
+        _processes.end_by_signal(number)
     raise SystemExit(code)

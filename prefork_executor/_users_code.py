@@ -20,7 +20,7 @@ import multiprocessing.process
 import signal
 from collections.abc import Callable, Iterator, Mapping
 
-from . import _end_signals, _posix
+from . import _end_signals, _platform, _signals
 from ._settings import Settings
 
 PRELOAD, MAIN, UNSEAL, INITIALIZER = range(4)
@@ -66,7 +66,7 @@ class UsersCode:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.is_told = False
-        self.handlers: dict[int, _posix.Handler] = {}
+        self.handlers: dict[int, _signals.Handler] = {}
         preload = [Step(PRELOAD, self._preload, settings.unseal_preload)]
         preload = preload if settings.has_preload else []
         named, called = ([], preload) if settings.is_preload_called else (preload, [])
@@ -80,7 +80,7 @@ class UsersCode:
 
     def _why_not(self) -> str:
         if self._settings.share_main is None:
-            return "this system does not tell what a process holds" if _posix.FALLBACK else ""
+            return "this system does not tell what a process holds" if _platform.FALLBACK else ""
         return "" if self._settings.share_main else "share_main is False"
 
     def run(self, step: Step) -> None:
@@ -101,7 +101,7 @@ class UsersCode:
         finally:
             kept = _handlers().items()
             self.handlers |= {number: new for number, new in kept if new != before.get(number)}
-            _posix.forget_handlers()
+            _signals.forget_handlers()
 
     def _preload(self) -> None:
         preload = self._settings.preload
@@ -126,10 +126,10 @@ class UsersCode:
                 importlib.import_module(name)
 
 
-def _handlers() -> dict[int, _posix.Handler]:
+def _handlers() -> dict[int, _signals.Handler]:
     return {
         number: handler
-        for number in _posix.ALL_SIGNALS
+        for number in _signals.ALL_SIGNALS
         if callable(handler := signal.getsignal(number))
         and handler is not signal.default_int_handler
         and not _end_signals.is_own(handler)

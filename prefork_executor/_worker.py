@@ -40,16 +40,17 @@ from . import (
     _end_signals,
     _failures,
     _fences,
+    _machine,
     _pickling,
-    _posix,
     _random_streams,
+    _signals,
     _wire,
 )
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, Receiver, WorkerChannels
+from ._descriptors import Waiter
 from ._payload_files import UNUSED, PayloadFiles
 from ._pool import Seat
-from ._posix import Waiter
 from ._settings import Settings
 from ._tuples import NamedTuple
 from ._users_code import INITIALIZER, MAIN, UsersCode, failure_phrase
@@ -156,7 +157,7 @@ class Worker:
 
     def run(self) -> None:
         """Initialize, serve until told to leave, and do what is to be done at the end."""
-        _posix.install_handlers({signal.SIGINT: self._on_interrupt})
+        _signals.install_handlers({signal.SIGINT: self._on_interrupt})
         try:
             if self._initialize():
                 self._send(Kind.READY, self.pid, self._seat.slot, [b""])
@@ -251,7 +252,7 @@ class Worker:
             words[holds] = self._last << sb.NUMBER_SHIFT | sb.TAKING  # held(), without the call.
             if fence is not None:
                 fence()
-            _posix.run_handlers()  # One may set RETIRE.
+            _signals.run_handlers()  # One may set RETIRE.
             # The message that has woken us has woken nobody else: first take it.
             if words[retire] and not was_woken:
                 return
@@ -288,7 +289,7 @@ class Worker:
         logger.error("worker %d dropped a message that was no task: %s", self.pid, what)
 
     def _is_too_big(self, most_memory: int) -> bool:
-        size = _posix.own_memory()
+        size = _machine.own_memory()
         if size <= most_memory:
             return False
         logger.info(
@@ -313,7 +314,7 @@ class Worker:
                 self._words[self._base + sb.RETIRE] = 1
             if self._bell.read_end in ready:
                 self._bell.hush()
-                _posix.run_handlers()
+                _signals.run_handlers()
             self._files.drop_unused()
         return False
 
@@ -407,7 +408,7 @@ class Worker:
         and then look whether somebody has said so: one of us notices."""
         if self._fence is not None:
             self._fence()
-        _posix.run_handlers()
+        _signals.run_handlers()
         words, base = self._words, self._base
         most = self._settings.max_tasks_per_child
         return bool(

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import _channel, _posix
+from . import _channel, _descriptors, _processes, _signals
 from ._channel import DONTWAIT, Packet, Receiver
+from ._descriptors import Socket, Waiter
 from ._kid import YellFlags
-from ._posix import Socket, Waiter
 from ._regulator import BACKOFF_FIRST, BACKOFF_MOST
 from ._wire import Kind
 from .errors import ProtocolError, describe_end
@@ -125,7 +125,7 @@ class HookProcess:
         """Fork it, or fork it again if it has ended, unless it is too early for that:
         to be called again after :meth:`due_in` seconds."""
         if self._pid:
-            status = _posix.try_reap(self._pid)
+            status = _processes.try_reap(self._pid)
             if status is None:
                 return
             self._ended(status)
@@ -146,7 +146,7 @@ class HookProcess:
         self.let_go()
         has_taken = self._reader.taken != self._taken_before
         if status:
-            how = describe_end(*_posix.split_status(status))
+            how = describe_end(*_processes.split_status(status))
             lost = "; what it had in hand is lost" if has_taken else " before it took a yell"
             logger.error("the data hook's process %s%s", how, lost)
         if has_taken:
@@ -174,10 +174,10 @@ class HookProcess:
     def _fork(self) -> None:
         main = os.getpid()
         self._taken_before = self._reader.taken
-        _posix.flush_streams()
+        _processes.flush_streams()
         leash, self._leash = os.pipe()
         try:
-            pid, mask = _posix.fork_masked()
+            pid, mask = _processes.fork_masked()
         except OSError:
             posix.close(leash)
             self.let_go()
@@ -185,7 +185,7 @@ class HookProcess:
         if pid:
             self._pid = pid
             posix.close(leash)
-            _posix.restore_mask(mask)
+            _signals.restore_mask(mask)
             return
         self._live_and_leave(main, leash)
 
@@ -198,15 +198,15 @@ class HookProcess:
         except BaseException:
             logger.exception("the data hook's process failed")
         finally:
-            _posix.leave(status)
+            _processes.leave(status)
 
     def _become_hook_process(self, main: int) -> None:
-        _posix.forget_handlers()
+        _signals.forget_handlers()
         # It ends when the main process says so, after the last child's last yell. A
         # handler, unlike SIG_IGN, is not passed on to programs that the hook runs.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _do_nothing)
-        _posix.die_with_parent(main)
+        _processes.die_with_parent(main)
         self.let_go()
         self._settle()
 
@@ -224,7 +224,7 @@ class HookProcess:
         """Let it read what is left, and wait for its end. If it dies of that, what
         is left goes to another, and is given up if MOST_FAILURES get nowhere."""
         self._forget_failures()
-        while self._pid or _posix.readable(self._reader.descriptor):
+        while self._pid or _descriptors.readable(self._reader.descriptor):
             if self._failures == MOST_FAILURES:
                 self._give_up()
                 return

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 
-from . import _contexts, _posix
+from . import _contexts, _machine
 from ._arguments import (
     brief,
     check_buffersize,
@@ -592,7 +592,7 @@ def _limits(
     from ._regulator import Limits
 
     if max_workers is None:
-        max_workers = _posix.available_cpus()
+        max_workers = _machine.available_cpus()
     _check_max_workers(max_workers)
     max_workers = int(max_workers)
     check_count("min_spare_workers", min_spare, least=0)

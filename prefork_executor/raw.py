@@ -43,14 +43,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
-from . import _posix, _random_streams, _raw_options
+from . import _descriptors, _processes, _random_streams, _raw_options, _signals
 from ._channel import new_board
+from ._descriptors import Doorbell
 from ._kid import Kid, YellFlags
 from ._pool import WorkerPool
-from ._posix import Doorbell, Handler
 from ._raw_options import ChildSignals, Spares
 from ._regulator import Limits
 from ._scoreboard import RAW
+from ._signals import Handler
 from ._yell_hook import DataHook, HookProcess, YellReader
 
 __all__ = [
@@ -73,7 +74,7 @@ T = TypeVar("T")
 YELLS_A_TURN = 100
 """Yells that a hook in the main process hears before the pool looks after its
 children again."""
-_ALL_BUT_CHILD = _posix.ALL_SIGNALS - {signal.SIGCHLD}
+_ALL_BUT_CHILD = _signals.ALL_SIGNALS - {signal.SIGCHLD}
 """SIGCHLD's handler is the pool's own and does nothing but wake it."""
 
 
@@ -144,7 +145,7 @@ class PreforkPool:
         handlers: Mapping[int, Handler],
         term_timeout: float,
     ) -> None:
-        self._yells, self._yells_far = _posix.socket_pair()
+        self._yells, self._yells_far = _descriptors.socket_pair()
         opened.callback(self._yells.close)
         opened.callback(self._yells_far.close)
         self._doorbell = Doorbell.new()
@@ -180,7 +181,7 @@ class PreforkPool:
     def _settle_hook_process(self) -> None:
         self._pool.disown_all()
         self._yells_far.close()
-        _posix.restore_mask(self._mask)
+        _signals.restore_mask(self._mask)
 
     # --- in the main process ------------------------------------------------------------
 
@@ -244,7 +245,7 @@ class PreforkPool:
                 self._regulate()
                 before = set(self._pool.pids)
                 if self._owed and self._fork_one():
-                    _posix.restore_mask(self._mask)
+                    _signals.restore_mask(self._mask)
                     return 0
                 if self._failed_fork():
                     return None
@@ -295,17 +296,17 @@ class PreforkPool:
     def _signals_held(self, name: str) -> Iterator[None]:
         if not self._is_main():
             raise RuntimeError(f"{name} was called outside the process that set up the pool")
-        outer, depth, mask = self._mask, self._depth, _posix.current_mask()
+        outer, depth, mask = self._mask, self._depth, _signals.current_mask()
         try:
             self._mask, self._depth = mask, depth + 1
-            _posix.block_signals(_ALL_BUT_CHILD)
+            _signals.block_signals(_ALL_BUT_CHILD)
             yield
         finally:
             if self._is_main():
                 self._mask, self._depth = outer, depth
                 if self._is_done and not depth:
                     self._opened.close()
-                _posix.restore_mask(mask)
+                _signals.restore_mask(mask)
 
     def _with_signals_open(self, call: Callable[..., T], *args: Any) -> T:
         """Call with the signals as they were when we were called, except that nothing
@@ -313,14 +314,14 @@ class PreforkPool:
 
         No context manager: a handler that raises just before its end is entered would
         leave that for the garbage collector, and so the signals blocked for good."""
-        held = _posix.current_mask()
+        held = _signals.current_mask()
         try:
             if not self._is_done:
-                _posix.restore_mask(self._mask)
+                _signals.restore_mask(self._mask)
             return call(*args)
         finally:
             if self._is_main():
-                _posix.restore_mask(held)
+                _signals.restore_mask(held)
 
     def _regulate(self) -> None:
         if self._is_done:
@@ -335,7 +336,7 @@ class PreforkPool:
     def _fork_one(self) -> bool:
         """True in the new child, whose signals are still held: a handler may raise."""
         self._owed -= 1
-        _posix.flush_streams()
+        _processes.flush_streams()
         seat = self._pool.fork_worker()
         if seat is None:
             return False
@@ -361,7 +362,7 @@ class PreforkPool:
     def _run_and_exit(self, code: Callable[..., object], args: tuple[Any, ...]) -> NoReturn:
         status = 1
         try:
-            _posix.restore_mask(self._mask)
+            _signals.restore_mask(self._mask)
             code(*args)
             status = 0
         except SystemExit as leave:
@@ -373,7 +374,7 @@ class PreforkPool:
                 assert self._kid is not None
                 self._kid.exit(status)
             finally:  # A handler that raises ends it all the same.
-                _posix.leave(status)
+                _processes.leave(status)
 
     def _wait(self) -> None:
         ready = self._with_signals_open(self._wait_for_events)

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from . import _board_reading as reading
-from . import _posix
+from . import _machine
 from . import _scoreboard as sb
 from ._board_reading import BoardReader
 from ._scoreboard import Sections, Slot
@@ -414,7 +414,7 @@ def _worker(slot: Slot, now: int, task: str | None) -> WorkerStatus:
         in_state=row.in_state,
         age=row.age,
         tasks_done=row.tasks_done,
-        memory=_posix.memory_in_proc(slot.pid),
+        memory=_machine.memory_in_proc(slot.pid),
         slot=slot.place,
         cpu=_cpu_seconds(slot.pid),
     )

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor._posix import FALLBACK
+from prefork_executor._platform import FALLBACK
 
 MARK = "PREFORK_EXECUTOR_TEST_PROGRAM"
 """Environment variable by which a program's processes are found, orphans included."""

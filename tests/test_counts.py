@@ -22,9 +22,9 @@ import pytest
 from conftest import BOUND, eventually
 from light_tasks import square
 
-from prefork_executor import PreforkExecutor, _posix
+from prefork_executor import PreforkExecutor, _descriptors
 from prefork_executor._channel import Packet, Receiver
-from prefork_executor._posix import Socket
+from prefork_executor._descriptors import Socket
 from prefork_executor._scoreboard import Slot
 
 pytestmark = [
@@ -40,7 +40,7 @@ MOST_PIDS = 2**22
 CALLS: list[tuple[Any, str]] = [
     *((socket.socket, name) for name in ("send", "sendmsg", "recv", "recvmsg", "recvmsg_into")),
     *((os, name) for name in ("read", "write")),
-    *((_posix.Waiter, "wait"), (select, "poll")),
+    *((_descriptors.Waiter, "wait"), (select, "poll")),
 ]
 """Where the package enters the kernel while tasks run."""
 

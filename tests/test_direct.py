@@ -26,12 +26,12 @@ from prefork_executor import (
     TaskAborted,
     WorkerDied,
     _client,
+    _descriptors,
     _direct,
     _future,
-    _posix,
     yell,
 )
-from prefork_executor._posix import WAKES_ONE
+from prefork_executor._platform import WAKES_ONE
 
 LINES = {_client.__file__, _direct.__file__, _future.__file__}
 needs_epoll = pytest.mark.skipif(not WAKES_ONE, reason="elsewhere nobody could say who is woken")
@@ -230,7 +230,7 @@ def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_sam
 def test_after_a_start_that_failed_the_next_is_as_good(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner: Any = {"register": _posix.Waiter, "fork": os}[step]
+    owner: Any = {"register": _descriptors.Waiter, "fork": os}[step]
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

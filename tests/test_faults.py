@@ -35,8 +35,8 @@ from prefork_executor import (
     PreforkExecutor,
     WorkerDied,
     _channel,
+    _descriptors,
     _payload_files,
-    _posix,
     _worker,
     yell,
 )
@@ -153,9 +153,9 @@ def test_a_task_whose_wake_up_went_to_a_worker_that_was_stopped_is_run_by_anothe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message wakes one worker of those that wait; here that one gets no further."""
-    waits, armed = _posix.Waiter.wait, tmp_path / "armed"
+    waits, armed = _descriptors.Waiter.wait, tmp_path / "armed"
 
-    def wait(waiter: _posix.Waiter, timeout: float | None = None) -> list[int]:
+    def wait(waiter: _descriptors.Waiter, timeout: float | None = None) -> list[int]:
         ready = waits(waiter, timeout)
         worker = _worker._current
         if worker and worker._channels.tasks.fileno() in ready:
@@ -164,7 +164,7 @@ def test_a_task_whose_wake_up_went_to_a_worker_that_was_stopped_is_run_by_anothe
                 os.kill(os.getpid(), signal.SIGSTOP)
         return ready
 
-    monkeypatch.setattr(_posix.Waiter, "wait", wait)
+    monkeypatch.setattr(_descriptors.Waiter, "wait", wait)
     with ended_at_once(pool_of(2, "fork")) as executor:
         processes = idle_workers(executor)
         armed.touch()

@@ -24,14 +24,21 @@ import pytest
 from conftest import BOUND, eventually
 from hypothesis import given, settings
 
-from prefork_executor import PreforkExecutor, _channel, _posix, _wire
+from prefork_executor import (
+    PreforkExecutor,
+    _channel,
+    _descriptors,
+    _platform,
+    _shared_files,
+    _wire,
+)
 from prefork_executor import _scoreboard as sb
 from prefork_executor._wire import ALIGNMENT, BIG, HEADER, PACKET_LIMIT, Kind
 
 NOBODYS = 2**40
 """Above it there are no tasks' numbers and no process ids."""
 FEW, MANY = (settings(max_examples=n, deadline=None, database=None) for n in (30, 150))
-whole_commands = pytest.mark.skipif(_posix.FALLBACK, reason="a stream keeps no commands apart")
+whole_commands = pytest.mark.skipif(_platform.FALLBACK, reason="a stream keeps no commands apart")
 
 
 def square(x: int) -> int:
@@ -145,11 +152,11 @@ def pool(log: Path, tmp_path: Path) -> Iterator[Pool]:
 
 @contextlib.contextmanager
 def files(*sizes: int) -> Iterator[list[int]]:
-    made = [_posix.shared_file("prefork-payload", size) for size in sizes]
+    made = [_shared_files.shared_file("prefork-payload", size) for size in sizes]
     try:
         yield made
     finally:
-        _posix.close_quietly(made)
+        _descriptors.close_quietly(made)
 
 
 # --- what to send --------------------------------------------------------------------------------
@@ -355,7 +362,7 @@ def test_a_descriptor_that_is_no_file_is_closed(pool: Pool) -> None:
         for end in ends:
             for channel in (pool.channels.yells_far, pool.channels.tasks):
                 pool.strike(channel, packet(kind, table, flags=BIG), [end])
-    _posix.close_quietly(ends)
+    _descriptors.close_quietly(ends)
     pool.end()
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from prefork_executor import PreforkExecutor, _payload_files
 from prefork_executor._payload_files import GRAIN, MOST_BYTES, MOST_FILES, PayloadFiles
-from prefork_executor._posix import map_private, shared_file
+from prefork_executor._shared_files import map_private, shared_file
 
 SIZE = 200_000
 """Bytes of a payload that is big."""

@@ -31,7 +31,7 @@ from prefork_executor import (
     PreforkExecutor,
     _client,
     _dispatch,
-    _posix,
+    _processes,
     _scoreboard,
     _supervisor_handle,
 )
@@ -270,7 +270,7 @@ def test_what_a_handler_submits_while_the_first_submit_starts_the_pool_is_run(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner: Any = {
-        "libc": sys.modules[_posix.libc.__module__],
+        "libc": _processes,
         "introduce": _scoreboard.Scoreboard,
         "start": _supervisor_handle.SupervisorHandle,
     }[step]

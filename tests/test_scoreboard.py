@@ -12,8 +12,8 @@ import pytest
 
 from prefork_executor import _scoreboard as sb
 from prefork_executor._batches import MOST
-from prefork_executor._posix import shared_file
 from prefork_executor._scoreboard import Scoreboard, Slot, State
+from prefork_executor._shared_files import shared_file
 from prefork_executor._wire import MOST_CALLS
 
 CACHE_LINE = 64

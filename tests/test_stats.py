@@ -27,8 +27,9 @@ from prefork_executor._board_reading import (
     read_header,
 )
 from prefork_executor._chronicle import Chronicle
-from prefork_executor._posix import FALLBACK, shared_file
+from prefork_executor._platform import FALLBACK
 from prefork_executor._scoreboard import Scoreboard, Slot
+from prefork_executor._shared_files import shared_file
 from prefork_executor.stats import PoolStats, Waits
 
 MILLISECOND = 1_000_000

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, _posix, _worker
+from prefork_executor import PreforkExecutor, _descriptors, _worker
 from prefork_executor import _scoreboard as sb
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -118,10 +118,10 @@ def test_one_task_after_the_other_leaves_the_supervisor_asleep() -> None:
 def the_first_woken(does: Callable[[Any], None], tmp_path: Path) -> Callable[..., list[int]]:
     """The wait of all processes of the pool, in which the first worker that a
     message wakes, once it is armed, does this before it knows that it was woken."""
-    waits = _posix.Waiter.wait
+    waits = _descriptors.Waiter.wait
     armed, done = tmp_path / "armed", tmp_path / "done"
 
-    def wait(waiter: _posix.Waiter, timeout: float | None = None) -> list[int]:
+    def wait(waiter: _descriptors.Waiter, timeout: float | None = None) -> list[int]:
         ready = waits(waiter, timeout)
         worker = _worker._current
         if worker and worker._channels.tasks.fileno() in ready and armed.exists():
@@ -147,7 +147,7 @@ def leaves(worker: Any) -> None:
 def test_a_task_whose_wake_up_went_to_a_worker_that_ends_is_run_by_another(
     does: Callable[[Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_posix.Waiter, "wait", the_first_woken(does, tmp_path))
+    monkeypatch.setattr(_descriptors.Waiter, "wait", the_first_woken(does, tmp_path))
     # More idle workers than are kept ready: nobody is started for the one that ends.
     with new_executor(4, min_spare_workers=1, start_workers=4) as executor:
         come_to_rest(executor)

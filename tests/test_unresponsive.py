@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, TaskTimeout, _posix
+from prefork_executor import PreforkExecutor, TaskTimeout, _processes
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1",
@@ -169,7 +169,7 @@ def test_a_stranger_who_has_a_workers_id_by_now_is_not_killed() -> None:
         board = executor._client._channels.board.descriptor
         worker = psutil.Process(executor.stats().workers[0].pid)
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
-            _posix.wait_until_gone([stranger.pid, worker.pid], board, BOUND)
+            _processes.wait_until_gone([stranger.pid, worker.pid], board, BOUND)
             assert stranger.poll() is None
             stranger.communicate(b"\n")
         assert psutil.wait_procs([worker], timeout=BOUND)[1] == []

@@ -27,7 +27,7 @@ import pytest
 from conftest import BOUND
 from hypothesis import example, given, settings
 
-from prefork_executor import _channel, _posix, _wire
+from prefork_executor import _channel, _descriptors, _platform, _shared_files, _wire
 from prefork_executor._channel import DONTWAIT, Packet, Receiver
 from prefork_executor._wire import ALIGNMENT, BIG, HEADER, INLINE_LIMIT, PACKET_LIMIT, Kind
 from prefork_executor.errors import ProtocolError
@@ -40,8 +40,8 @@ sizes_of_parts = st.lists(st.integers(0, 2**63), min_size=1, max_size=20)
 
 
 @contextlib.contextmanager
-def socket_pair() -> Iterator[tuple[_posix.Socket, _posix.Socket]]:
-    near, far = _posix.socket_pair()
+def socket_pair() -> Iterator[tuple[_descriptors.Socket, _descriptors.Socket]]:
+    near, far = _descriptors.socket_pair()
     with contextlib.closing(near), contextlib.closing(far):
         yield near, far
 
@@ -54,7 +54,7 @@ def leaving_no_descriptor() -> Iterator[None]:
 
 
 def new_files(number: int) -> list[int]:
-    return [_posix.shared_file("prefork-payload", 64) for _ in range(number)]
+    return [_shared_files.shared_file("prefork-payload", 64) for _ in range(number)]
 
 
 # --- headers, tables, notices -----------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_any_packet_is_a_message_or_refused_and_leaves_no_descriptor(
     with leaving_no_descriptor(), socket_pair() as (near, far):
         files = new_files(number_of_files)
         _channel.send_descriptors(near, data, files)
-        _posix.close_quietly(files)
+        _descriptors.close_quietly(files)
         try:
             packet = Receiver(far).receive()
         except ProtocolError:
@@ -180,7 +180,7 @@ def test_a_big_message_is_opened_or_refused_and_leaves_no_descriptor(
 ) -> None:
     with leaving_no_descriptor():
         table = memoryview(array.array("Q", sizes)).cast("B")
-        file = _posix.shared_file("prefork-payload", file_size) if has_file else -1
+        file = _shared_files.shared_file("prefork-payload", file_size) if has_file else -1
         packet = Packet(Kind.CALL, BIG, parts, 1, 0, table, file)
         fits = parts == len(sizes) > 0 and 0 < _wire.offsets(sizes)[-1] <= file_size
         if has_file and fits:
@@ -195,7 +195,7 @@ def test_a_channel_without_a_message_says_so_at_once() -> None:
         Receiver(far).receive(DONTWAIT)
 
 
-@pytest.mark.skipif(_posix.FALLBACK, reason="datagrams have no end of file")
+@pytest.mark.skipif(_platform.FALLBACK, reason="datagrams have no end of file")
 def test_a_channel_whose_other_end_is_gone_is_at_its_end() -> None:
     with socket_pair() as (near, far):
         near.close()
@@ -203,7 +203,7 @@ def test_a_channel_whose_other_end_is_gone_is_at_its_end() -> None:
             Receiver(far).receive()
 
 
-def fill(near: _posix.Socket) -> None:
+def fill(near: _descriptors.Socket) -> None:
     for number in range(100_000):
         _channel.send(near, Kind.CALL, number, 0, [b""], DONTWAIT)
 
@@ -298,8 +298,8 @@ def test_an_array_arrives_aligned_and_writable() -> None:
 
 
 def test_what_one_receiver_writes_into_a_payload_nobody_else_sees() -> None:
-    file = _posix.shared_file("prefork-payload", mmap.PAGESIZE)
-    mapped = [_posix.map_private(file, mmap.PAGESIZE) for _ in range(2)]
+    file = _shared_files.shared_file("prefork-payload", mmap.PAGESIZE)
+    mapped = [_shared_files.map_private(file, mmap.PAGESIZE) for _ in range(2)]
     mapped[0][:4] = b"mine"
     assert bytes(mapped[1][:4]) == bytes(4)
     assert os.pread(file, 4, 0) == bytes(4)
@@ -381,7 +381,7 @@ REAL = "channel or descriptor or arrive or payload or open"
 """Selects the tests that use real sockets and files."""
 
 
-@pytest.mark.skipif(_posix.FALLBACK, reason="this is the fallback")
+@pytest.mark.skipif(_platform.FALLBACK, reason="this is the fallback")
 def test_all_of_this_holds_with_the_means_of_other_systems() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", REAL, __file__],
