@@ -44,12 +44,12 @@ from . import _channel, _platform, _processes, _signals
 from . import _scoreboard as sb
 from ._descriptors import Doorbell, Socket, Waiter
 from ._handlers import let_through
-from ._pool import Seat
 from ._scoreboard import Scoreboard
 from ._signals import Handler
 from ._takes import Takes
 from ._tuples import NamedTuple
 from ._wire import Kind
+from ._worker_pool import Seat
 
 LOOK_AGAIN = 1.0
 """Seconds after which a waiting child looks for a connection, or for a word to leave,

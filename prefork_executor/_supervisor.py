@@ -38,7 +38,6 @@ from . import (
 from . import _scoreboard as sb
 from ._channel import DONTWAIT, WorkerChannels
 from ._descriptors import Socket
-from ._pool import WorkerPool
 from ._regulator import Counts, Decision
 from ._settings import Settings
 from ._template import Preparation
@@ -46,6 +45,7 @@ from ._tuples import NamedTuple
 from ._users_code import UsersCode
 from ._wire import Death, Kind
 from ._worker import Caller, live_as_worker
+from ._worker_pool import WorkerPool
 from .errors import ProtocolError
 
 TYPE_CHECKING = False

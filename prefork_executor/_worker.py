@@ -50,12 +50,12 @@ from . import _scoreboard as sb
 from ._channel import DONTWAIT, Packet, Receiver, WorkerChannels
 from ._descriptors import Waiter
 from ._payload_files import UNUSED, PayloadFiles
-from ._pool import Seat
 from ._settings import Settings
 from ._tuples import NamedTuple
 from ._users_code import INITIALIZER, MAIN, UsersCode, failure_phrase
 from ._wire import Kind
 from ._worker_exit import WorkerExit
+from ._worker_pool import Seat
 from .errors import ProtocolError
 
 TYPE_CHECKING = False

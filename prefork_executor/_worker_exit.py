@@ -13,7 +13,7 @@ in this order:
 6. Files are flushed.
 
 Whatever one of them raises, SystemExit included, the others still run. The supervisor kills
-a worker that takes longer than ``_pool.LEAVE_WITHIN`` for all of it. A worker that is killed
+a worker that takes longer than ``_leaving.LEAVE_WITHIN`` for all of it. A worker that is killed
 does none of it. (The user's ``finalizer`` comes before, see _worker.py.)
 
 What belongs to another process

@@ -47,11 +47,11 @@ from . import _descriptors, _processes, _random_streams, _raw_options, _signals
 from ._channel import new_board
 from ._descriptors import Doorbell
 from ._kid import Kid, YellFlags
-from ._pool import WorkerPool
 from ._raw_options import ChildSignals, Spares
 from ._regulator import Limits
 from ._scoreboard import RAW
 from ._signals import Handler
+from ._worker_pool import WorkerPool
 from ._yell_hook import DataHook, HookProcess, YellReader
 
 __all__ = [

@@ -91,4 +91,4 @@ class Running:
 
 def lose_patience(patch: pytest.MonkeyPatch) -> None:
     """A forked supervisor soon kills workers that do not leave."""
-    patch.setattr("prefork_executor._pool.LEAVE_WITHIN", 0.1)
+    patch.setattr("prefork_executor._leaving.LEAVE_WITHIN", 0.1)

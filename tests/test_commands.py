@@ -233,7 +233,7 @@ def test_a_task_whose_own_handler_takes_no_notice_of_sigterm_is_killed_after_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool stays open, and has no room for another worker until then."""
-    monkeypatch.setattr("prefork_executor._pool.LEAVE_WITHIN", 0.5)
+    monkeypatch.setattr("prefork_executor._leaving.LEAVE_WITHIN", 0.5)
     sign = tmp_path / "sign"
     with ended_at_once(pool_of(1, "fork")) as executor:
         future = executor.submit(shrug_off, str(sign))

@@ -23,7 +23,7 @@ from prefork_executor import (
     WorkerDied,
     _batches,
     _client,
-    _pool,
+    _leaving,
     _scoreboard,
     _wire,
     _worker,
@@ -219,11 +219,11 @@ def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_
     all the time that it wants to go on."""
     gates = {i: ran.with_name(f"gate {i}") for i in (0, 1)}
     moved, signalled = ran.with_name("moved"), ran.with_name("signalled")
-    holds, is_to_stop = _pool.WorkerPool._holds, _worker.Worker._is_to_stop
+    holds, is_to_stop = _leaving.PoolWorker._holds, _worker.Worker._is_to_stop
     looks: list[bool] = []
 
-    def look_and_dawdle(pool: Any, worker: Any, task: int) -> bool:
-        looks.append(holds(pool, worker, task))
+    def look_and_dawdle(worker: Any, task: int) -> bool:
+        looks.append(holds(worker, task))
         if len(looks) == 2:
             gates[0].touch()
             wait_for(str(moved))
@@ -239,7 +239,7 @@ def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_
         # In here the signal ends it. Were there none, it would go on.
         wait_for(str(signalled), 10)
 
-    monkeypatch.setattr(_pool.WorkerPool, "_holds", look_and_dawdle)
+    monkeypatch.setattr(_leaving.PoolWorker, "_holds", look_and_dawdle)
     monkeypatch.setattr(_worker.Worker, "_is_to_stop", stop_and_wait)
     monkeypatch.setattr(_worker.Worker, "_give_back", give_back_later)
     with ended_at_once(one_worker()) as executor:

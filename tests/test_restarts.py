@@ -19,7 +19,7 @@ from conftest import BOUND, eventually
 from injection import all_go_on, ended_at_once, lines, pool_of, supervisor_of
 from light_tasks import note, square
 
-from prefork_executor import PreforkExecutor, _client, _pool, _starts
+from prefork_executor import PreforkExecutor, _client, _starts, _worker_pool
 from prefork_executor._starts import Restarts
 
 
@@ -27,7 +27,7 @@ from prefork_executor._starts import Restarts
 def cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """While this file is there, every forked supervisor dies as soon as it is ready, and
     says when in the file ``died``."""
-    cause, died, wait = tmp_path / "cause", tmp_path / "died", _pool.WorkerPool.wait
+    cause, died, wait = tmp_path / "cause", tmp_path / "died", _worker_pool.WorkerPool.wait
 
     def die(pool: Any, at_most: float | None = None) -> list[int]:
         if cause.exists():
@@ -35,7 +35,7 @@ def cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             os.kill(os.getpid(), signal.SIGKILL)
         return wait(pool, at_most)
 
-    monkeypatch.setattr(_pool.WorkerPool, "wait", die)
+    monkeypatch.setattr(_worker_pool.WorkerPool, "wait", die)
     return cause
 
 

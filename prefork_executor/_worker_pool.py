@@ -18,9 +18,10 @@ One turn of the owner's loop::
 How a worker is retired: its slot's RETIRE word is set, and its *leash* is let
 go: a pipe of which the main process holds the writing end. A worker that waits
 sees the end of the leash; one that works sees the word before it takes the next
-task. Nothing is lost, because it is the worker that leaves. A leash also ends
-when the main process dies, which is how a waiting worker notices without Linux.
-With Linux the kernel kills it then, whatever it does: see `_descriptors.Lifeline`.
+task. Nothing is lost, because it is the worker that leaves. `_leaving.py` has what
+follows if it does not. A leash also ends when the main process dies, which is how
+a waiting worker notices without Linux. With Linux the kernel kills it then,
+whatever it does: see `_descriptors.Lifeline`.
 
 What must never happen here: waiting for a child that is not one of ours;
 clearing the slot of a worker whose death has not been told (the slot is what
@@ -38,10 +39,11 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from . import _descriptors, _fences, _machine, _processes, _signals
+from . import _descriptors, _leaving, _machine, _processes, _signals
 from . import _scoreboard as sb
 from ._chronicle import Chronicle
 from ._descriptors import Doorbell, Lifeline, Waiter
+from ._leaving import PoolWorker, Rules
 from ._regulator import Counts, Decision, Limits, Memory, regulate
 from ._scoreboard import Scoreboard
 from ._signals import Handler
@@ -52,23 +54,10 @@ logger = logging.getLogger("prefork_executor")
 
 SETTLED_AFTER = 1.0
 """Seconds after which a worker that has done nothing yet counts as sound."""
-LEAVE_WITHIN = 10.0
-"""Seconds a worker that holds no task may take to end after it was told to, or
-said that it would: enough to flush its queues and join its threads. Then SIGKILL."""
-TASK_GRACE = 3.0
-"""Seconds that a task which is to be ended may take to clean up after SIGTERM."""
 MEMORY_INTERVAL = 0.5
 """Seconds between two looks at the memory of workers that work."""
 ROLLOVER_INTERVAL = 0.1
 """Seconds between two looks whether new workers serve, so that old ones may go."""
-INSIST_INTERVAL = 0.01
-"""Seconds between two looks whether a worker that is to end, and has not, needs a second
-signal for that."""
-INSIST_FOR = 1.0
-"""Seconds after which nobody looks for that any more."""
-REMIND_AFTER = 0.05
-"""Seconds after which a raw child is sent SIGTERM again that seems not to have noticed; and
-after as long again as it has been by then."""
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at the workers of a pool that closes."""
 LOOK_LATE = 0.01
@@ -84,21 +73,6 @@ class Seat(NamedTuple):
 
     slot: int
     leash: int
-
-
-class _Worker:
-    def __init__(self, pid: int, slot: int, leash: int) -> None:
-        self.pid = pid
-        self.slot = slot
-        self.leash = leash
-        self.is_old = False
-        self.retired_at: int | None = None
-        self.remind_at = 0
-        self.ended_at: int | None = None
-        self.patience: float | None = None
-        self.taking: tuple[int, int] | None = None
-        self.is_killed = False
-        self.may_insist = False
 
 
 class WorkerPool:
@@ -138,7 +112,8 @@ class WorkerPool:
         self._child_handlers = child_handlers
         self._disown = disown
         self._retire_signal = retire_signal
-        self._leave_within = LEAVE_WITHIN if leave_within is None else leave_within
+        self._leave_within = _leaving.LEAVE_WITHIN if leave_within is None else leave_within
+        self._rules = Rules(board, self._leave_within, retire_signal)
         self._most_memory = most_memory
         self._memory_at = 0.0
         self._chronicle = Chronicle(board, limits.max_workers)
@@ -148,14 +123,14 @@ class WorkerPool:
         """Forks that have failed so far."""
         self.generation = 0
         """How often all workers were replaced; in a worker, before it was forked."""
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, PoolWorker] = {}
+        self._old: set[int] = set()
         self._unburied = 0
         self._memory = Memory()
         self._crashes = 0
         self._forks = 0
         self._failed_forks = 0
         self._live_at_failure: int | None = None
-        self._is_all_done = False
         self._last_crash = 0
         self._may_settle = False
         self._check_at: float | None = 0.0
@@ -217,20 +192,20 @@ class WorkerPool:
                 self.stopped.append(worker.pid)
         return deaths
 
-    def _reaped(self, worker: _Worker, status: int) -> Death:
+    def _reaped(self, worker: PoolWorker, status: int) -> Death:
+        flags = TOLD if worker.is_told else 0
+        if self.is_replacing and worker.pid not in self._old:
+            flags |= NEW
+        self._old.discard(worker.pid)
         del self._workers[worker.pid]
-        self._let_go(worker)
-        slot = self.board.read(worker.slot)
+        worker.let_go()
+        slot = worker.look()
         self._unburied += 1
-        is_crash = worker.retired_at is None and _is_crash(slot)
-        was_told = worker.retired_at is not None
-        self._chronicle.ended(slot, was_told=was_told, is_crash=is_crash)
+        is_crash = not worker.is_told and _is_crash(slot)
+        self._chronicle.ended(slot, was_told=worker.is_told, is_crash=is_crash)
         if is_crash:
             self._crashes += 1
             self._last_crash = time.monotonic_ns()
-        flags = 0 if worker.retired_at is None else TOLD
-        if self.is_replacing and not worker.is_old:
-            flags |= NEW
         return Death(
             *(worker.pid, status, worker.slot, slot.state, slot.task, slot.done, flags, slot.tail),
             *(slot.born, slot.since, time.monotonic_ns()),
@@ -254,7 +229,7 @@ class WorkerPool:
             outstanding: the tasks not resolved, as far as their owner knows. None:
                 nobody counts them.
         """
-        self._kill_the_stuck()
+        self._enforce()
         if self._most_memory is not None:
             self._retire_big(self._most_memory)
         counts = self._count()
@@ -296,8 +271,8 @@ class WorkerPool:
         idle_since = []
         settled = self._may_settle = False
         for worker in self._workers.values():
-            slot = self.board.read(worker.slot)
-            if worker.retired_at is not None or (worker.is_old and slot.state != sb.BUSY):
+            slot = worker.look()
+            if worker.is_told or (worker.pid in self._old and slot.state != sb.BUSY):
                 tally[sb.LEAVING] += 1
                 continue
             tally[slot.state] += 1
@@ -338,7 +313,7 @@ class WorkerPool:
         self._check_at = None
         waits = [] if decision.check_in is None else [decision.check_in]
         if counts.leaving or decision.retire:
-            waits.append(self._next_kill())
+            waits.append(self._next_enforcement())
         if self._old_are_left():
             waits.append(ROLLOVER_INTERVAL)
         if self._most_memory is not None and self._anybody_works():
@@ -395,7 +370,7 @@ class WorkerPool:
             _signals.restore_mask(mask)
             return Seat(slot, leash_read)
         self._forks += 1
-        self._workers[pid] = _Worker(pid, slot, leash_write)
+        self._workers[pid] = PoolWorker(pid, slot, leash_write, self._rules)
         self._chronicle.forked(len(self._workers))
         self.board.words[self.board.base(slot) + sb.PID] = pid
         _signals.restore_mask(mask)
@@ -435,23 +410,23 @@ class WorkerPool:
         self.waiter.close()
         _descriptors.close_quietly(worker.leash for worker in self._workers.values())
         self._workers.clear()
+        self._old.clear()
 
     def _retire_idle(self, most: int) -> None:
         """Retire the workers that have been idle longest."""
         idle = []
         for worker in self._workers.values():
-            slot = self.board.read(worker.slot)
-            if worker.retired_at is None and not worker.is_old and slot.state == sb.IDLE:
+            slot = worker.look()
+            if not worker.is_told and worker.pid not in self._old and slot.state == sb.IDLE:
                 idle.append((slot.since, worker))
         idle.sort(key=lambda pair: pair[0])
         for _, worker in idle[:most]:
-            self._retire(worker)
+            worker.retire()
 
     def replace_all(self) -> None:
         """Let new workers take the places of all there are: each of these retires,
         after what it holds, once a new one serves in its stead."""
-        for worker in self._workers.values():
-            worker.is_old = True
+        self._old.update(self._workers)
         self._note("reload: new workers for all there are")
         self.generation += 1
         self.board.words[sb.GENERATION] = self.generation
@@ -460,43 +435,39 @@ class WorkerPool:
     def keep_old(self) -> None:
         """Give up what :meth:`replace_all` began: those that have not been told to
         leave stay."""
-        for worker in self._workers.values():
-            worker.is_old = False
+        self._old.clear()
         self.look_again()
 
     @property
     def is_replacing(self) -> bool:
         """Whether a worker from before the last :meth:`replace_all` still lives."""
-        return any(worker.is_old for worker in self._workers.values())
+        return bool(self._old)
 
     def _old_are_left(self) -> bool:
-        return any(w.is_old and w.retired_at is None for w in self._workers.values())
+        return any(not self._workers[pid].is_told for pid in self._old)
 
     def _retire_old(self, counts: Counts) -> None:
         """Retire workers that are to be replaced: all of them when enough new ones
         have shown that they serve, else as many as the lacking ones need room. So new
         ones that die at once do not cost us the old."""
-        live = [worker for worker in self._workers.values() if worker.retired_at is None]
-        old = [worker for worker in live if worker.is_old and self._may_retire(worker)]
+        live = [worker for worker in self._workers.values() if not worker.is_told]
+        old = [worker for worker in live if worker.pid in self._old and self._may_retire(worker)]
         # First those that do not serve yet: they may be no better than the new ones.
-        old.sort(key=lambda worker: self.board.read(worker.slot).state)
+        old.sort(key=lambda worker: worker.look().state)
         lacking = self._limits_now().min_spare - counts.spares
         room = self.limits.max_workers - counts.live
-        going = self._unburied + sum(map(self._is_going, self._workers.values()))
+        going = self._unburied + sum(map(_is_going, self._workers.values()))
         most = max(0, lacking - room - going)
         for worker in old if old and self._enough_serve(live) else old[:most]:
-            self._retire(worker)
+            worker.retire()
 
-    def _is_going(self, worker: _Worker) -> bool:
-        return worker.retired_at is not None or self.board.read(worker.slot).state == sb.LEAVING
-
-    def _may_retire(self, worker: _Worker) -> bool:
+    def _may_retire(self, worker: PoolWorker) -> bool:
         """Whether it would lose nothing if it were told to leave now. A signal may
         meet a worker that works; one without finishes what it holds."""
-        return self._retire_signal is None or self.board.read(worker.slot).state == sb.IDLE
+        return self._retire_signal is None or worker.look().state == sb.IDLE
 
-    def _enough_serve(self, live: list[_Worker]) -> bool:
-        new = [self.board.read(worker.slot) for worker in live if not worker.is_old]
+    def _enough_serve(self, live: list[PoolWorker]) -> bool:
+        new = [worker.look() for worker in live if worker.pid not in self._old]
         now = time.monotonic_ns()
         return sum(self._serves(slot, now) for slot in new) >= self._limits_now().min_spare
 
@@ -518,7 +489,7 @@ class WorkerPool:
             return
         self._memory_at = now + MEMORY_INTERVAL
         for worker in self._workers.values():
-            if worker.retired_at is None and self.board.read(worker.slot).state == sb.BUSY:
+            if not worker.is_told and worker.look().state == sb.BUSY:
                 size = _machine.resident_memory(worker.pid) or 0
                 if size > most_memory:
                     logger.info(
@@ -527,175 +498,56 @@ class WorkerPool:
                         *(worker.pid, size),
                     )
                     self._note(f"worker {worker.pid} is above max_memory_per_child", retire=1)
-                    self._retire(worker)
+                    worker.retire()
 
     def retire_all(self, *, is_all_done: bool = False) -> None:
         """Tell every worker to leave as soon as it holds nothing. ``is_all_done``: nobody
         waits for what one may seem to hold, as when it was stopped just after its outcome."""
-        self._is_all_done = is_all_done
         for worker in self._workers.values():
-            self._retire(worker)
+            worker.retire(is_done=is_all_done)
         self._check_at = time.monotonic() + self._leave_within
-
-    def _retire(self, worker: _Worker) -> None:
-        self._tell_to_leave(worker)
-        self._let_go(worker)
-
-    def _tell_to_leave(self, worker: _Worker) -> None:
-        """One that waits is told when it is let go as well."""
-        if worker.retired_at is None:
-            worker.retired_at = time.monotonic_ns()
-            self.board.words[self.board.base(worker.slot) + sb.RETIRE] = 1
-            if self._retire_signal is not None:
-                self._send_and_remind(worker, self._retire_signal)
-
-    def _let_go(self, worker: _Worker) -> None:
-        if worker.leash >= 0:
-            posix.close(worker.leash)
-            worker.leash = -1
 
     def end_all(self, number: int) -> None:
         """Send every worker this signal, whatever it does. One that survives it
         takes no other task, and is killed when its time is up."""
         for worker in self._workers.values():
-            self._end(worker, number)
+            worker.end(number)
         self._child_ended = True  # Whatever has been missed so far.
-        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_kill())
+        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_enforcement())
 
     def end_worker(self, pid: int, number: int) -> None:
         """The same for one of them; nothing if there is none of this process id."""
         worker = self._workers.get(pid)
         if worker is not None:
-            self._end(worker, number)
+            worker.end(number)
             self.look_again()
-
-    def _end(self, worker: _Worker, number: int) -> None:
-        # Before the signal is sent: this one is no mere retirement.
-        self.board.words[self.board.base(worker.slot) + sb.DOOMED] = 1
-        worker.ended_at = worker.ended_at or time.monotonic_ns()
-        is_told = worker.retired_at is None and number == self._retire_signal
-        self._tell_to_leave(worker)
-        if not is_told:
-            self._doom(worker, number)
-        # Not before, or one that waits would leave in peace, and call its finalizer.
-        self._let_go(worker)
 
     def end_task(self, place: int, task: int) -> None:
-        """End the worker in this slot if it holds this very task: by SIGTERM, and by
-        SIGKILL if that has not ended it in TASK_GRACE seconds. Otherwise do nothing.
-
-        The signal can hit no other task: the worker is told to leave first, and if it
-        still holds the task after that, it will take no other (see _worker.py)."""
+        """End the worker in this slot if it holds this very task, and nothing else: see
+        :meth:`PoolWorker.end_task`."""
         worker = next((w for w in self._workers.values() if w.slot == place), None)
-        if worker is None or worker.ended_at is not None or not self._holds(worker, task):
-            return
-        self._retire(worker)
-        _fences.everywhere(self.board)
-        if self._holds(worker, task):
-            worker.ended_at, worker.patience = time.monotonic_ns(), TASK_GRACE
-            self._doom(worker, signal.SIGTERM)
+        if worker is not None and worker.end_task(task):
             self.look_again()
-
-    def _doom(self, worker: _Worker, number: int) -> None:
-        """Send a signal that ends what the worker does, and say before whose it is."""
-        self.board.words[self.board.base(worker.slot) + sb.DOOMED] = 1
-        self._send_and_remind(worker, number)
-        # A raw child's handlers are all the user's.
-        worker.may_insist = number == signal.SIGTERM and self._retire_signal is None
-
-    def _send_and_remind(self, worker: _Worker, number: int) -> None:
-        worker.remind_at = time.monotonic_ns() + int(REMIND_AFTER * _NANO)
-        _processes.send_signal(worker.pid, number)
-
-    def _insist(self) -> None:
-        """Send SIGTERM again where the first has met a handler of ours, which waits for a
-        call into C to return; see :mod:`._end_signals`."""
-        now = time.monotonic_ns()
-        for worker in self._workers.values():
-            if worker.may_insist and worker.ended_at is not None:
-                if _signals.has_default_action(worker.pid, signal.SIGTERM):
-                    _processes.send_signal(worker.pid, signal.SIGTERM)
-                    worker.may_insist = False
-                elif now - worker.ended_at > INSIST_FOR * _NANO:
-                    worker.may_insist = False
-
-    def _remind(self) -> None:
-        """Send the signal again to those who have not noticed it: it may have come as they
-        were about to wait (see _kid.py)."""
-        now = time.monotonic_ns()
-        for worker in self._workers.values():
-            if self._is_deaf(worker) and now >= worker.remind_at:
-                worker.remind_at = now + (now - (worker.ended_at or worker.retired_at or now))
-                _processes.send_signal(worker.pid, signal.SIGTERM)
-
-    def _is_deaf(self, worker: _Worker) -> bool:
-        if self._retire_signal is None or worker.retired_at is None or worker.is_killed:
-            return False
-        slot, base = self.board.read(worker.slot), self.board.base(worker.slot)
-        heard = self.board.words[base + sb.HEARD]
-        if self.board.words[base + sb.DOOMED]:
-            return heard < 2 and slot.state != sb.LEAVING
-        return heard < 1 and slot.state == sb.IDLE
-
-    def _holds(self, worker: _Worker, task: int) -> bool:
-        slot = self.board.read(worker.slot)
-        return slot.state == sb.BUSY and slot.task == task
 
     def see_off(self) -> None:
         """Instead of :meth:`regulate` when the pool closes: start nobody, kill
         those who do not leave, plan the next look, which is one at every worker."""
-        self._kill_the_stuck()
+        self._enforce()
         self._child_ended = True
-        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_kill())
+        self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_enforcement())
 
-    def _kill_the_stuck(self) -> None:
-        """SIGKILL workers that should have ended long ago: they may be stopped, or
-        hang in a handler."""
-        self._insist()
-        self._remind()
-        now = time.monotonic_ns()
+    def _enforce(self) -> None:
+        """Remind those that are to leave; SIGKILL those that should have ended long ago: they
+        may be stopped, or hang in a handler."""
         for worker in self._workers.values():
-            since, patience = self._leaves_since(worker), self._patience(worker)
-            if since is not None and now - since > patience * _NANO:
-                logger.warning("worker %d did not leave in %g s; killing it", worker.pid, patience)
-                _processes.send_signal(worker.pid, signal.SIGKILL)
-                worker.is_killed = True
+            worker.enforce()
 
-    def _next_kill(self) -> float:
-        """Seconds until the next worker's time to leave is up, as far as we know."""
-        ends = [
-            since / _NANO + self._patience(worker)
-            for worker in self._workers.values()
-            if (since := self._leaves_since(worker)) is not None
-        ]
-        if any(worker.may_insist for worker in self._workers.values()):
-            return INSIST_INTERVAL
-        deaf = [worker.remind_at for worker in self._workers.values() if self._is_deaf(worker)]
-        if deaf:
-            return max(LOOK_LATE, min(deaf) / _NANO - time.monotonic())
-        if not ends:
+    def _next_enforcement(self) -> float:
+        """Seconds until one that is to leave may need it, as far as we know."""
+        due = [at for worker in self._workers.values() if (at := worker.due_at()) is not None]
+        if not due:
             return self._leave_within
-        return max(LOOK_LATE, min(ends) - time.monotonic())
-
-    def _patience(self, worker: _Worker) -> float:
-        return self._leave_within if worker.patience is None else worker.patience
-
-    def _leaves_since(self, worker: _Worker) -> int | None:
-        """When a worker was told to end, or began to leave holding no task (ns)."""
-        if worker.is_killed:
-            return None
-        if worker.ended_at is not None:
-            return worker.ended_at
-        slot = self.board.read(worker.slot)
-        if slot.state == sb.LEAVING:
-            return slot.since
-        if worker.retired_at is not None and slot.state == sb.TAKING:
-            # A matter of microseconds, unless it was stopped by a signal just then.
-            if worker.taking is None or worker.taking[0] != slot.task:
-                worker.taking = (slot.task, time.monotonic_ns())
-            return worker.taking[1]
-        holds_nothing = slot.state in (sb.IDLE, sb.STARTING) or self._is_all_done
-        return worker.retired_at if holds_nothing else None
+        return max(LOOK_LATE, min(due) - time.monotonic())
 
     def kill_all(self) -> None:
         """SIGKILL every worker, whatever it does."""
@@ -709,6 +561,10 @@ def _ignore(_signum: int, _frame: object) -> None:
     That descriptor is written by the interpreter's C code. A handler in Python
     could not be relied upon: CPython 3.13.0 never runs one in a process that was
     forked by another thread than the main one, as a supervisor may be."""
+
+
+def _is_going(worker: PoolWorker) -> bool:
+    return worker.is_told or worker.look().state == sb.LEAVING
 
 
 def _is_crash(slot: sb.Slot) -> bool:
