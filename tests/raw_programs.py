@@ -57,7 +57,7 @@ def rest():
 
 def states():
     '''What the pool's children do, as the scoreboard has it.'''
-    return sorted(State(slot.state).name for slot in raw._pool._board.read_all())
+    return sorted(State(slot.state).name for slot in raw._pool._main._board.read_all())
 
 def whip(code, args=()):
     while pf_whip_kids(code, args):

@@ -538,7 +538,7 @@ def test_busy_and_idle_are_idempotent_and_a_new_child_is_idle_at_once(run: Run) 
         os.write(gone, b"1")
         os.read(seen, 1)
         say("states", *states())
-        say("done", *sorted(slot.done for slot in raw._pool._board.read_all()))
+        say("done", *sorted(slot.done for slot in raw._pool._main._board.read_all()))
         pf_done()
         """,
     )

@@ -206,7 +206,7 @@ os.write(tap, b"xx")
 
 def code():
     os.read(source, 1)
-    while not raw._pool._kid._is_to_leave:
+    while not raw._pool._main.kid._is_to_leave:
         time.sleep(0.01)
     doze()
 

@@ -48,7 +48,7 @@ pf_init(max_servers=1)
 while states() != ["IDLE"]:
     pf_whip_kids(rest)
 while True:
-    raw._pool._doorbell.ring()  # So that it does not wait.
+    raw._pool._main._doorbell.ring()  # So that it does not wait.
     strike_at(moment)
     try:
         pf_whip_kids(rest)
@@ -89,7 +89,7 @@ while True:
             child_sigh={{"TERM": lambda *_: pf_kid_exit(0, "goodbye")}})
     while states() != ["IDLE"]:
         pf_whip_kids(rest)
-    raw._pool._doorbell.ring()  # So that pf_whip_kids does not wait.
+    raw._pool._main._doorbell.ring()  # So that pf_whip_kids does not wait.
     strike_at(moment)
     try:
         {call}
@@ -119,7 +119,7 @@ def code():
 def start_one():
     while states() != ["IDLE"]:
         pf_whip_kids(code)
-    bell = raw._pool._doorbell
+    bell = raw._pool._main._doorbell
     def hush(real=bell.hush):
         rung = real()
         if signal.SIGCHLD in rung:
