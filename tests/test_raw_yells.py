@@ -175,12 +175,14 @@ def test_a_hook_process_that_dies_is_logged_and_restarted_and_shuts_nothing_down
 
 
 BROKEN_HOOK_PROCESS = """
-def live(self, leash, real=raw.HookProcess._read_until_end_of):
+from prefork_executor._yell_hook import HookProcess
+
+def live(self, leash, real=HookProcess._read_until_end_of):
     say("hook", time.monotonic())
     if not os.path.exists("healed"):
         {death}
     real(self, leash)
-raw.HookProcess._read_until_end_of = live
+HookProcess._read_until_end_of = live
 """
 
 
@@ -224,9 +226,11 @@ whip(lambda: (pf_kid_yell("early", True), open("healed", "w").close(), time.slee
         BROKEN_HOOK_PROCESS.format(death="os._exit(0)"),
         BROKEN_HOOK_PROCESS.format(death="os.kill(os.getpid(), 9)"),
         """
+from prefork_executor._yell_hook import HookProcess
+
 def refuse(_self):
     raise BlockingIOError(11, "Resource temporarily unavailable")
-raw.HookProcess._fork = refuse
+HookProcess._fork = refuse
 """,
     ],
     ids=["exits", "exits with 0", "is killed", "cannot be forked"],
