@@ -91,7 +91,7 @@ class DirectReader:
     def __init__(self, ledger: Ledger, lock: _Lock) -> None:
         self.reading: _Lock = threading.RLock()
         self.was_interrupted = False
-        """Whether a caller has left in the midst of something. The I/O thread resets it."""
+        """Whether a caller has left in the midst of something. The I/O thread looks after that."""
         self.is_copy = False
         """Whether this is a fork's, and not the original."""
         self._process = 0
@@ -163,6 +163,10 @@ class DirectReader:
         self._lock, self.reading = lock, threading.RLock()
         self._seats.clear()
         self.close()
+
+    def forget_interruption(self) -> None:
+        """What was interrupted has been looked after."""
+        self.was_interrupted = False
 
     def is_reading(self) -> bool:
         """Whether this thread is: then this is a handler that has come in between."""

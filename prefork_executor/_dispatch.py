@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable
 
 from . import _batches, _channel, _wire
+from . import _scoreboard as sb
 from ._batches import Batches
 from ._channel import DONTWAIT, Parcel, PoolChannels
 from ._endings import Endings
@@ -31,6 +32,8 @@ class Dispatcher:
     Args:
         ledger, channels, endings, batches: the client's.
         wake: makes the I/O thread look around.
+        fence: makes what was written to the board visible before the next access; None: that
+            is done elsewhere.
     """
 
     def __init__(
@@ -40,12 +43,14 @@ class Dispatcher:
         endings: Endings,
         batches: Batches,
         wake: Callable[[], None],
+        fence: Callable[[], object] | None,
     ) -> None:
         self._ledger = ledger
         self._channels = channels
         self._endings = endings
         self._batches = batches
         self._wake = wake
+        self._fence = fence
         self.ready: set[int] = set()
         """The workers that have said they take tasks."""
         self.is_held = False
@@ -57,6 +62,58 @@ class Dispatcher:
         """Whether the pipe was found to be shut down; nothing more is sent then."""
         self._tries_again = False
         self._sent: list[Parcel] = []
+        self._last_end = self._last_end_told = 0
+
+    def report(self) -> None:
+        """Tell the supervisor how much there is, and ring if it is more than it
+        sees workers for. It goes on looking by itself while they lack."""
+        outstanding = self._ledger.outstanding
+        words = self._channels.board.words
+        words[sb.OUTSTANDING] = outstanding
+        if self._fence is not None:
+            self._fence()
+        if outstanding > words[sb.ENOUGH]:
+            self._channels.doorbell.ring()
+
+    # --- whether anything may be sent --------------------------------------------------------
+
+    def hold(self) -> None:
+        """Send nothing before there is another supervisor."""
+        self.is_held = True
+
+    def hold_for_end(self) -> int:
+        """Send nothing before all who are meant have been told to end. Returns the number of
+        this end."""
+        self.is_held = True
+        self._last_end += 1
+        return self._last_end
+
+    def end_is_told(self, end: int) -> None:
+        """The supervisor, if there is one, has been told of this end."""
+        self._last_end_told = end
+
+    def release(self, end: int) -> None:
+        """All who are meant by this end have been told."""
+        if end == self._last_end:
+            self.is_held = False
+
+    def release_unless_asked(self) -> None:
+        """There is another supervisor: go on, unless it is still to be told of an end."""
+        self.is_held = self._last_end != self._last_end_told
+
+    def cut(self) -> None:
+        """The pipe was shut down."""
+        self.is_cut = True
+
+    def mend(self) -> None:
+        """There is another pipe."""
+        self.is_cut = False
+
+    def forget_interruption(self) -> None:
+        """What was interrupted has been looked after."""
+        self.was_interrupted = False
+
+    # --- sending -----------------------------------------------------------------------------
 
     def has_room(self) -> bool:
         return not self.is_held and not self.is_cut and self._ledger.has_room(len(self.ready))

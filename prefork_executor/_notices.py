@@ -1,22 +1,37 @@
-"""What the client is told besides outcomes and yells, and how it is read.
+"""What the client is told besides outcomes and yells: how each kind is read, and what is
+done about it. The table is at the end.
 
 A notice is read before anything is done about it. So whatever a malformed one makes of
-its reader is raised here, and it can be dropped as a whole. Its descriptor, if it has
+its reader is raised there, and it can be dropped as a whole. Its descriptor, if it has
 one, is closed in any case.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from . import _channel, _failures, _pickling, _processes, _wire
+from ._audit import Auditor
+from ._batches import Batches
+from ._books import Books
 from ._channel import Packet
+from ._culprit import describe
+from ._deaths import Deaths
+from ._dispatch import Dispatcher
+from ._outcomes import Outcome, open_all
+from ._reloads import Reloads
+from ._supervisors import Supervisors
+from ._users_code import failure_phrase
 from ._wire import Death, Kind
+from ._workers_main import WorkersMain
 from .errors import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+logger = logging.getLogger("prefork_executor")
 
 Parts = list[memoryview | bytes]
 
@@ -29,10 +44,10 @@ def read_notice(packet: Packet) -> Any:
         Exception: its body is not what it should be.
     """
     parts = _channel.open_parts(packet)
-    read = _READERS.get(packet.kind)
-    if read is None:
+    row = _TABLE.get(packet.kind)
+    if row is None:
         raise ProtocolError(f"nobody waits for kind {packet.kind}, number {packet.number}")
-    return read(packet.number, parts)
+    return row[0](packet.number, parts)
 
 
 def _nothing(_number: int, _parts: Parts) -> None:
@@ -64,17 +79,120 @@ def _failure(_number: int, parts: Parts) -> BaseException:
     return _failures.load_failure(parts)
 
 
-_READERS: dict[int, Callable[[int, Parts], Any]] = {
-    Kind.READY: _nothing,
-    Kind.INITIALIZER_FAILED: _failure,
-    Kind.DEATH: _death,
-    Kind.DECISION: _decision,
-    Kind.SUPERVISOR_READY: _process,
-    Kind.MAIN_HELD: _main,
-    Kind.MARKER: _nothing,
-    Kind.START_FAILED: _failure,
-    Kind.RELOADED: _nothing,
-    Kind.STOPPED: _nothing,
-    Kind.WORKERS_TOLD: _nothing,
-    Kind.UNBEGUN: _nothing,
+class Notices:
+    """Does what they ask for. In the I/O thread.
+
+    Args:
+        books, auditor, batches, deaths, dispatcher, main, reloads, supervisors: the client's.
+        break_off: called with a reason, and what was raised, if the pool cannot go on.
+    """
+
+    def __init__(
+        self,
+        books: Books,
+        auditor: Auditor,
+        batches: Batches,
+        deaths: Deaths,
+        dispatcher: Dispatcher,
+        main: WorkersMain,
+        reloads: Reloads,
+        supervisors: Supervisors,
+        break_off: Callable[[str, BaseException | None], None],
+    ) -> None:
+        self._books = books
+        self._auditor = auditor
+        self._batches = batches
+        self._deaths = deaths
+        self._dispatcher = dispatcher
+        self._main = main
+        self._reloads = reloads
+        self._supervisors = supervisors
+        self._break_off = break_off
+
+    def heed(self, packet: Packet, outcomes: list[Outcome]) -> None:
+        """Read it, and do what it asks for; log it if it is malformed. ``outcomes`` have been
+        read before it, and are not in the books yet."""
+        try:
+            told = read_notice(packet)
+        except BaseException as error:
+            # Even SystemExit, which the user's exceptions may raise as they are unpickled.
+            logger.error(  # noqa: TRY400 - where it was read says nothing
+                "a malformed message of kind %d was dropped: %s", packet.kind, describe(error)
+            )
+            return
+        _TABLE[packet.kind][1](self, packet, told, outcomes)
+
+    def ready(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._deaths.worker_is_ready(packet.number)
+
+    def initializer_failed(
+        self, packet: Packet, error: BaseException, _outcomes: list[Outcome]
+    ) -> None:
+        self._deaths.failed_to_start(packet.number, failure_phrase(packet.extra), error)
+
+    def death(self, _packet: Packet, death: Death, outcomes: list[Outcome]) -> None:
+        self._deaths.died(death, outcomes)
+
+    def decision(
+        self, _packet: Packet, told: tuple[float, int, int, int, str], _outcomes: list[Outcome]
+    ) -> None:
+        with self._books.lock:
+            self._books.history.enter(told)
+        if (recorder := self._books.recorder) is not None:
+            recorder.decided(*told)
+
+    def supervisor_ready(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._supervisors.is_ready(packet.number)
+
+    def main_held(
+        self,
+        _packet: Packet,
+        told: tuple[dict[str, bytes], tuple[str, ...], bool],
+        _outcomes: list[Outcome],
+    ) -> None:
+        self._main.told(*told)
+
+    def start_failed(self, packet: Packet, error: BaseException, _outcomes: list[Outcome]) -> None:
+        phrase = failure_phrase(packet.number)
+        self._break_off(f"{phrase}: {type(error).__name__}: {error}", error)
+
+    def marker(self, packet: Packet, _told: None, outcomes: list[Outcome]) -> None:
+        with self._books.lock:
+            self._auditor.on_marker(packet.number, {done.number for done in outcomes})
+            self._books.endings.on_marker(packet.number)
+            found = self._batches.on_marker(packet.number)
+        open_all(memoryview(found), outcomes, self._books.ledger, self._books.recorder)
+
+    def workers_told(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        with self._books.lock:
+            self._dispatcher.release(packet.number)
+
+    def reloaded(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._reloads.end(packet.number)
+
+    def stopped(self, _packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        # As after a death in IDLE: it may have been woken, and nobody else.
+        with self._books.lock:
+            self._auditor.recall()
+
+    def unbegun(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._deaths.take_back(packet.number, packet.extra)
+
+
+Reads = Callable[[int, Parts], "Any"]
+Heeds = Callable[[Notices, Packet, "Any", list[Outcome]], None]
+
+_TABLE: dict[int, tuple[Reads, Heeds]] = {
+    Kind.READY: (_nothing, Notices.ready),
+    Kind.INITIALIZER_FAILED: (_failure, Notices.initializer_failed),
+    Kind.DEATH: (_death, Notices.death),
+    Kind.DECISION: (_decision, Notices.decision),
+    Kind.SUPERVISOR_READY: (_process, Notices.supervisor_ready),
+    Kind.MAIN_HELD: (_main, Notices.main_held),
+    Kind.MARKER: (_nothing, Notices.marker),
+    Kind.START_FAILED: (_failure, Notices.start_failed),
+    Kind.RELOADED: (_nothing, Notices.reloaded),
+    Kind.STOPPED: (_nothing, Notices.stopped),
+    Kind.WORKERS_TOLD: (_nothing, Notices.workers_told),
+    Kind.UNBEGUN: (_nothing, Notices.unbegun),
 }

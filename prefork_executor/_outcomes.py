@@ -18,18 +18,20 @@ import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
 
-from . import _channel, _failures, _pickling
+from . import _channel, _failures, _pickling, _wire
 from ._channel import Packet
 from ._handlers import is_by_handler
 from ._ledger import Ledger, Task
 from ._payload_files import PayloadFiles
 from ._tuples import NamedTuple
 from ._wire import Kind
-from .errors import TaskTimeout
+from .errors import ProtocolError, TaskTimeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from ._recorder import Recorder
 
     End = tuple[Task, Any, BaseException | None]
     """A task that has ended, its result and its error."""
@@ -79,6 +81,34 @@ def _unpickling_error(ledger: Ledger, number: int, error: BaseException) -> pick
     )
     wrapped.__cause__ = error
     return wrapped
+
+
+def open_all(
+    body: memoryview, outcomes: list[Outcome], ledger: Ledger, recorder: Recorder | None
+) -> None:
+    """Unpickle the outcomes of one message, and add them to the list."""
+    was_sent = ledger.was_sent
+    try:
+        for kind, number, duration, pickled in _wire.unpack_outcomes(body):
+            if not was_sent(number):
+                raise ProtocolError(f"an outcome of task {number}")
+            if kind == Kind.SPAN:
+                task = ledger.in_flight.get(number)
+                _record_run(recorder, task, number, duration, pickled)
+                continue
+            outcomes.append(open_pickled(kind, number, duration, [pickled], ledger))
+    except ProtocolError as error:
+        logger.error("malformed outcomes were dropped: %s", error)  # noqa: TRY400
+
+
+def _record_run(
+    recorder: Recorder | None, task: Task | None, number: int, duration: int, body: memoryview
+) -> None:
+    begin, pid, slot = _wire.unpack_span(body)
+    if recorder is not None:
+        from ._timeline import Run  # With the recorder; hardly anybody records.
+
+        recorder.ran(task, Run(number, begin, begin + duration, pid, slot))
 
 
 def settle(ledger: Ledger, done: Outcome) -> End | None:

@@ -428,7 +428,7 @@ def _begin(world: World, number: int) -> World:
 
 
 class Client:
-    """What the I/O thread does, as in `Client._turn`, and a thread that submits.
+    """What the I/O thread does, as in `IoLoop.turn`, and a thread that submits.
 
     Args:
         rules: those of RULES that hold.

@@ -376,14 +376,8 @@ class Stage:
         limits = Limits(workers, 1, workers, 1, None)
         settings: Any = types.SimpleNamespace(limits=limits, initializer=None, is_forked=True)
         client: Any = _client.Client(None, settings, None)  # type: ignore[arg-type]
-        client._look_at_what_is_held()
+        client._main.look()
         client._thread = threading.current_thread()
-        client._supervisor = types.SimpleNamespace(
-            control=types.SimpleNamespace(fileno=lambda: -1),
-            tell=lambda *_: None,
-            flush=lambda: None,
-            has_unsent=False,
-        )
         client._waiter = types.SimpleNamespace(wait=self.wait)
         board: Any = object.__new__(StageBoard)
         board.words, board.slots, board.stage = StageWords(self), workers, self
@@ -397,8 +391,15 @@ class Stage:
             wake=lambda: self.send_marker(0),
             files=PayloadFiles(),
         )
-        client._take(channels)
-        client._supervision = Supervision(client._supervisor, board)
+        client._take(channels, None)
+        supervisor: Any = types.SimpleNamespace(
+            control=types.SimpleNamespace(fileno=lambda: -1),
+            tell=lambda *_: None,
+            flush=lambda: None,
+            has_unsent=False,
+        )
+        client._supervisors.current = supervisor
+        client._supervisors.supervision = Supervision(supervisor, board)
         client._direct.reading.acquire()  # As the I/O thread does.
         return client
 
@@ -435,7 +436,7 @@ class Stage:
     def play(self) -> None:
         """Turn after turn, as the I/O thread does, until every task is resolved."""
         for _ in range(5_000):
-            self.client._turn()
+            self.client._loop.turn()
             if len(self.futures) == len(self.world.begun) and all(f.done() for f in self.futures):
                 return
         raise AssertionError(f"a task is never resolved: {self.world} {self.futures}")

@@ -20,7 +20,14 @@ from conftest import BOUND, eventually
 from injection import Running, all_go_on, ended_at_once, is_alive, lines, pool_of, supervisor_of
 from light_tasks import note, run_until, square
 
-from prefork_executor import PreforkExecutor, TaskAborted, _client
+from prefork_executor import (
+    PreforkExecutor,
+    TaskAborted,
+    _dispatch,
+    _life,
+    _notices,
+    _supervisor_handle,
+)
 from prefork_executor._wire import Kind
 
 MANY = 2000
@@ -59,8 +66,8 @@ def killed_on_failure(supervisor: psutil.Process) -> Iterator[None]:
 def fill_control(executor: PreforkExecutor) -> list[Future[None]]:
     """Ask a stopped supervisor for more than its socket takes."""
     reloads = [executor.reload() for _ in range(MANY)]
-    assert executor._client._supervisor is not None
-    assert executor._client._supervisor.has_unsent
+    assert executor._client._supervisors.current is not None
+    assert executor._client._supervisors.current.has_unsent
     return reloads
 
 
@@ -90,7 +97,7 @@ def test_a_pool_shuts_down_though_hundreds_of_commands_lie_before_that() -> None
                 reloads = fill_control(executor)
                 executor.shutdown(wait=False)
                 # It is told as soon as nothing is left to do.
-                eventually(lambda: executor._client._phase is _client.Phase.ENDING)
+                eventually(lambda: executor._client._life.phase is _life.Phase.ENDING)
             assert executor.join(BOUND)
         assert all(reload.done() for reload in reloads)
 
@@ -100,12 +107,12 @@ def test_a_command_that_is_repeated_does_not_queue_up_behind_the_others(tmp_path
         running = Running(executor, tmp_path)
         with stopped(supervisor_of(executor)):
             fill_control(executor)
-            handle: Any = executor._client._supervisor
+            handle: Any = executor._client._supervisors.current
             unsent = len(handle._unsent)
             executor.abort(running.future)
-            eventually(lambda: executor._client._endings._asked, "its end has been asked for")
-            first = dict(executor._client._endings._asked)
-            eventually(lambda: executor._client._endings._asked != first, "and again")
+            eventually(lambda: executor._client._books.endings._asked, "its end has been asked for")
+            first = dict(executor._client._books.endings._asked)
+            eventually(lambda: executor._client._books.endings._asked != first, "and again")
             # And the sign that is expected of it, once.
             assert len(handle._unsent) <= unsent + 1
         assert isinstance(running.future.exception(BOUND), TaskAborted)
@@ -120,7 +127,7 @@ def test_the_answer_to_an_earlier_request_to_end_the_workers_does_not_stand_for_
 ) -> None:
     """The second is made just as the answer to the first is read. What is submitted then
     would be taken, and taken along, by the worker that is there already."""
-    read_notice = _client.read_notice
+    read_notice = _notices.read_notice
     stopped: list[psutil.Process] = []
     gate, started = tmp_path / "gate", tmp_path / "started"
 
@@ -134,11 +141,11 @@ def test_the_answer_to_an_earlier_request_to_end_the_workers_does_not_stand_for_
 
     with ended_at_once(pool_of(1, "fork")) as executor:
         supervisor = supervisor_of(executor)
-        monkeypatch.setattr(_client, "read_notice", read_and_end_again)
+        monkeypatch.setattr(_notices, "read_notice", read_and_end_again)
         executor.kill_workers()
         eventually(lambda: stopped)
         try:
-            eventually(lambda: not executor._client._requests, "the second has been made")
+            eventually(lambda: not executor._client._requests.queue, "the second has been made")
             future = executor.submit(run_until, str(gate), str(started))
             stats = executor.stats()
             assert (stats.waiting, stats.in_flight) == (1, 0)
@@ -179,8 +186,8 @@ def test_workers_may_be_ended_again_and_again_while_the_supervisor_preloads(
 def test_workers_whose_end_is_asked_for_as_they_start_take_along_nothing_submitted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, report = _client.SupervisorHandle.start, _client.Client._report
-    read_notice = _client.read_notice
+    start, report = _supervisor_handle.SupervisorHandle.start, _dispatch.Dispatcher.report
+    read_notice = _notices.read_notice
     gate, started = tmp_path / "gate", tmp_path / "started"
     ends: list[str] = []
     later: list[Future[int]] = []
@@ -191,8 +198,8 @@ def test_workers_whose_end_is_asked_for_as_they_start_take_along_nothing_submitt
         eventually(lambda: executor.stats().idle, "a worker waits")
         ends.append("asked for")
 
-    def report_and_submit(client: Any) -> None:
-        report(client)
+    def report_and_submit(dispatcher: Any) -> None:
+        report(dispatcher)
         if ends == ["asked for"]:
             # The supervisor has started, and the request has not been looked at.
             ends.append("submitted")
@@ -205,9 +212,9 @@ def test_workers_whose_end_is_asked_for_as_they_start_take_along_nothing_submitt
         return read_notice(packet)
 
     with ended_at_once(pool_of(1, "fork")) as executor:
-        monkeypatch.setattr(_client.SupervisorHandle, "start", start_and_end)
-        monkeypatch.setattr(_client.Client, "_report", report_and_submit)
-        monkeypatch.setattr(_client, "read_notice", read_and_note)
+        monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", start_and_end)
+        monkeypatch.setattr(_dispatch.Dispatcher, "report", report_and_submit)
+        monkeypatch.setattr(_notices, "read_notice", read_and_note)
         supervisor_of(executor).kill()
         eventually(lambda: "done" in ends and lines(started))
         gate.touch()

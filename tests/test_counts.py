@@ -96,7 +96,7 @@ def workers(executor: PreforkExecutor) -> list[int]:
 
 
 def supervisor(executor: PreforkExecutor) -> int:
-    handle = executor._client._supervisor
+    handle = executor._client._supervisors.current
     assert handle is not None
     assert handle.pid is not None
     return handle.pid

@@ -101,7 +101,7 @@ class Pool:
         eventually(lambda: text in self.log.read_text(), f"{text!r} in the log")
 
     def _supervisor(self) -> Any:
-        return self.client._supervisor
+        return self.client._supervisors.current
 
     def _descriptors(self) -> dict[int, set[str]]:
         """Of the client, the supervisor and every worker, by process id."""
@@ -566,7 +566,7 @@ def test_the_supervisor_survives_whatever_comes(pool: Pool) -> None:
 
 def test_descriptors_that_come_with_a_command_are_not_kept(pool: Pool) -> None:
     pool.begin()
-    control = pool.client._supervisor.control
+    control = pool.client._supervisors.current.control
     for kind in (Kind.KEEP_OLD, Kind.DESCRIPTORS, 0):
         with files(ALIGNMENT, ALIGNMENT) as descriptors:
             pool.strike(control, command(kind), descriptors)
@@ -591,18 +591,20 @@ def test_ends_of_tasks_that_nobody_runs_end_nothing(pool: Pool) -> None:
 def test_a_command_that_the_client_has_not_given_costs_no_task(
     pool: Pool, data: bytes, ends_supervisor: bool, tmp_path: Path
 ) -> None:
-    before = pool.client._supervisor.pid
+    before = pool.client._supervisors.current.pid
     gate = tmp_path / "gate"
     futures = [pool.executor.submit(wait_for, str(gate)) for _ in range(10)]
     eventually(lambda: pool.executor.stats().busy == 2)
-    pool.client._supervisor.control.send(data)
+    pool.client._supervisors.current.control.send(data)
     gate.touch()
     assert all(future.result(BOUND) for future in futures)
     if ends_supervisor:
         # There is none for a moment.
-        eventually(lambda: getattr(pool.client._supervisor, "pid", None) not in (None, before))
+        eventually(
+            lambda: getattr(pool.client._supervisors.current, "pid", None) not in (None, before)
+        )
     pool.goes_on()
-    assert (pool.client._supervisor.pid == before) is not ends_supervisor
+    assert (pool.client._supervisors.current.pid == before) is not ends_supervisor
 
 
 # --- the doorbell --------------------------------------------------------------------------------
@@ -626,7 +628,7 @@ def test_a_storm_of_it_costs_none_of_a_thousand_tasks(pool: Pool) -> None:
         (pool.channels.yells_far, packet(Kind.DECISION, b"x")),
         (pool.channels.tasks, packet(0)),
         (pool.channels.tasks, b""),
-        (pool.client._supervisor.control, command(Kind.END_WORKERS, 0)),
+        (pool.client._supervisors.current.control, command(Kind.END_WORKERS, 0)),
     ]
     futures = []
     for i in range(1000):

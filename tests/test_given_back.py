@@ -22,7 +22,7 @@ from prefork_executor import (
     PreforkExecutor,
     WorkerDied,
     _batches,
-    _client,
+    _deaths,
     _leaving,
     _scoreboard,
     _wire,
@@ -105,13 +105,13 @@ def numbers(ran: Path) -> list[int]:
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is there once the client has been told of tasks that came back."""
-    path, take_back = tmp_path / "told", _client.Client._take_back
+    path, take_back = tmp_path / "told", _deaths.Deaths.take_back
 
     def take_back_and_say(client: Any, number: int, count: int) -> None:
         take_back(client, number, count)
         path.touch()
 
-    monkeypatch.setattr(_client.Client, "_take_back", take_back_and_say)
+    monkeypatch.setattr(_deaths.Deaths, "take_back", take_back_and_say)
     return path
 
 
@@ -196,7 +196,7 @@ def test_a_request_to_end_a_task_that_comes_late_does_not_hit_the_next_of_its_me
         supervisor.suspend()
         try:
             executor.abort(futures[0])
-            eventually(lambda: executor._client._endings._asked, "its end has been asked for")
+            eventually(lambda: executor._client._books.endings._asked, "its end has been asked for")
             gates[0].touch()
             eventually(lambda: numbers(ran) == [0, 1], "the next one runs")
             worker = executor.stats().workers[0].pid

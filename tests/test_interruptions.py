@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import eventually
 
-from prefork_executor import PreforkExecutor, WorkerDied, _channel, _client
+from prefork_executor import PreforkExecutor, WorkerDied, _channel, _supervisors
 
 
 def square(x: int) -> int:
@@ -70,7 +70,7 @@ def test_an_interrupt_as_a_task_is_sent_neither_loses_it_nor_runs_it_twice(
 
     with PreforkExecutor(1) as executor:
         executor.submit(square, 1).result()
-        monkeypatch.setattr(_client._channel, "send", interrupted_send)
+        monkeypatch.setattr(_channel, "send", interrupted_send)
         with pytest.raises(KeyboardInterrupt):
             executor.submit(note, str(ran), "interrupted")
         assert executor.submit(square, 2).result() == 4
@@ -132,7 +132,7 @@ def test_a_finalizer_that_submits_within_submit_does_not_deadlock(
             victims.clear()  # As a garbage collection would, with the lock held.
             send(*args)
 
-        monkeypatch.setattr(_client._channel, "send", collecting_send)
+        monkeypatch.setattr(_channel, "send", collecting_send)
         assert executor.submit(square, 2).result() == 4
         assert followed[0].result() == 25
 
@@ -158,7 +158,7 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
         thread.start()
         thread.join()
 
-    class StartsSlowly(_supervisor_handle.SupervisorHandle):
+    class StartsSlowly(_supervisors.SupervisorHandle):
         def start(self, context: Any, settings: Any, give_channels: Any) -> None:
             process = context.Process
 
@@ -170,7 +170,7 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
                 patch.setattr(type(context), "Process", staticmethod(process_after_a_fork))
                 super().start(context, settings, give_channels)
 
-    monkeypatch.setattr(_client, "SupervisorHandle", StartsSlowly)
+    monkeypatch.setattr(_supervisors, "SupervisorHandle", StartsSlowly)
     try:
         with PreforkExecutor(1, "fork") as executor:
             assert executor.submit(square, 2).result() == 4

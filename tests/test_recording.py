@@ -140,7 +140,7 @@ def test_a_span_is_exact(task: Any, tmp_path: Path) -> None:
     with PreforkExecutor(2) as executor:
         list(executor.map(task, range(20)))
         with executor.record(path):
-            recorder = executor._client._recorder
+            recorder = executor._client._books.recorder
             assert recorder is not None
             told = list(executor.map(task, range(300)))
     where: list[Told] = told if task is short else [first for first, _ in told]
@@ -230,7 +230,7 @@ def test_a_supervisors_death_is_the_end_of_the_spans_of_its_workers(tmp_path: Pa
         with executor.record(path):
             held = executor.submit(hold, str(started), str(tmp_path / "never"))
             eventually(started.exists)
-            supervisor = executor._client._supervisor
+            supervisor = executor._client._supervisors.current
             assert supervisor is not None
             assert supervisor.pid is not None
             os.kill(supervisor.pid, signal.SIGKILL)
@@ -347,7 +347,7 @@ def test_no_more_tasks_are_kept_than_asked_for_and_the_files_say_so(tmp_path: Pa
 def test_memory_is_bounded_while_tasks_wait_to_be_counted(tmp_path: Path) -> None:
     with PreforkExecutor(2) as executor:
         with executor.record(tmp_path / "run.json", max_tasks=5):
-            recorder = executor._client._recorder
+            recorder = executor._client._books.recorder
             assert recorder is not None
             list(executor.map(short, range(2000)))
             assert len(recorder._rows) == 5

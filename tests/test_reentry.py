@@ -31,14 +31,19 @@ from prefork_executor import (
     PreforkExecutor,
     _client,
     _dispatch,
+    _life,
     _processes,
+    _reloads,
+    _requests,
     _scoreboard,
     _supervisor_handle,
+    _supervisors,
 )
 
 # --- a signal handler within submit --------------------------------------------------
 
-LINES = {_client.__file__, _dispatch.__file__}
+ROOMS = (_client, _dispatch, _life, _reloads, _requests, _supervisors)
+LINES = {str(room.__file__) for room in ROOMS}
 Closes = Callable[[PreforkExecutor], None]
 CLOSES: dict[str, Closes] = {
     "shutdown": lambda executor: executor.shutdown(wait=False),
@@ -238,8 +243,8 @@ def test_a_logging_handler_may_wait_for_a_thread_that_submits_as_a_supervisor_is
 ) -> None:
     with ended_at_once(pool_of(2, "fork")) as executor:
         handler = slow_log(executor)
-        assert executor._client._supervisor is not None
-        pid = executor._client._supervisor.pid
+        assert executor._client._supervisors.current is not None
+        pid = executor._client._supervisors.current.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: handler.has_ended)

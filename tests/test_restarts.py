@@ -19,7 +19,7 @@ from conftest import BOUND, eventually
 from injection import all_go_on, ended_at_once, lines, pool_of, supervisor_of
 from light_tasks import note, square
 
-from prefork_executor import PreforkExecutor, _client, _starts, _worker_pool
+from prefork_executor import PreforkExecutor, _life, _starts, _supervisor_handle, _worker_pool
 from prefork_executor._starts import Restarts
 
 
@@ -71,7 +71,7 @@ def test_while_the_next_supervisor_is_awaited_tasks_wait_and_their_caller_does_n
     cause.touch()
     futures = [executor.submit(square, 1)]
     eventually(lambda: len(deaths(cause)) == 3)
-    eventually(lambda: executor._client._restarts.at, "the next has a time")
+    eventually(lambda: executor._client._supervisors.restarts.at, "the next has a time")
     futures += [executor.submit(square, i) for i in range(100)]
     assert executor.stats().waiting == 101
     assert executor.reload().result(BOUND) is None
@@ -94,7 +94,7 @@ def test_a_pool_that_awaits_its_next_supervisor_for_nothing_more_ends_at_once(
     cause.touch()
     supervisor_of(executor).kill()
     eventually(lambda: len(deaths(cause)) >= 2)
-    eventually(lambda: executor._client._restarts.at, "the next has a time")
+    eventually(lambda: executor._client._supervisors.restarts.at, "the next has a time")
     executor.shutdown()
     assert executor.join(0)
 
@@ -102,7 +102,7 @@ def test_a_pool_that_awaits_its_next_supervisor_for_nothing_more_ends_at_once(
 def test_nobody_waits_while_another_supervisor_starts(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = _client.SupervisorHandle.start
+    start = _supervisor_handle.SupervisorHandle.start
     starts: list[object] = []
     may_start = threading.Event()
 
@@ -112,7 +112,7 @@ def test_nobody_waits_while_another_supervisor_starts(
         start(handle, *args)
 
     with ended_at_once(pool_of(2, start_method)) as executor:
-        monkeypatch.setattr(_client.SupervisorHandle, "start", start_slowly)
+        monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", start_slowly)
         supervisor_of(executor).kill()
         eventually(lambda: starts)
         done: list[Future[Any]] = []
@@ -140,7 +140,7 @@ def test_nobody_waits_while_another_supervisor_starts(
 def start_fails(number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """From now on a supervisor's start fails so often, with this error's number. When it
     was tried."""
-    start, tries = _client.SupervisorHandle.start, list[float]()
+    start, tries = _supervisor_handle.SupervisorHandle.start, list[float]()
 
     class NoProcesses:
         def get_start_method(self) -> str:
@@ -153,7 +153,7 @@ def start_fails(number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> lis
         tries.append(time.monotonic())
         start(handle, context if len(tries) > times else NoProcesses(), *args)
 
-    monkeypatch.setattr(_client.SupervisorHandle, "start", start_none)
+    monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", start_none)
     return tries
 
 
@@ -196,12 +196,12 @@ def test_one_that_there_is_never_room_for_breaks_the_pool_in_the_end(
         eventually(lambda: len(tries) >= 1)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):
             executor.submit(square, 1).result(BOUND)
-        eventually(lambda: executor._client._phase is _client.Phase.ENDED)
+        eventually(lambda: executor._client._life.phase is _life.Phase.ENDED)
         assert len(tries) == _starts.MOST_NOT_STARTED
 
 
 def test_a_reload_that_is_asked_for_meanwhile_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, reloads = _client.SupervisorHandle.start, list[Future[None]]()
+    start, reloads = _supervisor_handle.SupervisorHandle.start, list[Future[None]]()
 
     class NoProcesses:
         def get_start_method(self) -> str:
@@ -215,7 +215,7 @@ def test_a_reload_that_is_asked_for_meanwhile_is_resolved(monkeypatch: pytest.Mo
         start(handle, context if reloads else NoProcesses(), *args)
 
     with ended_at_once(pool_of(1, "fork")) as executor:
-        monkeypatch.setattr(_client.SupervisorHandle, "start", fail_once)
+        monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", fail_once)
         supervisor_of(executor).kill()
         eventually(lambda: len(reloads) == 1)
         assert reloads[0].result(BOUND) is None
@@ -247,7 +247,7 @@ def test_a_supervisor_that_cannot_be_started_breaks_the_pool_and_says_why(
     with ended_at_once(pool_of(1, "fork")) as executor:
         start_fails(errno.ENOENT, 10**9, monkeypatch)
         supervisor_of(executor).kill()
-        eventually(lambda: executor._client._phase is _client.Phase.ENDED)
+        eventually(lambda: executor._client._life.phase is _life.Phase.ENDED)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):
             executor.submit(square, 1)
 

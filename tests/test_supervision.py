@@ -49,7 +49,7 @@ def come_to_rest(executor: PreforkExecutor) -> None:
 
 def wake_ups(executor: PreforkExecutor, seconds: float) -> int:
     """How often the supervisor woke up within so many seconds."""
-    supervisor = executor._client._supervisor
+    supervisor = executor._client._supervisors.current
     assert supervisor is not None
     status = Path(f"/proc/{supervisor.pid}/status")
 

@@ -71,7 +71,7 @@ def test_a_stopped_supervisor_does_not_hold_up_the_shutdown(start_method: str) -
 
 def test_a_supervisor_that_goes_on_in_time_is_not_replaced(start_method: str) -> None:
     with stopped_supervisor(start_method) as executor:
-        before = executor._client._supervisor
+        before = executor._client._supervisors.current
         supervisors = {psutil.Process(worker.pid).parent() for worker in executor.stats().workers}
         limited = executor.with_options(timeout=0.1).submit(time.sleep, 600)
         time.sleep(1)  # Not for the result: it is to be late.
@@ -79,7 +79,7 @@ def test_a_supervisor_that_goes_on_in_time_is_not_replaced(start_method: str) ->
             supervisor.resume()
         with pytest.raises(TaskTimeout):
             limited.result(BOUND)
-        assert executor._client._supervisor is before
+        assert executor._client._supervisors.current is before
 
 
 # --- the caller's end -----------------------------------------------------------------------------

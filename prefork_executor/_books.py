@@ -1,0 +1,54 @@
+"""The books of one client, and the lock that guards them.
+
+The locks
+---------
+There are three kinds. Whoever takes more than one takes them in this order:
+
+1. ``DirectReader.reading``: who has it reads from the yell channel, and no other does. The
+   I/O thread has it always, except while it waits.
+2. ``Books.lock``: guards all that is in here. Everybody takes it, for as short a time as
+   possible. Nothing is pickled, copied or hashed while it is held, no future is resolved, and
+   nobody waits.
+3. The lock of a future, in which nothing else is done.
+
+No code of the user's runs while any of them is held, with one exception: a signal handler
+runs wherever it comes in. So ``Books.lock`` is one that its holder may take again, and
+`_locks.py` says how it gets free when a handler raises.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from ._endings import Endings
+from ._history import History
+from ._ledger import Ledger
+from ._life import Life
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._recorder import Recorder
+
+
+class Books:
+    """What the caller's threads and the I/O thread both write."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.ledger = Ledger()
+        self.endings = Endings()
+        self.history = History()
+        self.life = Life()
+        self.recorder: Recorder | None = None
+        """Of the recording that is on."""
+
+    def record(self, recorder: Recorder | None) -> None:
+        """From now on, for this recorder."""
+        self.recorder = recorder
+
+    def disown(self) -> None:
+        """In a child that the caller forked, where others than this thread may have held the
+        lock."""
+        self.lock = threading.RLock()
+        self.recorder = None
+        self.life.become_copy()
