@@ -11,12 +11,13 @@ oneself tells when all that others sent before it has been read.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
@@ -59,6 +60,9 @@ none, of each: then there is time for it."""
 MOST_WAITING = 64 * 1024 * 1024
 """Bytes of pickled calls that wait, from which on what is submitted is kept as it is, and
 pickled when its turn has come."""
+TOGETHER, TOGETHER_WITHIN = 64, 0.001
+"""Calls that are pickled before the first of them is accepted, where many are submitted, at
+most; and the seconds after which no more is added to those: workers may be waiting."""
 
 
 class Client:
@@ -128,6 +132,17 @@ class Client:
     ) -> Future[Any]:
         if self._thread is None:
             self._start()
+        future, task = self._prepare(fn, args, kwargs, terms)
+        if task is not None:
+            if task.bulk and self._dispatcher.is_to_send_now():
+                self._wrap(task)
+            self._accept(task)
+        return future
+
+    def _prepare(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+    ) -> tuple[TaskFuture, Task | None]:
+        """A call's future and task; no task if the call cannot be pickled."""
         future = TaskFuture()
         future.client = self._direct
         held = self._main.held
@@ -140,7 +155,7 @@ class Client:
             self._life.check_open()
             # Its traceback would lead to this frame, and from here to the future.
             future.set_exception(error.with_traceback(None))
-            return future
+            return future, None
         # Not under the lock: this may run code of the user's, a proxy's, say.
         task = Task(future, self._ledger.timing_of(fn), terms, payload, held)
         future.task = task
@@ -148,10 +163,55 @@ class Client:
             task.keep((fn, args, kwargs))
         if (recorder := self._books.recorder) is not None:
             recorder.submitted(task)
-        if task.bulk and self._dispatcher.is_to_send_now():
-            self._wrap(task)
-        self._accept(task)
-        return future
+        return future, task
+
+    def submit_all(
+        self, calls: Iterable[tuple[Any, ...]], terms: Terms, futures: list[Future[Any]]
+    ) -> None:
+        """Submit these calls, each a function and its arguments, and put their futures into
+        the list. Those that will have to wait are accepted several at a time."""
+        calls = iter(calls)
+        for call in calls:
+            if self._thread is None or self._dispatcher.is_to_send_now():
+                futures.append(self.submit(call[0], call[1:], {}, terms))
+                continue
+            following = itertools.islice(calls, TOGETHER - 1)
+            before = depth(self._lock)
+            try:
+                self._submit_batch(itertools.chain((call,), following), terms, futures)
+            except BaseException:
+                release_to(self._lock, before)  # As in submit.
+                self._wake()
+                raise
+
+    def _submit_batch(
+        self, batch: Iterable[tuple[Any, ...]], terms: Terms, futures: list[Future[Any]]
+    ) -> None:
+        end = time.monotonic() + TOGETHER_WITHIN
+        prepared = []
+        for call in batch:
+            prepared.append(self._prepare(call[0], call[1:], {}, terms))
+            if time.monotonic() > end:
+                break
+        tasks = [task for _, task in prepared if task is not None]
+        with self._lock:
+            self._life.check_open()
+            is_next = self._dispatcher.is_to_send_now()
+            for task in tasks:
+                self._enqueue(task)
+            futures.extend(future for future, _ in prepared)
+            if is_next:
+                self._wake()  # All that was in flight has ended meanwhile.
+            self._dispatcher.report()
+
+    def _enqueue(self, task: Task) -> None:
+        """With the lock held: it is accepted, and waits."""
+        if task.names is not None and task.held is not self._main.held:
+            task.unbind()  # The supervisor is another than a moment ago.
+        waiting = len(self._ledger.waiting)
+        if not waiting % MEASURED and (not waiting % SHORT_MEASURED or not task.is_short):
+            task.submitted = time.monotonic_ns() >> _wire.TICK
+        self._ledger.enqueue(task)
 
     def _wrap(self, task: Task) -> None:
         """In the caller's thread, before it is in the books."""
@@ -167,17 +227,12 @@ class Client:
         with self._lock:
             ledger = self._ledger
             self._life.check_open()
-            if task.names is not None and task.held is not self._main.held:
-                task.unbind()  # The supervisor is another than a moment ago.
             if self._is_starting:
                 # A signal handler, or a finalizer: the I/O thread will send it.
-                ledger.enqueue(task)
+                self._enqueue(task)
                 return
             is_next = self._dispatcher.is_to_send_now()
-            waiting = len(ledger.waiting)
-            if not waiting % MEASURED and (not waiting % SHORT_MEASURED or not task.is_short):
-                task.submitted = time.monotonic_ns() >> _wire.TICK
-            ledger.enqueue(task)
+            self._enqueue(task)
             # A signal handler, or a finalizer, may have submitted or shut down meanwhile.
             if is_next and ledger.waiting and ledger.waiting[0] is task:
                 if (not task.bulk and task.late is None) or task.parcel is not None:

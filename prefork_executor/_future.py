@@ -17,7 +17,10 @@ either puts what it has into a cell of the future, and what is there afterwards 
 
 Each step has a cell of its own, because after the first there may be need for a condition.
 
-Who waits for a result needs no condition either: a plain lock, his *bell*, will do. He puts
+Callbacks are in a list, from which each is taken once, by whoever is to call it. So adding one
+needs no condition either.
+
+Who waits for a result needs none: a plain lock, his *bell*, will do. He puts
 it there, and looks at the state again; whoever brings the future to its end changes the state,
 and looks for bells. One of them notices. The first who waits has a place of his own, as his
 bell may be of a better kind; the others are in a list. So no signal handler that raises in
@@ -48,6 +51,7 @@ from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
     FINISHED,
+    LOGGER,
     PENDING,
     RUNNING,
 )
@@ -241,7 +245,9 @@ class TaskFuture(_Future):
 
     def done(self) -> bool:
         """As any future's. In a fork always: there is nothing to wait for."""
-        return self._is_left_behind or self.has_ended
+        if self.client is not None and self.client.is_copy:
+            return self._is_left_behind or self.has_ended
+        return self._state not in (PENDING, RUNNING)
 
     def running(self) -> bool:
         """As any future's."""
@@ -253,7 +259,17 @@ class TaskFuture(_Future):
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """As any future's."""
-        self._unlocked_after(super().add_done_callback, fn)
+        if not _IS_KNOWN or (self.client is not None and self.client.is_copy):
+            self._unlocked_after(super().add_done_callback, fn)
+            return
+        # Whoever takes it out of the list calls it: who brings the future to its end, or, if he
+        # has not seen it any more, we.
+        callbacks = self._done_callbacks
+        callbacks.append(fn)
+        if self._state not in (PENDING, RUNNING):
+            with contextlib.suppress(ValueError):
+                callbacks.remove(fn)
+                self._call(fn)
 
     def _unlocked_after(self, call: Callable[..., Any], *args: Any) -> Any:
         lock: Any = self._condition
@@ -321,11 +337,12 @@ class TaskFuture(_Future):
         return bool(self._done_callbacks) or "_condition" in cells or _MORE_BELLS in cells
 
     def _ring(self) -> None:
-        bell = self.__dict__.get(_BELL)
-        if bell is not None:
+        cells = self.__dict__
+        if _BELL in cells and (bell := cells.get(_BELL)) is not None:
             with contextlib.suppress(RuntimeError):  # It has rung.
                 bell.release()
-        self._ring_others()
+        if _MORE_BELLS in cells:
+            self._ring_others()
 
     def _ring_others(self) -> None:
         for bell in list(self.__dict__.get(_MORE_BELLS, ())):
@@ -342,7 +359,22 @@ class TaskFuture(_Future):
         # In every end, and the first thing after it.
         self.task = None
         self._ring()
-        super()._invoke_callbacks()  # type: ignore[misc]
+        self._call_back()
+
+    def _call_back(self) -> None:
+        callbacks = self._done_callbacks
+        while callbacks:
+            try:
+                fn = callbacks.pop(0)
+            except IndexError:
+                return  # Who has added it calls it.
+            self._call(fn)
+
+    def _call(self, fn: Callable[[Future[Any]], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            LOGGER.exception("exception calling callback for %r", self)
 
     # --- the two steps ------------------------------------------------------------------
 
@@ -375,10 +407,9 @@ class TaskFuture(_Future):
         self._result = result
         self._state = FINISHED
         self.task = None
+        self._ring()
         if self._done_callbacks:
-            self._invoke_callbacks()
-        else:
-            self._ring()
+            self._call_back()
 
     def finish_unwatched(self, result: Any) -> bool:
         """In a caller's thread: give it its result, unless somebody has asked for the
@@ -391,6 +422,7 @@ class TaskFuture(_Future):
             cells[cell] = _FINISHING
             self.task = None
             self._ring_others()
+            self._call_back()  # If one was added just now.
         return type(step) is tuple or step is _FINISHING
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import collections
 import types
+import weakref
 from collections.abc import Callable, Iterable
 
 from . import _channel
@@ -234,6 +235,10 @@ def _identity(fn: Any) -> tuple[object, types.CodeType | None]:
     return (task_name(fn), is_chunk), None
 
 
+def _no_function() -> None:
+    """A reference to none."""
+
+
 class Ledger:
     """All tasks of one executor that are not resolved."""
 
@@ -246,6 +251,8 @@ class Ledger:
         self._weight = 0
         self._last_number = 0
         self._timings: dict[object, Timing] = {}
+        # The latest function, of most tasks that come one after the other; and its timing.
+        self._latest: tuple[Any, Timing] = (_no_function, Timing(""))
 
     @property
     def outstanding(self) -> int:
@@ -284,12 +291,18 @@ class Ledger:
 
     def timing_of(self, fn: Any) -> Timing:
         """Where the durations of this function's tasks are kept."""
+        latest, timing = self._latest
+        if latest() is fn and (type(fn) is Chunk or timing.code is fn.__code__):
+            return timing
         key, code = _identity(fn)
-        timing = self._timings.get(key)
-        if timing is None:
+        if (known := self._timings.get(key)) is not None:
+            timing = known
+        else:
             if len(self._timings) >= _MOST_TIMINGS:
                 self._timings.clear()
             timing = self._timings[key] = Timing(task_name(fn), code)
+        if type(fn) is types.FunctionType or type(fn) is Chunk:
+            self._latest = weakref.ref(fn), timing
         return timing
 
     def has_room(self, workers: int) -> bool:

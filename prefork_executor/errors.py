@@ -2,8 +2,9 @@
 
 ===================  ==========================================================
 the caller's         ``TypeError`` and ``ValueError`` at the call that gave the
-                     bad argument; ``pickle.PicklingError`` in the future whose
-                     task or result cannot travel
+                     bad argument; :class:`CallPicklingError` and
+                     :class:`ResultPicklingError`, which are ``pickle.PicklingError``,
+                     in the future whose task or result cannot travel
 a worker's death     :class:`WorkerDied`, in the future of the task it held
 the caller's wish    :class:`TaskTimeout` and :class:`TaskAborted`, in the future of a
                      task that was ended because its caller had asked for it
@@ -25,13 +26,16 @@ from __future__ import annotations
 
 import signal as _signal
 from concurrent.futures.process import BrokenProcessPool
+from pickle import PicklingError
 
 __all__ = [
+    "CallPicklingError",
     "NoSuchPool",
     "PoolEnded",
     "ProtocolError",
     "ReloadFailed",
     "RemoteExceptionStandIn",
+    "ResultPicklingError",
     "SeveralPools",
     "StatusError",
     "TaskAborted",
@@ -121,6 +125,22 @@ class TaskAborted(Exception):  # noqa: N818 - the name is part of the interface
 class ReloadFailed(Exception):  # noqa: N818 - it says what has failed
     """A new worker could not start, so the old ones stay. Its ``__cause__`` is what
     the initializer raised, if it raised."""
+
+
+class CallPicklingError(PicklingError):
+    """The task's function or an argument cannot be sent to a worker. The message says which,
+    and its ``__cause__`` is what pickle raised."""
+
+
+class ResultPicklingError(PicklingError):
+    """The task's result cannot be sent to the caller. The message says what in it, and its
+    ``__cause__`` is what pickle raised.
+
+    Attributes:
+        result: what ``repr(result)`` gave in the worker.
+    """
+
+    result = ""
 
 
 class RemoteExceptionStandIn(Exception):  # noqa: N818 - it stands for any exception

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import enum
-import itertools
-import operator
 import os
 import signal
-import sys
-import time
 import types
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from . import _contexts, _machine
 from ._arguments import (
     brief,
-    check_buffersize,
     check_callable,
     check_count,
     check_function,
@@ -28,9 +22,9 @@ from ._arguments import (
     check_seconds,
     time_limit,
 )
-from ._handlers import let_through
 from ._process_pool import ProcessPool
 from ._settings import Settings, Terms
+from .maps import Maps, cancel_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,8 +53,8 @@ class _Keep(enum.Enum):
     KEEP = enum.auto()
 
 
-class _Submitter(ProcessPool):
-    """What an executor and its views share: ``submit`` and ``map``, on some terms."""
+class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
+    """What an executor and its views share: ``submit`` and the maps, on some terms."""
 
     _client: Client
     _terms: Terms
@@ -93,67 +87,22 @@ class _Submitter(ProcessPool):
         check_function("fn", fn)
         return self._client.submit(fn, args, kwargs, self._terms)
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]:
-        """Like ``map(fn, *iterables)``, in the pool, results in order.
-
-        Args:
-            fn: called with an item of each iterable.
-            iterables: read at once, or as results are taken if ``buffersize``. If they
-                can tell how many items they have, so can the iterator returned
-                (``operator.length_hint``): progress bars ask for it.
-            timeout: seconds from this call on for the results to come.
-            chunksize: items that travel as one task. Time limits and retries are
-                for a task, so for a whole chunk.
-            buffersize: tasks submitted ahead of the results taken, at most.
-                None: all.
-
-        Raises:
-            TypeError, ValueError: at this call, for a bad argument.
-            TimeoutError: from the iterator; what has not begun is cancelled.
-        """
-        check_function("fn", fn)
-        seconds = check_seconds("timeout", timeout)
-        check_count("chunksize", chunksize, least=1, takes_bool=True)
-        buffersize = check_buffersize(buffersize)
-        end = None if seconds is None else time.monotonic() + seconds
-        sources = [check_iterable(f"iterables[{i}]", items) for i, items in enumerate(iterables)]
-        length = _shortest(iterables)
-        calls = zip(*sources, strict=False)
-        if chunksize == 1:
-            results = self._map(fn, calls, end, buffersize)
-            return _Results(results, results, length)
-        from ._pickling import Chunk
-
-        chunks = _columns(sources, calls, min(chunksize, sys.maxsize))
-        results = self._map(Chunk(fn), chunks, end, buffersize)
-        return _Results(itertools.chain.from_iterable(_emptied(results)), results, length)
-
-    def _map(
-        self,
-        fn: Callable[..., Any],
-        calls: Iterator[tuple[Any, ...]],
-        end: float | None,
-        buffersize: int | None,
-    ) -> Generator[Any, None, None]:
-        first = itertools.islice(calls, buffersize)
-        futures: collections.deque[Future[Any]] = collections.deque()
+    def submit_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+        futures: list[Future[Any]] = []
         try:
-            futures.extend(self.submit(fn, *args) for args in first)
+            self._client.submit_all(calls, self._terms, futures)
         except BaseException:
-            # An iterable has raised, or a signal handler, as at Ctrl-C.
-            for future in futures:
-                future.cancel()
+            cancel_all(futures)
             raise
-        # The iterator alone must not keep an executor from being collected.
-        submit = _Submit(weakref.ref(self._owner()), self._terms, fn)
-        return _results(submit, calls if buffersize else None, futures, end)
+        return futures
+
+    def _submitter(self) -> Callable[[], Callable[..., Future[Any]] | None]:
+        client, terms, owner = self._client, self._terms, weakref.ref(self._owner())
+
+        def submit(fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+            return client.submit(fn, args, {}, terms)
+
+        return lambda: None if owner() is None else submit
 
     def abort(self, future: Future[Any]) -> bool:
         """End a task, whether it runs or waits. Does not wait for its end.
@@ -219,7 +168,8 @@ class _Submitter(ProcessPool):
                 time was up. It may then have run in part, and more than once.
 
         Returns:
-            A view with the same ``submit`` and ``map``. What is not given is as here.
+            A view with the same ``submit``, ``map`` and ``starmap``. What is not given
+            is as here.
 
         Raises:
             TypeError, ValueError: at this call, for a bad argument.
@@ -373,6 +323,14 @@ class PreforkExecutor(_Submitter):
         """
         self._client.shutdown(wait=wait, cancel=cancel_futures)
 
+    def start(self) -> None:
+        """Start the pool now, and not with the first task. Does not wait for its workers.
+
+        Raises:
+            What the first ``submit`` would.
+        """
+        self._client.start()
+
     def join(self, timeout: float | None = None) -> bool:
         """Wait, after :meth:`shutdown`, until every process of the pool has ended.
 
@@ -471,112 +429,6 @@ class PreforkExecutor(_Submitter):
         has ended how, the latest decisions. It may be called ten times a second at full
         load. After :meth:`shutdown` it tells of the past. docs/status.md has the fields."""
         return self._client.stats()
-
-
-class _Submit:
-    """Submits one call of a map after the other, as long as the executor is referred to."""
-
-    def __init__(
-        self, executor: weakref.ref[PreforkExecutor], terms: Terms, fn: Callable[..., Any]
-    ) -> None:
-        self._executor = executor
-        self._terms = terms
-        self._fn = fn
-
-    def next_of(self, calls: Iterator[tuple[Any, ...]]) -> list[Future[Any]]:
-        """The next call's future; an empty list if there is none."""
-        executor = self._executor()
-        if executor is None:
-            return []
-        return [
-            executor._client.submit(self._fn, args, {}, self._terms)
-            for args in itertools.islice(calls, 1)
-        ]
-
-
-class _Results(Iterator["T"]):
-    """What a map returns: its results, and how many are to come, where that is known."""
-
-    def __init__(
-        self, items: Iterator[T], tasks: Generator[Any, None, None], length: int | None
-    ) -> None:
-        self._items = items
-        self._tasks = tasks
-        self._left = length
-
-    def __iter__(self) -> Iterator[T]:
-        # Without a step of our own for each. The hint is asked for before.
-        return self._items
-
-    def __next__(self) -> T:
-        item = next(self._items)
-        if self._left:
-            self._left -= 1
-        return item
-
-    def __length_hint__(self) -> int:
-        return NotImplemented if self._left is None else self._left
-
-    def close(self) -> None:
-        """Take no more results; cancel what has not begun."""
-        self._tasks.close()
-
-
-def _shortest(iterables: tuple[Iterable[Any], ...]) -> int | None:
-    """How many items they have, all together, as far as they can tell; None if not."""
-    try:
-        hints = [operator.length_hint(items, -1) for items in iterables]
-        return None if -1 in hints else min(hints, default=0)
-    except Exception as error:  # noqa: BLE001 - theirs, and it is but a hint
-        let_through(error)
-    return None
-
-
-def _results(
-    submit: _Submit,
-    calls: Iterator[tuple[Any, ...]] | None,
-    futures: collections.deque[Future[Any]],
-    end: float | None,
-) -> Generator[Any, None, None]:
-    try:
-        while futures:
-            if calls is not None:
-                futures.extend(submit.next_of(calls))
-            yield _result_of(futures.popleft(), end)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _result_of(future: Future[T], end: float | None) -> T:
-    try:
-        return future.result(None if end is None else end - time.monotonic())
-    finally:
-        future.cancel()
-        # A traceback through this frame would keep the future and its result.
-        del future
-
-
-def _batched(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
-    while chunk := tuple(itertools.islice(items, size)):
-        yield chunk
-
-
-def _columns(
-    sources: list[Iterator[Any]], calls: Iterator[tuple[Any, ...]], size: int
-) -> Iterator[tuple[tuple[Any, ...], ...]]:
-    """So many calls after the other, as the tuple of their first arguments, that of
-    their second, and so on: a tenth of what there would be to pickle."""
-    if len(sources) == 1:
-        return ((column,) for column in _batched(sources[0], size))
-    return (tuple(zip(*chunk, strict=True)) for chunk in _batched(calls, size))
-
-
-def _emptied(chunks: Iterator[list[T]]) -> Iterator[Iterator[T]]:
-    """Each chunk's items, none of them kept once it was taken."""
-    for chunk in chunks:
-        chunk.reverse()
-        yield map(list.pop, itertools.repeat(chunk, len(chunk)))
 
 
 # --- arguments -----------------------------------------------------------------------------

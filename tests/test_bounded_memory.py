@@ -150,5 +150,5 @@ def test_nothing_is_kept_of_a_task_however_it_has_ended(tmp_path: Path) -> None:
     assert found["most"] >= 1500
     assert found["left"] == 0
     assert found["kinds"] == [
-        *("LookupError", "NoneType", "PicklingError", "TaskAborted", "TypeError")
+        *("CallPicklingError", "LookupError", "NoneType", "TaskAborted", "TypeError")
     ]

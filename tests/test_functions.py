@@ -26,6 +26,7 @@ import pytest
 from conftest import eventually
 
 from prefork_executor import PreforkExecutor
+from prefork_executor.errors import CallPicklingError, ResultPicklingError
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +359,7 @@ def test_an_argument_that_cannot_be_pickled_is_named_in_its_own_future(
         future = executor.submit(same, unpicklable(kind, stack))
         after = executor.submit(same, 2)
         error = future.exception()
-        assert type(error) is pickle.PicklingError
+        assert type(error) is CallPicklingError
         assert error.__cause__ is not None
         with pytest.raises(
             pickle.PicklingError,
@@ -468,7 +469,7 @@ def test_a_result_that_cannot_be_pickled_is_named_in_its_own_future(
 ) -> None:
     pid = executor.submit(os.getpid).result()
     error = executor.submit(make, kind).exception()
-    assert type(error) is pickle.PicklingError
+    assert type(error) is ResultPicklingError
     assert str(error).startswith("the result of task test_functions.make cannot be pickled: ")
     assert complaint in str(error)
     assert error.__cause__ is not None

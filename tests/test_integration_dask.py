@@ -632,3 +632,10 @@ def test_the_example_gives_the_same_on_one_machine_and_on_a_cluster(
     estimate = [line for line in here.splitlines() if line.startswith("pi is about")]
     assert estimate
     assert estimate[0] in there.splitlines()
+
+
+def test_a_map_on_a_cluster_may_be_unordered(nodes: Any) -> None:
+    assert sorted(nodes.map(fail, range(3), ordered=False, buffersize=2)) == [0, 1, 2]
+    assert list(nodes.starmap(pow, [(2, 3), (3, 2)])) == [8, 9]
+    with pytest.raises(WorkerDied, match=r"node_tasks\.die"):
+        list(nodes.starmap(die, [(), ()], chunksize=2))

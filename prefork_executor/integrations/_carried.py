@@ -17,7 +17,8 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 from tblib.pickling_support import pickle_exception, pickle_traceback
 
-from .. import RemoteExceptionStandIn
+from ..errors import CallPicklingError, RemoteExceptionStandIn, ResultPicklingError
+from ..maps import function_of
 
 LONGEST_TEXT = 500
 """Characters of an exception that are shown on the way; it arrives whole."""
@@ -32,16 +33,20 @@ class CarriedCall:
         kwargs: its arguments by name.
 
     Raises:
-        pickle.PicklingError: something of it cannot be pickled.
+        CallPicklingError: something of it cannot be pickled.
     """
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         # What an executor calls this task in its messages.
-        self.__module__ = getattr(fn, "__module__", None) or ""
-        self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-        self._call = _dump((fn, args, dict(kwargs)), "the call")
+        named = function_of(fn)
+        self.__module__ = getattr(named, "__module__", None) or ""
+        self.__qualname__ = getattr(named, "__qualname__", None) or type(named).__qualname__
+        try:
+            self._call = _dump((fn, args, dict(kwargs)))
+        except Exception as error:
+            raise CallPicklingError(f"the call cannot be pickled: {error}") from error
 
     @property
     def name(self) -> str:
@@ -56,7 +61,7 @@ class CarriedCall:
         """
         try:
             fn, args, kwargs = pickle.loads(self._call)
-            return _dump(fn(*args, **kwargs), "the result")
+            return _dump_result(fn(*args, **kwargs))
         except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the caller's
             raise CarriedError.of(error) from None
 
@@ -140,11 +145,17 @@ def _add(error: BaseException, added: tuple[tuple[Any, Any, bool], TracebackType
     (error.__cause__, error.__context__, error.__suppress_context__), error.__traceback__ = added
 
 
-def _dump(thing: Any, what: str) -> bytes:
+def _dump(thing: Any) -> bytes:
+    return bytes(cloudpickle.dumps(thing, protocol=5))
+
+
+def _dump_result(result: Any) -> bytes:
     try:
-        return bytes(cloudpickle.dumps(thing, protocol=5))
+        return _dump(result)
     except Exception as error:
-        raise pickle.PicklingError(f"{what} cannot be pickled: {error}") from error
+        found = ResultPicklingError(f"the result cannot be pickled: {error}")
+        found.result = _text(result, repr)
+        raise found from error
 
 
 def _dump_error(error: BaseException) -> bytes:
@@ -172,7 +183,7 @@ def _stand_in(kind: str, text: str, shown: str, reason: Exception) -> RemoteExce
     return stand_in
 
 
-def _text(error: BaseException, how: Callable[[object], str] = str) -> str:
+def _text(thing: object, how: Callable[[object], str] = str) -> str:
     with contextlib.suppress(Exception):
-        return how(error)[:LONGEST_TEXT]
+        return how(thing)[:LONGEST_TEXT]
     return "(it cannot be shown)"

@@ -20,15 +20,12 @@ of the Dask client's event loop, where futures are resolved, so a callback must 
 from __future__ import annotations
 
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
-import itertools
 import pickle
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, TypeVar
@@ -39,6 +36,7 @@ from distributed import Client, KilledWorker
 from distributed import Future as DaskFuture
 
 from .. import PreforkExecutor, TaskAborted, WorkerDied
+from ..maps import Maps
 from ._carried import CarriedCall, CarriedError
 from ._dask_nodes import (
     MARK,
@@ -144,9 +142,10 @@ class _Terms(NamedTuple):
     retries: int
 
 
-class DaskExecutor(Executor):
+class DaskExecutor(Maps, Executor):
     """Runs calls on a Dask cluster, each in a process of its node's pool. Made by
-    :func:`connect` and :meth:`with_options`."""
+    :func:`connect` and :meth:`with_options`. Through a scheduler a task costs about a
+    millisecond, so in maps short ones should be many, by ``chunksize``."""
 
     def __init__(self, cluster: _Cluster, terms: _Terms) -> None:
         self._cluster = cluster
@@ -173,60 +172,14 @@ class DaskExecutor(Executor):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
         return self._cluster.submit(fn, args, kwargs, self._terms)
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]:
-        """Like ``map(fn, *iterables)``, on the cluster, results in order.
+    def _submitter(self) -> Callable[[], Callable[..., Future[Any]]]:
+        return lambda: self.submit
 
-        Args:
-            fn: called with an item of each iterable.
-            iterables: read at once, or as results are taken if ``buffersize``.
-            timeout: seconds from this call on for the results to come.
-            chunksize: items that travel as one task. Through a scheduler a task costs
-                about a millisecond, so short ones should be many.
-            buffersize: tasks submitted ahead of the results taken, at most. None: all.
-
-        Raises:
-            TypeError, ValueError: at this call, for a bad argument.
-            TimeoutError: from the iterator; what is not done is cancelled.
-        """
-        if not callable(fn):
-            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
-        # The same arguments, judged as the same; an empty map starts nothing.
-        _local().map(fn, (), timeout=timeout, chunksize=chunksize, buffersize=buffersize)
-        end = None if timeout is None else time.monotonic() + timeout
-        calls = zip(*iterables, strict=False)
-        if chunksize == 1:
-            return self._map(fn, calls, end, buffersize)
-        chunks = ((chunk,) for chunk in _batched(calls, chunksize))
-        return itertools.chain.from_iterable(self._map(_Chunk(fn), chunks, end, buffersize))
-
-    def _map(
-        self, fn: Callable[..., Any], calls: Iterator[Any], end: float | None, ahead: int | None
-    ) -> Iterator[Any]:
-        first = itertools.islice(calls, ahead)
-        futures = collections.deque(self.submit(fn, *args) for args in first)
-        return self._results(fn, calls, futures, end)
-
-    def _results(
-        self,
-        fn: Callable[..., Any],
-        calls: Iterator[Any],
-        futures: collections.deque[Future[Any]],
-        end: float | None,
-    ) -> Iterator[Any]:
-        try:
-            while futures:
-                futures.extend(self.submit(fn, *args) for args in itertools.islice(calls, 1))
-                yield _result_of(futures.popleft(), end)
-        finally:
-            for future in futures:
-                future.cancel()
+    @property
+    def _max_workers(self) -> int:
+        # By this name programs read it off any executor: the threads of the Dask workers,
+        # of which each runs one task.
+        return self._cluster.threads()
 
     def with_options(self, **options: Any) -> DaskExecutor:
         """The same cluster, for tasks on other terms.
@@ -279,32 +232,6 @@ class DaskExecutor(Executor):
 def _local() -> PreforkExecutor:
     """Knows what arguments are good. Starts nothing."""
     return PreforkExecutor(1)
-
-
-class _Chunk:
-    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self._fn = fn
-        self.__module__ = getattr(fn, "__module__", None) or ""
-        self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-
-    def __call__(self, items: Iterable[tuple[Any, ...]]) -> list[Any]:
-        return [self._fn(*args) for args in items]
-
-
-def _batched(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
-    while chunk := tuple(itertools.islice(items, size)):
-        yield chunk
-
-
-def _result_of(future: Future[T], end: float | None) -> T:
-    try:
-        return future.result(None if end is None else end - time.monotonic())
-    finally:
-        future.cancel()
-        # A traceback through this frame would keep the future and its result.
-        del future
 
 
 # --- the cluster --------------------------------------------------------------------------------
@@ -370,6 +297,11 @@ class _Cluster:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._client.status in ("closing", "closed"):
             raise BrokenProcessPool("the Dask client was closed")
+
+    def threads(self) -> int:
+        """How many there are in the cluster's workers, at least 1."""
+        threads: dict[str, int] = self._client.nthreads()
+        return max(1, sum(threads.values()))
 
     def abort(self, future: Future[Any]) -> bool:
         """See DaskExecutor.abort."""

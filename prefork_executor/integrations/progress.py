@@ -22,7 +22,7 @@ from prefork_executor import ExecutorView, PreforkExecutor, yell
 
 from ._wrapped import Wrapped
 
-__all__ = ["Advance", "Bar", "advance", "progress_map"]
+__all__ = ["Advance", "Bar", "advance", "progress_map", "progress_starmap"]
 
 T = TypeVar("T")
 
@@ -59,35 +59,67 @@ def progress_map(
     total: float | None = None,
     description: str = "",
     self_advancing: bool = False,
-    timeout: float | None = None,
-    chunksize: int = 1,
-    buffersize: int | None = None,
+    **options: Any,
 ) -> Iterator[T]:
     """``executor.map`` with a progress bar, which goes when the results end or the
     iterator does.
 
     Args:
-        executor: an executor, or a view of one.
-        fn, iterables, timeout, chunksize, buffersize: as for its ``map``.
+        executor: an executor, or a view of one; of a ``Pool``, its ``executor``.
+        fn, iterables: as for its ``map``.
         bar: "rich", "tqdm", or a bar of your own, which is closed at the end.
         total: what the bar counts up to. None: the number of items, if the iterables
             can tell it.
         description: stands before the bar.
         self_advancing: the tasks advance the bar, by :func:`advance`, in units of your
-            own. Otherwise it advances by 1 a result, as results are taken, in order.
+            own. Otherwise it advances by 1 a result, as results are taken.
+        options: those of ``map``: ``timeout``, ``chunksize``, ``buffersize``, ``ordered``.
 
     Raises:
         TypeError, ValueError: at this call, for a bad argument.
         ImportError: rich or tqdm is not installed.
     """
-    make = _maker(bar)
+
+    def start(fn: Callable[..., T]) -> Iterator[T]:
+        return executor.map(fn, *iterables, **options)
+
+    return _with_bar(executor, fn, start, _maker(bar), total, description, self_advancing)
+
+
+def progress_starmap(
+    executor: PreforkExecutor | ExecutorView,
+    fn: Callable[..., T],
+    iterable: Iterable[Iterable[Any]],
+    *,
+    bar: str | Bar = "rich",
+    total: float | None = None,
+    description: str = "",
+    self_advancing: bool = False,
+    **options: Any,
+) -> Iterator[T]:
+    """``executor.starmap`` with a progress bar. The other arguments are those of
+    :func:`progress_map`."""
+
+    def start(fn: Callable[..., T]) -> Iterator[T]:
+        return executor.starmap(fn, iterable, **options)
+
+    return _with_bar(executor, fn, start, _maker(bar), total, description, self_advancing)
+
+
+def _with_bar(
+    executor: PreforkExecutor | ExecutorView,
+    fn: Callable[..., T],
+    start: Callable[[Callable[..., T]], Iterator[T]],
+    make: Callable[[str, float | None], Bar],
+    total: float | None,
+    description: str,
+    self_advancing: bool,
+) -> Iterator[T]:
     reports = _Reports()
     if self_advancing:
         executor.add_yell_hook(Advance, _on_advance)
         fn = _SelfAdvancing(fn, reports.number)
-    results = executor.map(
-        fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize
-    )
+    results = start(fn)
     if total is None and not self_advancing:
         total = _length(results)
     # Made only now, when the map has started the pool: bars have threads, and forks none.

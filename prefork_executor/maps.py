@@ -1,0 +1,374 @@
+"""``map`` and ``starmap``, for whatever can ``submit``.
+
+:class:`Maps` makes both out of ``submit`` and nothing else, so every executor of this
+package has the same ones: `PreforkExecutor`, its views, and that over a Dask cluster.
+:func:`calls_of` says what they submit, for who deals with the futures himself.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import operator
+import queue
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+
+from ._arguments import (
+    check_buffersize,
+    check_count,
+    check_function,
+    check_iterable,
+    check_seconds,
+)
+from ._handlers import let_through
+from ._tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+    Submit = Callable[..., Future[Any]]
+    Call = tuple[Any, ...]
+    """A function, and its positional arguments."""
+
+__all__ = [
+    "Maps",
+    "at_hand",
+    "calls_of",
+    "cancel_all",
+    "function_of",
+    "length_of",
+    "starred_calls_of",
+]
+
+
+class Maps:
+    """An executor's ``map`` and ``starmap``, over its ``submit``."""
+
+    def _submitter(self) -> Callable[[], Submit | None]:
+        """What gives the executor's ``submit``, as long as there is somebody to submit to.
+        The iterator of a map keeps this; it alone should not keep an executor alive."""
+        raise NotImplementedError
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Schedule a call."""
+        raise NotImplementedError
+
+    def submit_all(self, calls: Iterable[Call]) -> list[Future[Any]]:
+        """Schedule several calls: ``submit(*call)`` for each, at less cost where that can be.
+
+        Args:
+            calls: each a function and its positional arguments. They are read some dozens
+                at a time, so they should be at hand.
+
+        Returns:
+            Their futures, in order.
+
+        Raises:
+            What the iterable or ``submit`` raises. Then all of these calls are cancelled.
+        """
+        futures: list[Future[Any]] = []
+        try:
+            futures.extend(self.submit(*call) for call in calls)
+        except BaseException:
+            # An iterable has raised, or a signal handler, as at Ctrl-C.
+            cancel_all(futures)
+            raise
+        return futures
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]:
+        """Like ``map(fn, *iterables)``, in the pool.
+
+        Args:
+            fn: called with an item of each iterable.
+            iterables: read at once, or as results are taken if ``buffersize``. If they
+                can tell how many items they have, so can the iterator returned
+                (``operator.length_hint``): progress bars ask for it.
+            timeout: seconds from this call on for the results to come.
+            chunksize: items that travel as one task. Time limits and retries are
+                for a task, so for a whole chunk.
+            buffersize: tasks submitted ahead of the results taken, at most.
+                None: all.
+            ordered: whether results come in the order of the items. False: as they are
+                there.
+
+        Returns:
+            An iterator over the results. It raises what a task has raised, and then is at
+            its end. Its ``close()`` cancels what has not begun.
+
+        Raises:
+            TypeError, ValueError: at this call, for a bad argument.
+            TimeoutError: from the iterator; what has not begun is cancelled.
+        """
+        check_function("fn", fn)
+        sources = [check_iterable(f"iterables[{i}]", items) for i, items in enumerate(iterables)]
+        terms = _checked(timeout, chunksize, buffersize)
+        calls = calls_of(fn, sources, terms.chunksize)
+        is_at_hand = all(map(at_hand, iterables))
+        return self._map(calls, length_of(*iterables), terms, ordered, is_at_hand)
+
+    def starmap(
+        self,
+        fn: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]:
+        """Like ``itertools.starmap(fn, iterable)``, in the pool: each item is the arguments
+        of a call. Everything else is as for :meth:`map`."""
+        check_function("fn", fn)
+        rows = check_iterable("iterable", iterable)
+        terms = _checked(timeout, chunksize, buffersize)
+        calls = starred_calls_of(fn, rows, terms.chunksize)
+        return self._map(calls, length_of(iterable), terms, ordered, at_hand(iterable))
+
+    def _map(
+        self,
+        calls: Iterator[Call],
+        length: int | None,
+        terms: _Terms,
+        ordered: bool,
+        is_at_hand: bool,
+    ) -> Iterator[Any]:
+        # What is still to come of others should not hold up what is there.
+        submit_all = self.submit_all if is_at_hand else functools.partial(Maps.submit_all, self)
+        futures = submit_all(itertools.islice(calls, terms.buffersize))
+        following = _following(self._submitter(), calls) if terms.buffersize else iter(())
+        take = _in_order if ordered else _as_they_come
+        tasks = take(futures, following, terms.end)
+        is_flat = terms.chunksize == 1
+        items = tasks if is_flat else itertools.chain.from_iterable(_emptied(tasks))
+        return _Results(items, tasks, futures, length)
+
+
+class _Terms(NamedTuple):
+    end: float | None
+    chunksize: int
+    buffersize: int | None
+
+
+def _checked(timeout: float | None, chunksize: int, buffersize: int | None) -> _Terms:
+    seconds = check_seconds("timeout", timeout)
+    check_count("chunksize", chunksize, least=1, takes_bool=True)
+    end = None if seconds is None else time.monotonic() + seconds
+    return _Terms(end, min(chunksize, sys.maxsize), check_buffersize(buffersize))
+
+
+# --- what is submitted ------------------------------------------------------------------------
+
+
+def calls_of(
+    fn: Callable[..., Any], sources: list[Iterator[Any]], chunksize: int = 1
+) -> Iterator[Call]:
+    """The calls that a map of ``fn`` over these submits.
+
+    Args:
+        fn: the function of the map.
+        sources: each has one argument of every call.
+        chunksize: of so many calls one is made, whose result is the list of theirs.
+    """
+    if not sources:
+        return iter(())
+    if chunksize == 1:
+        return zip(itertools.repeat(fn), *sources, strict=False)
+    if len(sources) == 1:
+        return _columns_of_one(fn, sources[0], chunksize)
+    return _columns(fn, zip(*sources, strict=False), chunksize)
+
+
+def starred_calls_of(
+    fn: Callable[..., Any], rows: Iterator[Iterable[Any]], chunksize: int = 1
+) -> Iterator[Call]:
+    """The same for a starmap, which has the arguments of a call in a row."""
+    if chunksize == 1:
+        return ((fn, *row) for row in rows)
+    tuples = (row if type(row) is tuple else tuple(row) for row in rows)
+    return _columns(fn, tuples, chunksize)
+
+
+def _columns_of_one(fn: Callable[..., Any], items: Iterator[Any], size: int) -> Iterator[Call]:
+    """Arguments travel as the tuple of the first of each call, that of the second, and so on:
+    a tenth of what there would be to pickle."""
+    from ._pickling import Chunk  # Hardly anybody who imports this needs it at once.
+
+    chunk = Chunk(fn)
+    while column := tuple(itertools.islice(items, size)):
+        yield chunk, column
+
+
+def _columns(fn: Callable[..., Any], rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[Call]:
+    """The same, if all have the same number of arguments; else each call's own together."""
+    from ._pickling import Chunk, Spread
+
+    chunk, spread = Chunk(fn), Chunk(Spread(fn))
+    while batch := tuple(itertools.islice(rows, size)):
+        if batch[0] and len(set(map(len, batch))) == 1:
+            yield (chunk, *zip(*batch, strict=True))
+        else:
+            yield spread, batch
+
+
+_AT_HAND = (list, tuple, range, str, bytes, bytearray, dict, set, frozenset)
+
+
+def at_hand(iterable: object) -> bool:
+    """Whether its items are there already, so that none has to be waited for."""
+    return type(iterable) in _AT_HAND
+
+
+def cancel_all(futures: Iterable[Future[Any]]) -> None:
+    """Cancel those of them that have not begun."""
+    for future in futures:
+        future.cancel()
+
+
+def length_of(*iterables: Iterable[Any]) -> int | None:
+    """How many items they have, all together, as far as they can tell; None if not."""
+    try:
+        hints = [operator.length_hint(items, -1) for items in iterables]
+        return None if -1 in hints else min(hints, default=0)
+    except Exception as error:  # noqa: BLE001 - theirs, and it is but a hint
+        let_through(error)
+    return None
+
+
+def function_of(called: Any) -> Any:
+    """The user's function, out of what :func:`calls_of` has put around it, and partials."""
+    from ._pickling import user_function
+
+    return user_function(called)
+
+
+def _following(
+    submitter: Callable[[], Submit | None], calls: Iterator[Call]
+) -> Iterator[Future[Any]]:
+    """Submits one call after the other, as long as there is somebody to submit to."""
+    for call in calls:
+        submit = submitter()
+        if submit is None:
+            return
+        yield submit(*call)
+
+
+# --- what comes of it -------------------------------------------------------------------------
+
+
+class _Results(Iterator["T"]):
+    """What a map returns: its results, and how many are to come, where that is known."""
+
+    def __init__(
+        self,
+        items: Iterator[T],
+        tasks: Generator[Any, None, None],
+        begun: list[Future[Any]],
+        length: int | None,
+    ) -> None:
+        self._items = items
+        self._tasks = tasks
+        self._begun = begun
+        self._left = length
+
+    def __iter__(self) -> Iterator[T]:
+        # Without a step of our own for each. The hint is asked for before.
+        return self._items
+
+    def __next__(self) -> T:
+        item = next(self._items)
+        if self._left:
+            self._left -= 1
+        return item
+
+    def __length_hint__(self) -> int:
+        return NotImplemented if self._left is None else self._left
+
+    def close(self) -> None:
+        """Take no more results; cancel what has not begun."""
+        self._tasks.close()
+        cancel_all(self._begun)  # None are there as soon as a result was asked for.
+
+
+def _in_order(
+    begun: list[Future[Any]], following: Iterator[Future[Any]], end: float | None
+) -> Generator[Any, None, None]:
+    futures = collections.deque(begun)
+    begun.clear()
+    try:
+        while futures:
+            futures.extend(itertools.islice(following, 1))
+            yield _result_of(futures.popleft(), end)
+    finally:
+        cancel_all(futures)
+
+
+def _as_they_come(
+    begun: list[Future[Any]], following: Iterator[Future[Any]], end: float | None
+) -> Generator[Any, None, None]:
+    done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    futures = set(begun)
+    begun.clear()
+    try:
+        for future in list(futures):
+            future.add_done_callback(done.put)
+        while futures:
+            for future in itertools.islice(following, 1):
+                futures.add(future)
+                future.add_done_callback(done.put)
+            yield _result_of(_next_done(futures, done, end), end)
+    finally:
+        cancel_all(futures)
+
+
+def _next_done(
+    futures: set[Future[Any]], done: queue.SimpleQueue[Future[Any]], end: float | None
+) -> Future[Any]:
+    """Takes one of them that is done."""
+    while True:
+        try:
+            future = done.get_nowait()
+        except queue.Empty:
+            future = next(iter(futures))
+            # In a fork of this process all are done, and nobody will say so.
+            if not future.done():
+                future = _wait_for(done, end)
+        if future in futures:
+            futures.remove(future)
+            return future
+
+
+def _wait_for(done: queue.SimpleQueue[Future[Any]], end: float | None) -> Future[Any]:
+    try:
+        return done.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError from None
+
+
+def _result_of(future: Future[T], end: float | None) -> T:
+    try:
+        return future.result(None if end is None else end - time.monotonic())
+    finally:
+        future.cancel()
+        # A traceback through this frame would keep the future and its result.
+        del future
+
+
+def _emptied(chunks: Iterator[list[T]]) -> Iterator[Iterator[T]]:
+    """Each chunk's items, none of them kept once it was taken."""
+    for chunk in chunks:
+        chunk.reverse()
+        yield map(list.pop, itertools.repeat(chunk, len(chunk)))
