@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # Importing typing would be a third of what importing all of 
     from typing import Any
 
     from ._worker import worker_index, yell
+    from .pool import Pool
     from .stats import ExecutorStats, PoolStats, ScalingDecision, Waits, WorkerStats
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ExecutorStats",
     "ExecutorView",
+    "Pool",
     "PoolStats",
     "PreforkExecutor",
     "ReloadFailed",
@@ -47,6 +49,10 @@ def __getattr__(name: str) -> Any:
         from . import _worker
 
         thing = getattr(_worker, name)
+    elif name == "Pool":
+        from . import pool
+
+        thing = pool.Pool
     elif name in ("ExecutorStats", "PoolStats", "ScalingDecision", "Waits", "WorkerStats"):
         from . import stats
 

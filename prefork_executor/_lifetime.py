@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_first: list[Callable[[], None]] = []
 _is_ending = False
+
+
+def before_pools_end(fn: Callable[[], None]) -> None:
+    """Have this called when the interpreter ends, before the pools are waited for."""
+    _first.append(fn)
 
 
 def look_after(pool: Pool) -> None:
@@ -43,6 +50,8 @@ def interpreter_is_ending() -> bool:
 def _finish_all() -> None:
     global _is_ending
     _is_ending = True
+    for fn in _first:
+        fn()
     if _was_interrupted():
         for pool in list(_pools):
             pool.end("the program was interrupted")

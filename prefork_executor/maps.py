@@ -2,7 +2,8 @@
 
 :class:`Maps` makes both out of ``submit`` and nothing else, so every executor of this
 package has the same ones: `PreforkExecutor`, its views, and that over a Dask cluster.
-:func:`calls_of` says what they submit, for who deals with the futures himself.
+:func:`calls_of` says what they submit, for who deals with the futures himself, as
+:class:`prefork_executor.Pool` does.
 """
 
 from __future__ import annotations

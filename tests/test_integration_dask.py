@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, as_completed, wait
+from multiprocessing.pool import MaybeEncodingError
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from node_tasks import (
 from scripts import run_python
 
 from prefork_executor import (
+    Pool,
     PreforkExecutor,
     RemoteExceptionStandIn,
     TaskAborted,
@@ -632,6 +634,31 @@ def test_the_example_gives_the_same_on_one_machine_and_on_a_cluster(
     estimate = [line for line in here.splitlines() if line.startswith("pi is about")]
     assert estimate
     assert estimate[0] in there.splitlines()
+
+
+def test_a_pool_moves_to_a_cluster_by_one_argument(tmp_path: Path) -> None:
+    # Two nodes, so that there is one left when the other is killed.
+    with running_cluster(LOCAL, n_workers=2, threads_per_worker=2) as cluster:
+        with connect(cluster.address) as nodes, Pool(executor=nodes) as pool:
+            assert pool._processes == 4
+            assert pool.map(abs, range(-20, 0)) == list(range(20, 0, -1))
+            assert pool.starmap(pow, [(2, 3), (3, 2)], chunksize=2) == [8, 9]
+            assert list(pool.imap(abs, range(-5, 0), 2)) == [5, 4, 3, 2, 1]
+            assert sorted(pool.imap_unordered(abs, range(-5, 0))) == [1, 2, 3, 4, 5]
+            with pytest.raises(ValueError, match="it was 3"):
+                pool.apply(fail, (3,))
+            with pytest.raises(MaybeEncodingError, match="cannot pickle"):
+                pool.apply(threading.Lock)
+            lost = pool.apply_async(begin_and_sleep, (tmp_path / "runs",))
+            eventually(lambda: noted(tmp_path / "runs"))
+            mapped = pool.map_async(abs, range(-200, 0), chunksize=1)
+            cluster.node_of(noted(tmp_path / "runs")[0]).kill()
+            with pytest.raises(NodeDied):
+                lost.get(BOUND)
+            # Of these some may have run there, and then it is said; none is run twice.
+            with contextlib.suppress(NodeDied):
+                assert mapped.get(BOUND) == list(range(200, 0, -1))
+            assert pool.map(abs, range(-20, 0)) == list(range(20, 0, -1))
 
 
 def test_a_map_on_a_cluster_may_be_unordered(nodes: Any) -> None:

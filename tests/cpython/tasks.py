@@ -43,3 +43,19 @@ def pass_gate(started: Path, gate: Path, number: int) -> int:
 
 def never_called() -> None:
     """A task for pools that cannot run any."""
+
+
+def use_pool() -> None:
+    """What a process does that uses a pool of its own."""
+    from prefork_executor import Pool
+
+    pool = Pool(4)
+    assert pool.map(abs, [-1, -2, -3]) == [1, 2, 3]
+    pool.close()
+    pool.join()
+
+
+def pid_after_a_moment(_: object) -> int:
+    """So that whoever asks several times meets every worker."""
+    time.sleep(0.05)
+    return os.getpid()

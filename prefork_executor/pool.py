@@ -1,0 +1,522 @@
+"""`Pool`: the methods of ``multiprocessing.Pool``, over an executor.
+
+A program that uses ``multiprocessing.Pool`` changes an import:
+
+    from prefork_executor import Pool
+
+What is kept of the original is what programs see: the methods, their results and errors, the
+life of a pool (``close``, ``join``, ``terminate``), what ``isinstance`` says, and of the
+attributes those that are read. None of its machinery is ever set up: what runs is an executor,
+by its public methods alone.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import multiprocessing.pool
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from multiprocessing.pool import CLOSE, RUN, TERMINATE
+
+from . import _lifetime
+from ._arguments import check_buffersize, check_count, check_function
+from ._async_results import AsyncResult, MapResult
+from ._feeds import TERMINATED, Feed, IMapIterator, IMapUnorderedIterator
+from ._machine import available_cpus
+from .executor import PreforkExecutor
+from .maps import Maps, at_hand, calls_of, length_of, starred_calls_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from .recording import Recording
+    from .stats import ExecutorStats
+
+    T = TypeVar("T")
+
+__all__ = ["AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Pool"]
+
+CHUNKS_PER_WORKER = 4
+"""Into so many chunks for each worker a map is divided by default, as in the original."""
+ELASTIC = ("min_spare_workers", "max_spare_workers", "start_workers", "idle_timeout")
+"""Options that say how the pool grows and shrinks. With none of them it does not."""
+LEAVE_WITHIN = 3.0
+"""Seconds that workers without a task may take to leave, before they are ended."""
+STARTED_WITHIN = 10.0
+"""Seconds to wait for the first workers to be there, for who asks for their processes."""
+
+
+class _Life:
+    """What a pool and the pools that :meth:`Pool.with_options` makes of it share."""
+
+    def __init__(self, executor: Any, processes: int, *, is_own: bool, first: int = 0) -> None:
+        self.executor = executor
+        self.processes = processes
+        self.is_own = is_own
+        self.first = first
+        """Workers that are started with the pool."""
+        self.is_shown = False
+        self.state = RUN
+        self.pid = os.getpid()
+        self.feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        self.unfinished: set[Future[Any]] = set()
+        """Those of an executor that is not its own, to wait for and to end."""
+
+    def check_running(self) -> None:
+        if self.state != RUN:
+            raise ValueError("Pool not running")
+
+    def close(self) -> None:
+        if self.state == RUN:
+            # Or a pool without a task would end without its initializers.
+            self.workers()
+            self.state = CLOSE
+            self.on_fed()
+
+    def on_fed(self) -> None:
+        """All that an iterable had is submitted: if nothing more can come, say so."""
+        if self.state != RUN and self.is_own and all(feed.is_fed for feed in list(self.feeds)):
+            self.executor.shutdown(wait=False)
+
+    def terminate(self) -> None:
+        self.state = TERMINATE
+        if self.pid != os.getpid():
+            return  # A fork of the program has a copy, of which nothing runs.
+        for feed in list(self.feeds):
+            feed.close(RuntimeError(TERMINATED))
+        if not self.is_own:
+            for future in list(self.unfinished):
+                self.end(future)
+            return
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        # Workers that have nothing to do leave by themselves: what they have printed is not lost.
+        is_busy = self.executor.stats().in_flight
+        if is_busy or not self.executor.join(LEAVE_WITHIN):
+            self.executor.terminate_workers()
+            self.executor.join()
+
+    def keep(self, future: Future[Any]) -> None:
+        """It is this pool's, of an executor that is not."""
+        self.unfinished.add(future)
+        future.add_done_callback(self.unfinished.discard)
+        if self.state == TERMINATE:
+            self.end(future)
+
+    def end(self, future: Future[Any]) -> bool:
+        abort = getattr(self.executor, "abort", None)
+        return bool(future.cancel() if abort is None else abort(future))
+
+    def join(self) -> None:
+        if self.state == RUN:
+            raise ValueError("Pool is still running")
+        for feed in list(self.feeds):
+            if self.state == CLOSE:  # Else it may be held up, by an iterable that waits.
+                feed.lift()
+                feed.join()
+        if self.is_own:
+            self.executor.shutdown(wait=True)
+        else:
+            concurrent.futures.wait(list(self.unfinished))
+
+    def workers(self) -> list[Any]:
+        """The processes that there are. The first who asks waits for the first of them."""
+        processes = getattr(self.executor, "_processes", None)
+        if processes is None:
+            return []
+        end = time.monotonic() + STARTED_WITHIN
+        while self.is_own and not self.is_shown and self.state == RUN:
+            is_late = self.executor._broken or time.monotonic() > end
+            self.is_shown = is_late or len(processes) >= self.first
+            if not self.is_shown:
+                time.sleep(0.001)
+        return list(processes.values())
+
+
+_open: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _terminate_all() -> None:
+    """As the original's are when the program has come to its end."""
+    for pool in list(_open):
+        pool._terminate_at_end()
+
+
+_lifetime.before_pools_end(_terminate_all)
+
+
+class Pool(multiprocessing.pool.Pool):
+    """``multiprocessing.Pool``, on a :class:`PreforkExecutor`.
+
+    A worker that dies costs its own task, whose result is
+    :class:`~prefork_executor.WorkerDied`; the pool goes on.
+
+    Args:
+        processes: workers. None: the CPUs this process may use.
+        initializer, initargs: called as ``initializer(*initargs)`` in every new worker.
+        maxtasksperchild: tasks after which a worker is replaced; a chunk is one.
+            None: never.
+        context: how it starts: as ``mp_context`` of :class:`PreforkExecutor`.
+        executor: an executor that exists, to use instead of one of the pool's own, which
+            it does not shut down. Then ``processes`` only says how many chunks a map is
+            divided into, and nothing else may be given.
+        options: of :class:`PreforkExecutor`, by name. The pool has all of its workers
+            from the beginning, and keeps them, as there; with any of ``min_spare_workers``,
+            ``max_spare_workers``, ``start_workers`` and ``idle_timeout`` it grows and
+            shrinks, as executors do.
+
+    Raises:
+        TypeError, ValueError: a bad argument.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+        *,
+        executor: Any = None,
+        **options: Any,
+    ) -> None:
+        self._is_view = False
+        if processes is not None and processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and not (
+            isinstance(maxtasksperchild, int) and maxtasksperchild > 0
+        ):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if executor is not None:
+            given = {
+                "initializer": initializer,
+                "initargs": tuple(initargs),
+                "maxtasksperchild": maxtasksperchild,
+                "context": context,
+                **options,
+            }
+            _check_nothing_given([name for name, value in given.items() if value])
+            self._set(_Life(executor, processes or _workers_of(executor), is_own=False), executor)
+            return
+        if not any(name in options for name in ELASTIC):
+            options = {**_fixed(processes), **options}
+        own = PreforkExecutor(
+            processes,
+            context,
+            initializer,
+            tuple(initargs),
+            max_tasks_per_child=maxtasksperchild,
+            **options,
+        )
+        first = options.get("start_workers") or options.get("min_spare_workers", 1)
+        own.start()
+        self._set(_Life(own, own._max_workers, is_own=True, first=first), own)
+        _open.add(self)
+
+    def _set(self, life: _Life, executor: Any) -> None:
+        self._life = life
+        self._executor = executor
+
+    # --- the original's methods ------------------------------------------------------------
+
+    def apply(
+        self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}
+    ) -> T:
+        """``func(*args, **kwds)``, in a worker. Waits for the result."""
+        result: T = self.apply_async(func, args, kwds).get()
+        return result
+
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult:
+        """The same, without waiting.
+
+        Args:
+            func, args, kwds: what is called.
+            callback: called with the result, in a thread of the pool.
+            error_callback: called with the error, if there is one.
+        """
+        return AsyncResult(self._submit(func, *args, **kwds), callback, error_callback)
+
+    def map(
+        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[T]:
+        """``list(map(func, iterable))``, in the workers. Waits for the results."""
+        results: list[T] = self.map_async(func, iterable, chunksize).get()
+        return results
+
+    def map_async(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """The same, without waiting.
+
+        Args:
+            func: called with each item.
+            iterable: read at once.
+            chunksize: items that travel as one task. None: what makes four chunks for
+                each worker.
+            callback: called with the list of results, in a thread of the pool.
+            error_callback: called with the error, if there is one.
+        """
+        items = list(iterable)
+        chunksize = self._chunksize(func, len(items), chunksize)
+        calls = calls_of(func, [iter(items)], chunksize)
+        return self._map_async_of(calls, chunksize, callback, error_callback)
+
+    def starmap(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+    ) -> list[T]:
+        """``list(itertools.starmap(func, iterable))``, in the workers. Waits for the
+        results."""
+        results: list[T] = self.starmap_async(func, iterable, chunksize).get()
+        return results
+
+    def starmap_async(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult:
+        """The same, without waiting. The arguments are those of :meth:`map_async`."""
+        rows = list(iterable)
+        chunksize = self._chunksize(func, len(rows), chunksize)
+        calls = starred_calls_of(func, iter(rows), chunksize)
+        return self._map_async_of(calls, chunksize, callback, error_callback)
+
+    def imap(  # type: ignore[override]
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> IMapIterator:
+        """Like ``map(func, iterable)``, in the workers.
+
+        Args:
+            func: called with each item.
+            iterable: read in a thread, a little ahead of what the workers do.
+            chunksize: items that travel as one task.
+            buffersize: tasks ahead of the results taken, at most. None: any number, so
+                that results may wait in memory.
+
+        Returns:
+            An iterator over the results, whose ``next`` may be given a timeout. Its
+            ``close()`` cancels what has not begun.
+        """
+        feed, length = self._feed(func, iterable, chunksize, buffersize, is_ordered=True)
+        return IMapIterator(feed, length, is_chunked=chunksize != 1)
+
+    def imap_unordered(  # type: ignore[override]
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> IMapUnorderedIterator:
+        """The same, with results as they come."""
+        feed, length = self._feed(func, iterable, chunksize, buffersize, is_ordered=False)
+        return IMapUnorderedIterator(feed, length, is_chunked=chunksize != 1)
+
+    def close(self) -> None:
+        """Take no more tasks. Those there are, and those that an iterable is still to give,
+        are run. Does not wait."""
+        self._life.close()
+
+    def terminate(self) -> None:
+        """End every worker, whatever it does. Waits until they have ended, unless a callback
+        has called this. Results that are not there get an error."""
+        self._life.terminate()
+
+    def join(self) -> None:
+        """Wait, after :meth:`close` or :meth:`terminate`, until all workers have ended.
+
+        Raises:
+            ValueError: the pool is running.
+        """
+        self._life.join()
+
+    # --- what the original has not ------------------------------------------------------------
+
+    @property
+    def executor(self) -> Any:
+        """The executor that does the work: ``reload()``, ``add_yell_hook()`` and more."""
+        return self._life.executor
+
+    def with_options(self, **options: Any) -> Pool:
+        """The same pool, for tasks on other terms.
+
+        Args:
+            options: those of :meth:`PreforkExecutor.with_options`: ``timeout``, the seconds
+                that a task may run; ``retries``, how often it is run again after its worker
+                has died or its time was up.
+        """
+        view = object.__new__(type(self))
+        view._is_view = True
+        view._set(self._life, self._executor.with_options(**options))
+        return view
+
+    def abort(self, result: AsyncResult | IMapIterator) -> bool:
+        """End the tasks of a result, or of an ``imap``, whether they run or wait. Does not
+        wait for their end. They get :class:`~prefork_executor.TaskAborted`.
+
+        Returns:
+            Whether there was something to abort.
+        """
+        if isinstance(result, IMapIterator):
+            result.stop(self._life.end)
+        ended = [self._life.end(future) for future in result.futures if not future.done()]
+        return any(ended)
+
+    def stats(self) -> ExecutorStats:
+        """See :meth:`PreforkExecutor.stats`."""
+        stats: ExecutorStats = self._life.executor.stats()
+        return stats
+
+    def record(self, *paths: str | os.PathLike[str], max_tasks: int = 100_000) -> Recording:
+        """See :meth:`PreforkExecutor.record`."""
+        recording: Recording = self._life.executor.record(*paths, max_tasks=max_tasks)
+        return recording
+
+    # --- inside ---------------------------------------------------------------------------
+
+    def _submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        life = self._life
+        if life.state != RUN:
+            life.check_running()
+        future: Future[Any] = self._executor.submit(fn, *args, **kwargs)
+        if not life.is_own:
+            life.keep(future)
+        return future
+
+    def _submit_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+        if self._life.state == TERMINATE:
+            raise RuntimeError(TERMINATED)
+        executor = self._executor
+        if isinstance(executor, Maps):
+            futures = executor.submit_all(calls)
+        else:
+            futures = [executor.submit(*call) for call in calls]
+        if not self._life.is_own:
+            for future in futures:
+                self._life.keep(future)
+        return futures
+
+    def _chunksize(self, func: Callable[..., Any], length: int, chunksize: int | None) -> int:
+        self._life.check_running()
+        check_function("func", func)
+        if chunksize is None:
+            return -(-length // (CHUNKS_PER_WORKER * self._processes)) or 1
+        check_count("chunksize", chunksize, least=1, takes_bool=True)
+        return chunksize
+
+    def _map_async_of(
+        self,
+        calls: Iterator[tuple[Any, ...]],
+        chunksize: int,
+        callback: Callable[[Any], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> MapResult:
+        futures = self._submit_all(calls)
+        return MapResult(futures, chunksize, callback, error_callback)
+
+    def _feed(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        *,
+        is_ordered: bool,
+    ) -> tuple[Feed, int | None]:
+        self._life.check_running()
+        check_function("func", func)
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        buffersize = check_buffersize(buffersize)
+        length = length_of(iterable)
+        calls = calls_of(func, [iter(iterable)], chunksize)
+        is_at_hand = at_hand(iterable)
+        feed = Feed(self._processes, buffersize, is_ordered=is_ordered, is_at_hand=is_at_hand)
+        self._life.feeds.add(feed)
+        feed.start(self._submit_all, calls, self._life.on_fed)
+        return feed, length
+
+    # --- what programs read, and what the original's own code would --------------------------
+
+    @property
+    def _processes(self) -> int:
+        return self._life.processes
+
+    @property
+    def _pool(self) -> list[Any]:
+        return self._life.workers()
+
+    @property
+    def _state(self) -> str:
+        return self._life.state
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._life.state = state
+
+    @property
+    def _ctx(self) -> Any:
+        return getattr(self._life.executor, "_mp_context", None) or multiprocessing.get_context()
+
+    def _repopulate_pool(self) -> None:
+        """The pool does so by itself."""
+
+    def _check_running(self) -> None:
+        self._life.check_running()
+
+    def _terminate_at_end(self) -> None:
+        if self._life.state != TERMINATE and self._life.pid == os.getpid():
+            self._life.terminate()
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        return f"<{name} state={self._state} processes={self._processes}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        life = getattr(self, "_life", None)
+        if life is None or self._is_view or not life.is_own:
+            return
+        if life.state == RUN and life.pid == os.getpid():
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+
+
+def _fixed(processes: int | None) -> dict[str, Any]:
+    count = available_cpus() if processes is None else processes
+    return {"min_spare_workers": count, "start_workers": count}
+
+
+def _workers_of(executor: Any) -> int:
+    known = getattr(executor, "_max_workers", None)
+    return known if isinstance(known, int) else (os.cpu_count() or 1)
+
+
+def _check_nothing_given(names: list[str]) -> None:
+    if names:
+        raise TypeError(f"{', '.join(names)} cannot be given with executor=, which has its own")
