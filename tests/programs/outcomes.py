@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from programs.programs import NAMES
-from programs.running import PREFORK, STANDARD, Outcome, Program, run
+from programs.running import Outcome, Program, run
 
 
 def main() -> None:
@@ -35,12 +35,12 @@ def main() -> None:
 def both(program: Program, method: str) -> None:
     """Run a program with both pools and say how that went."""
     outcomes = []
-    for pool in (STANDARD, PREFORK):
+    for pool in program.pools:
         with tempfile.TemporaryDirectory(prefix="programs-") as directory:
             outcomes.append(run(program, pool, method, Path(directory)))
     standard, prefork = outcomes
     print(f"== {program.name}, {method}: {program.does}")
-    for pool, outcome in zip((STANDARD, PREFORK), outcomes, strict=True):
+    for pool, outcome in zip(program.pools, outcomes, strict=True):
         print(
             f"{pool}: exit code {outcome.exitcode}, {outcome.executors} executors, "
             f"{outcome.tasks} tasks (others {outcome.strays}), {len(outcome.files)} files, "
@@ -49,7 +49,7 @@ def both(program: Program, method: str) -> None:
     if not standard.tasks:
         print(*_shown(standard), sep="\n")
     for line in difflib.unified_diff(
-        _shown(standard), _shown(prefork), STANDARD, PREFORK, lineterm=""
+        _shown(standard), _shown(prefork), *program.pools, lineterm=""
     ):
         print(line)
     sys.stdout.flush()

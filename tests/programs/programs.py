@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from .running import HERE, OWN, Program
+from .running import HERE, ORIGINAL, OWN, POOL, Program
 
 SECONDS = r"\d+(\.\d+)? ?(s|ms|seconds?)\b"
 DARKER = """
@@ -100,6 +100,27 @@ def script(name: str, *needs: str, **more: Any) -> Program:
     return Program(name, does, needs=needs, **more)
 
 
+OF_POOLS = [
+    tool(
+        "isort",
+        # Quiet, because what its workers print is lost in part with multiprocessing.Pool.
+        *("--jobs", "2", "--quiet", "untidy"),
+        does="Sorts imports by `imap`, a file a task; never closes its pool.",
+        pools=(ORIGINAL, POOL),
+    ),
+    tool(
+        "autoflake",
+        *("--jobs", "2", "-i", "-r", "--remove-all-unused-imports", "untidy"),
+        does="Removes unused imports by `apply_async`, a file a task.",
+        pools=(ORIGINAL, POOL),
+    ),
+    script("datasets", "datasets", pools=(ORIGINAL, POOL), start_methods=("fork",), light=False),
+    script("luigi", "luigi", pools=(ORIGINAL, POOL), start_methods=("fork",)),
+    script("pool_scipy", "scipy", pools=(ORIGINAL, POOL)),
+    script("pool_dynesty", "dynesty", pools=(ORIGINAL, POOL)),
+    script("fonttools", "fontTools", "ufoLib2", pools=(ORIGINAL, POOL)),
+]
+"""Those that use multiprocessing.Pool."""
 PROGRAMS = [
     tool(
         "compileall",
@@ -204,6 +225,7 @@ PROGRAMS = [
         light=False,
         noise=(SECONDS,),
     ),
+    *OF_POOLS,
 ]
-"""In the order of the table."""
+"""In the order of the tables."""
 NAMES = {program.name: program for program in PROGRAMS}

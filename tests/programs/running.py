@@ -28,6 +28,7 @@ LEAVING = 30.0
 on a busy machine a program's end is seen late."""
 
 STANDARD, PREFORK = "ProcessPoolExecutor", "PreforkExecutor"
+ORIGINAL, POOL = "multiprocessing.Pool", "Pool"
 OWN = "its own"
 """A start method: the one that the program itself asks for."""
 
@@ -70,6 +71,8 @@ class Program:
         ordered: whether the order of its lines tells anything.
         same_count: whether both pools get the same number of tasks.
         below: the first Python on which the program itself does not work yet.
+        pools: what it is run with: the standard one, and ours. Of Pools, calls of their
+            methods are counted for tasks.
         fails: why it cannot do the same with PreforkExecutor; empty if it can.
     """
 
@@ -86,6 +89,7 @@ class Program:
     ordered: bool = False
     same_count: bool = True
     below: tuple[int, int] = (4, 0)
+    pools: tuple[str, str] = (STANDARD, PREFORK)
     fails: str = ""
 
     @property
@@ -161,7 +165,7 @@ def _run_in(
     left = _left_by(token)
     made = _counted(counts)
     clean = _Cleaner((directory, temporary), program)
-    ours, others = ("prefork", "standard")[:: 1 if pool == PREFORK else -1]
+    ours, others = ("prefork", "standard")[:: 1 if pool in (PREFORK, POOL) else -1]
     return Outcome(
         exitcode=exitcode,
         stdout=clean(stdout),
@@ -179,9 +183,9 @@ def _run_in(
 def _command(program: Program, pool: str, work: Path) -> tuple[list[str], str]:
     """What to call Python with, and what to put in the place of ProcessPoolExecutor."""
     if program.argv:
-        return list(program.argv), pool if pool == PREFORK else ""
+        return list(program.argv), "" if pool == STANDARD else pool
     source = program.script.read_text(encoding="utf-8")
-    swapped = pool if pool == PREFORK and IMPORT not in source else ""
+    swapped = "" if pool == STANDARD or IMPORT in source else pool
     if pool == PREFORK:
         source = source.replace(IMPORT, EDITED)
     # Not by its own name, which is that of the package.

@@ -1,4 +1,5 @@
-"""A program that used ProcessPoolExecutor does the same with PreforkExecutor."""
+"""A program that used ProcessPoolExecutor does the same with PreforkExecutor, and one that
+used multiprocessing.Pool with Pool."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from .programs import PROGRAMS
-from .running import BOUND, PREFORK, STANDARD, Outcome, Program, run
+from .running import BOUND, POOL, Outcome, Program, run
 
-PAGE = Path(__file__).parents[2] / "docs" / "migrating.md"
+DOCS = Path(__file__).parents[2] / "docs"
 WHOLE = bool(os.environ.get("PREFORK_EXECUTOR_LONG"))
 """Whether every program is run with every start method: that takes some
 ten minutes on two processors."""
@@ -50,9 +51,10 @@ def test_a_program_does_the_same_with_either_pool(
         pytest.skip("it is not installed: the extra 'programs' brings it")
     if sys.version_info >= program.below:
         pytest.skip("the program itself does not work on this Python")
-    with_standard = run(program, STANDARD, start_method, tmp_path / "standard")
+    standard, prefork = program.pools
+    with_standard = run(program, standard, start_method, tmp_path / "standard")
     assert_in_order(program, with_standard)
-    with_prefork = run(program, PREFORK, start_method, tmp_path / "prefork")
+    with_prefork = run(program, prefork, start_method, tmp_path / "prefork")
     assert_in_order(program, with_prefork)
     assert_same(program, with_prefork, with_standard)
 
@@ -78,6 +80,7 @@ def assert_same(program: Program, found: Outcome, expected: Outcome) -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_the_table_has_every_program(program: Program) -> None:
-    table = PAGE.read_text(encoding="utf-8").partition("## Programs that were tried")[2].lower()
-    name = program.name.removesuffix("_default")
+    page = DOCS / ("pool.md" if POOL in program.pools else "migrating.md")
+    table = page.read_text(encoding="utf-8").partition("## Programs that were tried")[2].lower()
+    name = program.name.removesuffix("_default").removeprefix("pool_")
     assert name in table or name.replace("_", "-") in table
