@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from performance_pools import GENERAL, STANDARD, WORKERS, Pool, Thunk
+from performance_pools import GENERAL, OURS, STANDARD, WORKERS, Pool, Thunk
 from work_tasks import nap, nothing
 
 Figures = dict[str, Any]
@@ -209,6 +209,7 @@ class Work:
         bound: seconds that one measurement may take, the start of the process included.
         reference: the pool that the figures show the others as multiples of.
         is_long: whether it is left out if nobody asks for it by name.
+        ours: the pool of ours that is compared with the others.
     """
 
     title: str
@@ -220,6 +221,7 @@ class Work:
     bound: float = 90.0
     reference: str = STANDARD
     is_long: bool = False
+    ours: str = OURS
 
     @property
     def name(self) -> str:

@@ -27,6 +27,8 @@ FORKSERVER = "ProcessPoolExecutor (forkserver)"
 INTERPRETERS = "InterpreterPoolExecutor"
 OLD = "multiprocessing.Pool"
 BARE = "bare socketpair"
+POOL = "Pool"
+BILLIARD = "billiard.Pool"
 
 Thunk = Callable[[], Any]
 """All that is timed is a call of it."""
@@ -67,6 +69,14 @@ class Pool(abc.ABC):
     @abc.abstractmethod
     def mapped(self, fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int) -> Thunk:
         """Map; collect all results, in order."""
+
+    def listed(self, fn: Callable[[Any], Any], items: Sequence[Any], size: int | None) -> Thunk:
+        """What ``Pool.map`` is there, in chunks of this size, or of one of its own."""
+        raise UnsupportedError("is no Pool")
+
+    def unordered(self, fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int) -> Thunk:
+        """Map; collect all results, as they come."""
+        raise UnsupportedError("is no Pool")
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -213,9 +223,41 @@ class OldPool(Pool):
     def mapped(self, fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int) -> Thunk:
         return lambda: list(self.pool.imap(fn, items, chunksize))
 
+    def listed(self, fn: Callable[[Any], Any], items: Sequence[Any], size: int | None) -> Thunk:
+        return lambda: self.pool.map(fn, items, size)
+
+    def unordered(self, fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int) -> Thunk:
+        return lambda: list(self.pool.imap_unordered(fn, items, chunksize))
+
     def close(self) -> None:
         self.pool.terminate()
         self.pool.join()
+
+
+class PreforkPool(OldPool):
+    """prefork_executor.Pool."""
+
+    name = POOL
+    module = "prefork_executor.pool"
+    distribution = "prefork-executor"
+
+    def __init__(self, workers: int = WORKERS, **options: Any) -> None:
+        from prefork_executor import Pool
+
+        self.pool = Pool(workers, context="fork", **options)
+
+
+class BilliardPool(OldPool):
+    """billiard.Pool, which Celery uses."""
+
+    name = BILLIARD
+    module = "billiard"
+    distribution = "billiard"
+
+    def __init__(self, workers: int = WORKERS, **_: Any) -> None:
+        import billiard
+
+        self.pool = billiard.Pool(workers)
 
 
 class LokyPool(ExecutorPool):
@@ -279,6 +321,12 @@ class MpirePool(Pool):
 
     def mapped(self, fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int) -> Thunk:
         return lambda: self.pool.map(fn, items, chunk_size=chunksize)
+
+    def listed(self, fn: Callable[[Any], Any], items: Sequence[Any], size: int | None) -> Thunk:
+        return lambda: self.pool.map(fn, items, chunk_size=size)
+
+    def unordered(self, fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int) -> Thunk:
+        return lambda: list(self.pool.imap_unordered(fn, items, chunk_size=chunksize))
 
     def close(self) -> None:
         self.pool.terminate()
@@ -388,10 +436,10 @@ POOLS: dict[str, type[Pool]] = {
     for pool in (
         *(OurPool, StandardPool, ForkserverPool),
         *([InterpreterPool] if HAS_INTERPRETERS else []),
-        *(OldPool, LokyPool, PebblePool, MpirePool),
+        *(OldPool, LokyPool, PebblePool, MpirePool, PreforkPool, BilliardPool),
         *(DeadpoolPool, JoblibPool, BareSocketpair, FixedPool, OneByOnePool),
     )
 }
-NO_PEERS = (OURS, FIXED, ONE_BY_ONE, BARE)
+NO_PEERS = (OURS, POOL, FIXED, ONE_BY_ONE, BARE)
 """These are not what we measure ourselves against."""
-GENERAL = tuple(name for name in POOLS if name not in (FIXED, ONE_BY_ONE))
+GENERAL = tuple(name for name in POOLS if name not in (FIXED, ONE_BY_ONE, POOL, BILLIARD))

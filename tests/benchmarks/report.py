@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import BEST, Figures, Target, Work
-from performance_pools import FIXED, NO_PEERS, ONE_BY_ONE, OURS
+from performance_pools import FIXED, NO_PEERS, ONE_BY_ONE
 from works import WORKS
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -66,7 +66,7 @@ def best_peer(work: Work, results: Results) -> str | None:
 def compare(work: Work, results: Results, target: Target) -> tuple[float, list[float]] | None:
     """Our figure, or its ratio to another pool's, by the medians; and the same in each
     round. None: there is nothing to compare."""
-    ours = values(results, OURS, target.figure)
+    ours = values(results, work.ours, target.figure)
     if target.than is None:
         return (statistics.median(ours), ours) if ours else None
     than = best_peer(work, results) if target.than == BEST else target.than
@@ -120,11 +120,11 @@ def cell(work: Work, results: Results, pool: str) -> str:
     rounds = results.get(pool)
     if not rounds:
         return ""
-    found, ours = values(results, pool), values(results, OURS)
+    found, ours = values(results, pool), values(results, work.ours)
     if not found:
         return cell_of_one(work, rounds[-1])
     median = statistics.median(found)
-    if pool == OURS or not ours:
+    if pool == work.ours or not ours:
         return work.unit.write(median)
     return f"{work.unit.write(median)} ({_ratio(statistics.median(ours) / median)})"
 
