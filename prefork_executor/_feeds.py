@@ -381,10 +381,12 @@ class IMapIterator(_IMapIterator):
         self._items = iter(())
         self._feed.close()
 
-    def stop(self, end: Callable[[Future[Any]], object] = Future.cancel) -> None:
+    def stop(self, end: Callable[[Future[Any]], object] = Future.cancel) -> bool:
         """Read no more of the iterable. The results of what was submitted come; what is
-        just being submitted is ended so."""
+        just being submitted is ended so. Returns whether all of it had been read."""
+        was_fed = self._feed.is_fed
         self._feed.stop(end)
+        return was_fed
 
     @property
     def futures(self) -> Sequence[Future[Any]]:

@@ -384,10 +384,10 @@ class Pool(multiprocessing.pool.Pool):
         Returns:
             Whether there was something to abort.
         """
-        if isinstance(result, IMapIterator):
-            result.stop(self._life.end)
+        # An iterable that is still being read is something to abort, too.
+        was_fed = not isinstance(result, IMapIterator) or result.stop(self._life.end)
         ended = [self._life.end(future) for future in result.futures if not future.done()]
-        return any(ended)
+        return any(ended) or not was_fed
 
     def stats(self) -> ExecutorStats:
         """See :meth:`PreforkExecutor.stats`."""
