@@ -642,7 +642,7 @@ def real_audits_that(fault: Callable[[pytest.MonkeyPatch], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         fault(patch)
         for seed in range(2000):
-            play(seed, workers=2, tasks=6, kills=3, retirements=1)
+            play(seed, workers=2, tasks=12, kills=6, retirements=2)
 
 
 def settle_late(patch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, TaskTimeout, _processes
+from prefork_executor import PreforkExecutor, TaskTimeout, _processes, _supervision
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1",
@@ -42,9 +42,17 @@ def stopped_supervisor(start_method: str) -> Iterator[PreforkExecutor]:
         executor.shutdown()
 
 
+@pytest.fixture
+def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller looks as often as ever before it gives a supervisor up, but sooner: within two
+    seconds, not ten."""
+    monkeypatch.setattr(_supervision, "LOOK_INTERVAL", 0.1)
+
+
 # --- one that is stopped ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_impatience")
 def test_a_stopped_supervisor_does_not_hold_up_a_time_limit(start_method: str) -> None:
     with stopped_supervisor(start_method) as executor:
         with pytest.raises(TaskTimeout):
@@ -52,6 +60,7 @@ def test_a_stopped_supervisor_does_not_hold_up_a_time_limit(start_method: str) -
         assert executor.submit(abs, -1).result(BOUND) == 1
 
 
+@pytest.mark.usefixtures("_impatience")
 def test_a_stopped_supervisor_does_not_hold_up_kill_workers(start_method: str) -> None:
     with stopped_supervisor(start_method) as executor:
         running = executor.submit(time.sleep, 600)
@@ -63,6 +72,7 @@ def test_a_stopped_supervisor_does_not_hold_up_kill_workers(start_method: str) -
         assert psutil.wait_procs(workers, timeout=BOUND)[1] == []
 
 
+@pytest.mark.usefixtures("_impatience")
 def test_a_stopped_supervisor_does_not_hold_up_the_shutdown(start_method: str) -> None:
     with stopped_supervisor(start_method) as executor:
         executor.shutdown(wait=False)

@@ -241,7 +241,7 @@ class Deadlock(OnPrefork):
 
 class ProcessPool(OnPrefork):
     def test_a_map_times_out(self) -> None:
-        results = self.executor.map(time.sleep, [0, 0, 600], timeout=5)
+        results = self.executor.map(time.sleep, [0, 0, 600], timeout=0.5)
         with pytest.raises(TimeoutError):
             list(results)
         self.executor.kill_workers()
