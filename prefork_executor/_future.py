@@ -336,7 +336,8 @@ class TaskFuture(_Future):
         cells = self.__dict__
         return bool(self._done_callbacks) or "_condition" in cells or _MORE_BELLS in cells
 
-    def _ring(self) -> None:
+    def wake(self) -> None:
+        """Wake who waits for its result, now that it has ended."""
         cells = self.__dict__
         if _BELL in cells and (bell := cells.get(_BELL)) is not None:
             with contextlib.suppress(RuntimeError):  # It has rung.
@@ -358,7 +359,7 @@ class TaskFuture(_Future):
     def _invoke_callbacks(self) -> None:
         # In every end, and the first thing after it.
         self.task = None
-        self._ring()
+        self.wake()
         self._call_back()
 
     def _call_back(self) -> None:
@@ -395,20 +396,30 @@ class TaskFuture(_Future):
             return False
 
     def finish(self, result: Any) -> None:
-        """In the I/O thread: give it its result. Raises what :meth:`set_result` raises."""
+        """In the I/O thread: give it its result, and wake who waits for it. Raises what
+        :meth:`set_result` raises."""
+        ended: list[TaskFuture] = []
+        self.finish_among(ended, result)
+        wake_all(ended)
+
+    def finish_among(self, ended: list[TaskFuture], result: Any) -> None:
+        """As :meth:`finish`; but who waits for it is woken later, by :func:`wake_all`, with
+        those who wait for these. All are woken before a callback runs."""
         cells = self.__dict__
         cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
         step = cells.setdefault(cell, _FINISHING)
         if step is not _FINISHING:
             if type(step) is not tuple:
+                wake_all(ended)
                 self.set_result(result)
                 return
             (result,) = step
         self._result = result
         self._state = FINISHED
         self.task = None
-        self._ring()
+        ended.append(self)
         if self._done_callbacks:
+            wake_all(ended)
             self._call_back()
 
     def finish_unwatched(self, result: Any) -> bool:
@@ -424,6 +435,13 @@ class TaskFuture(_Future):
             self._ring_others()
             self._call_back()  # If one was added just now.
         return type(step) is tuple or step is _FINISHING
+
+
+def wake_all(ended: list[TaskFuture]) -> None:
+    """Wake who waits for them. Empties the list."""
+    for future in ended:
+        future.wake()
+    ended.clear()
 
 
 class ReloadFuture(TaskFuture):

@@ -20,6 +20,7 @@ from concurrent.futures import InvalidStateError
 
 from . import _channel, _failures, _pickling, _wire
 from ._channel import Packet
+from ._future import wake_all
 from ._handlers import is_by_handler
 from ._ledger import Ledger, Task
 from ._payload_files import PayloadFiles
@@ -31,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ._future import TaskFuture
     from ._recorder import Recorder
 
     End = tuple[Task, Any, BaseException | None]
@@ -140,9 +142,9 @@ def begin(task: Task) -> bool:
     return bool(task.number) or task.future.begin()
 
 
-def resolve(setter: Callable[[Any], None], value: Any) -> None:
+def resolve(setter: Callable[..., None], *values: Any) -> None:
     try:
-        setter(value)
+        setter(*values)
     except InvalidStateError:
         logger.exception("a future of the pool was resolved by somebody else")
     except BaseException:
@@ -151,19 +153,26 @@ def resolve(setter: Callable[[Any], None], value: Any) -> None:
 
 
 def tell_all(ends: list[End | None]) -> None:
-    """Resolve the futures of these tasks, in order. Empties the list."""
+    """Resolve the futures of these tasks, in order. Empties the list.
+
+    Who waits for one of them is woken when all have their results, or a callback is to run.
+    Without the GIL he would run at once, and wait for the next before it has its result: he
+    would sleep and be woken for each."""
     ends.reverse()
+    ended: list[TaskFuture] = []
     while ends:
         end = ends.pop()
         if end is None:
             continue
         task, result, error = end
         if error is None:
-            resolve(task.future.finish, result)
+            resolve(task.future.finish_among, ended, result)
         else:
+            wake_all(ended)
             resolve(task.future.set_exception, error)
         # The caller's result is not kept alive by this thread's variables.
         del end, result, error
+    wake_all(ended)
 
 
 def fail_all(failed: list[tuple[Task, BaseException]]) -> None:

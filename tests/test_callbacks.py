@@ -220,3 +220,33 @@ def test_nor_where_the_pool_breaks() -> None:
         futures = [executor.submit(square, i) for i in range(20)]
         watch.on(*futures)
         assert watch.free(len(futures))
+
+
+# --- what is read together is told together ----------------------------------------------------
+
+
+def test_who_waits_for_a_result_has_it_before_a_callback_of_a_later_one_runs(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    running = Running(executor, tmp_path)
+    futures = [executor.submit(square, i) for i in range(200)]
+    got, too_early = [0], list[int]()
+
+    def wait_for_all() -> None:
+        for i, future in enumerate(futures):
+            assert future.result(BOUND) == i * i
+            got[0] = i + 1
+
+    def callback(count: int) -> None:
+        try:
+            eventually(lambda: got[0] >= count)
+        except BaseException:
+            too_early.append(count)
+
+    for i in range(3, len(futures), 7):
+        futures[i].add_done_callback(lambda _, count=i: callback(count))
+    waiting = threading.Thread(target=wait_for_all)
+    waiting.start()
+    running.let_go()
+    waiting.join(BOUND)
+    assert (got, too_early) == ([200], [])
