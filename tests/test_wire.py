@@ -383,8 +383,9 @@ REAL = "channel or descriptor or arrive or payload or open"
 
 @pytest.mark.skipif(_platform.FALLBACK, reason="this is the fallback")
 def test_all_of_this_holds_with_the_means_of_other_systems() -> None:
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", REAL]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", REAL, __file__],
+        [sys.executable, "-m", "pytest", *options, __file__],
         env={**os.environ, "PREFORK_EXECUTOR_FALLBACK": "1"},
         capture_output=True,
         text=True,
