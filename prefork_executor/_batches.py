@@ -106,6 +106,8 @@ class Batches:
 
     def _recall(self, slot: Slot) -> None:
         last = slot.task + slot.tail
+        # What lies in the pipe was sent later. Or the worker could go on with that.
+        self._auditor.recall()
         self._board.words[self._board.base(slot.place) + sb.RECALL] = last
         _fences.everywhere(self._board)  # Between naming a task and looking as well.
         named = self._board.read(slot.place)

@@ -47,7 +47,8 @@ import functools
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing.context import get_spawning_popen
 
 from . import _reducers, _wire
 from ._by_value import BY_VALUE, pickle_by_rule, rule_pickler
@@ -366,17 +367,30 @@ def portable(thing: Any) -> Any:
     """The thing, or what becomes it on the way to a spawned supervisor. There it
     is multiprocessing that pickles, which knows of no cloudpickle; it is called
     for what that process will not find: lambdas, and a notebook's definitions."""
-    try:
-        found_there = _OF_MAIN not in _reducers.dumps(thing, None) or main_is_importable()
-    except Exception as error:
-        let_through(error)
-        found_there = False
+    found_there = False
+    with _nothing_passed_on():
+        try:
+            found_there = _OF_MAIN not in _reducers.dumps(thing, None) or main_is_importable()
+        except Exception as error:
+            let_through(error)
     if not found_there:
         try:
             return _ByValue(pickle_by_rule(thing, _never, None))
         except Exception as error:
             let_through(error)
     return thing
+
+
+@contextlib.contextmanager
+def _nothing_passed_on() -> Iterator[None]:
+    """What is pickled here only to see whether it can be: the process that is being started
+    gets none of its descriptors. It would get them twice, which no start of a process allows."""
+    passed_on: list[int] = getattr(get_spawning_popen(), "_fds", [])
+    before = len(passed_on)
+    try:
+        yield
+    finally:
+        del passed_on[before:]
 
 
 def _never(_thing: Any) -> Any:

@@ -88,6 +88,8 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         return self._client.submit(fn, args, kwargs, self._terms)
 
     def submit_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+        if self._has_another_submit():
+            return super().submit_all(calls)
         futures: list[Future[Any]] = []
         try:
             self._client.submit_all(calls, self._terms, futures)
@@ -96,7 +98,15 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
             raise
         return futures
 
+    def _has_another_submit(self) -> bool:
+        """Whether a subclass, or the program, has put another ``submit`` in the place of this
+        one, as progress bars do to be told of every task. Then the maps submit by that."""
+        return "submit" in vars(self) or type(self).submit is not _Submitter.submit
+
     def _submitter(self) -> Callable[[], Callable[..., Future[Any]] | None]:
+        if self._has_another_submit():
+            submitter = weakref.ref(self)
+            return lambda: getattr(submitter(), "submit", None)
         client, terms, owner = self._client, self._terms, weakref.ref(self._owner())
 
         def submit(fn: Callable[..., Any], /, *args: Any) -> Future[Any]:

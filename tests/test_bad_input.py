@@ -612,7 +612,7 @@ def test_whatever_a_result_raises_as_it_is_pickled_fails_its_own_future(
     for error in ODD:
         got = unharmed(executor, Failing, error)
         # What would end a process ends the task; anything else is explained.
-        assert type(got) is explained(error)
+        assert isinstance(got, explained(error))
 
 
 def explained(error: BaseException) -> type[BaseException]:

@@ -8,6 +8,7 @@ import operator
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,47 @@ def test_starmap_can_be_unordered(executor: PreforkExecutor) -> None:
 
 def test_a_map_of_no_iterables_is_empty(executor: PreforkExecutor) -> None:
     assert list(executor.map(square)) == list(executor.map(square, ordered=False)) == []
+
+
+class Counting(PreforkExecutor):
+    """Counts what is submitted."""
+
+    count = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.count += 1
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("buffersize", [None, 3])
+def test_maps_submit_by_the_submit_of_a_subclass(buffersize: int | None) -> None:
+    with Counting(2) as executor:
+        assert list(executor.map(square, range(10), buffersize=buffersize)) == [
+            x * x for x in range(10)
+        ]
+        assert executor.count == 10
+        assert list(executor.starmap(power, [(2, 3)] * 5, buffersize=buffersize)) == [8] * 5
+    assert executor.count == 15
+
+
+@pytest.mark.parametrize("buffersize", [None, 3])
+def test_maps_submit_by_what_a_program_has_put_in_the_place_of_submit(
+    executor: PreforkExecutor, buffersize: int | None
+) -> None:
+    """tqdm's process_map does so, to be told of every task."""
+    done: list[Future[Any]] = []
+    original = executor.submit
+
+    def submit(*args: Any, **kwargs: Any) -> Future[Any]:
+        future = original(*args, **kwargs)
+        future.add_done_callback(done.append)
+        return future
+
+    executor.submit = submit  # type: ignore[method-assign]
+    assert list(executor.map(square, range(10), buffersize=buffersize)) == [
+        x * x for x in range(10)
+    ]
+    eventually(lambda: len(done) == 10)
 
 
 def test_views_have_both(executor: PreforkExecutor) -> None:

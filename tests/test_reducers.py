@@ -102,6 +102,36 @@ def test_reducers_registered_later_or_for_a_metaclass_or_by_copyreg_count_as_wel
     assert out.splitlines() == ["Late", "late", "found Named", "found a copy"]
 
 
+def test_queues_and_locks_may_be_arguments_of_the_initializer_where_reducers_are_registered(
+    tmp_path: Path, start_method: str
+) -> None:
+    source = """
+        import multiprocessing
+        import sys
+        from multiprocessing.reduction import register
+
+        from prefork_executor import PreforkExecutor
+
+        class Handle:
+            pass
+
+        register(Handle, lambda handle: (Handle, ()))
+
+        def keep(lock, queue):
+            with lock:
+                queue.put("kept")
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context(sys.argv[1])
+            queue = context.Queue()
+            given = (context.Lock(), queue)
+            for initializer in (keep, lambda *args: keep(*args)):
+                with PreforkExecutor(1, context, initializer, given) as executor:
+                    print(executor.submit(abs, -1).result(), queue.get())
+    """
+    assert run_script(tmp_path, source, start_method).splitlines() == ["1 kept"] * 2
+
+
 def test_the_pickler_of_a_program_s_own_reduction_is_used(tmp_path: Path) -> None:
     source = """
         import multiprocessing
