@@ -4,16 +4,16 @@ The locks
 ---------
 There are three kinds. Whoever takes more than one takes them in this order:
 
-1. ``DirectReader.reading``: who has it reads from the yell channel, and no other does. The
-   I/O thread has it always, except while it waits.
-2. ``Books.lock``: guards all that is in here. Everybody takes it, for as short a time as
-   possible. Nothing is pickled, copied or hashed while it is held, no future is resolved, and
-   nobody waits.
-3. The lock of a future, in which nothing else is done.
+1. ``DirectReader.reading``: only its holder reads from the yell channel. The I/O thread has
+   it always, except while it waits; so ``on_yell`` and callbacks run while it is held.
+2. ``Books.lock`` guards all that is in here. Every thread takes it, for as short a time as
+   possible: nothing is pickled, copied or hashed while it is held, and no future gets its
+   result. Only the first start of a pool takes longer, and who submits meanwhile waits for it.
+3. The lock of one future, in which nothing else is taken.
 
-No code of the user's runs while any of them is held, with one exception: a signal handler
-runs wherever it comes in. So ``Books.lock`` is one that its holder may take again, and
-`_locks.py` says how it gets free when a handler raises.
+While a thread holds one of the last two, it runs no code of the user's, with one exception: a
+signal handler runs wherever it comes in. So ``Books.lock`` is one that its holder may take
+again, and `_locks.py` says how it gets free when a handler raises.
 """
 
 from __future__ import annotations
