@@ -206,18 +206,20 @@ os.write(tap, b"xx")
 
 def code():
     os.read(source, 1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Not before it has taken.
     while not raw._pool._main.kid._is_to_leave:
         time.sleep(0.01)
     doze()
 
-signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+signal.signal(signal.SIGUSR1, lambda *_: pf_done(0))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 pf_init(max_servers=2, start_servers=2, min_spare_servers=1, max_spare_servers=1, term_timeout=800)
 whip(code)
 """
     )
     (pid,) = program.hear("dozes")
     eventually(lambda: psutil.Process(int(pid)).status() == psutil.STATUS_SLEEPING)
-    program.signal(TERM)
+    program.signal(signal.SIGUSR1)
     assert program.wait() == 0
 
 
