@@ -38,7 +38,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!prefork_executor\.).*"),
     # Type variables, and names that signatures show but nobody is to use.
-    ("py:class", r"prefork_executor\.(.*\.)?([A-Z]|_\w+|_\w+\.\w+)"),
+    ("py:class", r"prefork_executor\.(.*\.)?([A-Z]|_\w+(\.\w+)*)"),
 ]
 
 if not (Path(__file__).parent / "figures" / "performance.json").exists():

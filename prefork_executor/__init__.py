@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # Importing typing would be a third of what importing all of this costs.
     from typing import Any
 
-    from ._worker import worker_index, yell
+    from ._server.worker import worker_index, yell
     from .pool import Pool
     from .stats import ExecutorStats, PoolStats, ScalingDecision, Waits, WorkerStats
 
@@ -46,9 +46,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # What most programs do not name is imported for those that do.
     if name in ("worker_index", "yell"):
-        from . import _worker
+        from ._server import worker
 
-        thing = getattr(_worker, name)
+        thing = getattr(worker, name)
     elif name == "Pool":
         from . import pool
 

@@ -10,8 +10,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
-from . import _contexts, _machine
-from ._arguments import (
+from ._client.process_pool import ProcessPool
+from ._server import contexts
+from ._server.settings import Settings, Terms
+from ._support.arguments import (
     brief,
     check_callable,
     check_count,
@@ -22,17 +24,16 @@ from ._arguments import (
     check_seconds,
     time_limit,
 )
-from ._process_pool import ProcessPool
-from ._settings import Settings, Terms
+from ._system import machine
 from .maps import Maps, cancel_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
-    from ._client import Client
-    from ._contexts import Context
-    from ._regulator import Limits
+    from ._client.client import Client
+    from ._pool.regulator import Limits
+    from ._server.contexts import Context
     from .recording import Recording
     from .stats import ExecutorStats
 
@@ -287,12 +288,12 @@ class PreforkExecutor(_Submitter):
         on_yell: Callable[[int, Any], object] | None = None,
     ) -> None:
         # Not with this module: many who import it start no pool.
-        from ._client import Client
+        from ._client.client import Client
 
         limits = _limits(
             max_workers, min_spare_workers, max_spare_workers, start_workers, idle_timeout
         )
-        context = _contexts.find_context(mp_context)
+        context = contexts.find_context(mp_context)
         check_callable("initializer", initializer)
         check_callable("finalizer", finalizer)
         check_callable("on_yell", on_yell)
@@ -451,10 +452,10 @@ def _limits(
     start: int | None,
     idle_timeout: float | None,
 ) -> Limits:
-    from ._regulator import Limits
+    from ._pool.regulator import Limits
 
     if max_workers is None:
-        max_workers = _machine.available_cpus()
+        max_workers = machine.available_cpus()
     _check_max_workers(max_workers)
     max_workers = int(max_workers)
     check_count("min_spare_workers", min_spare, least=0)

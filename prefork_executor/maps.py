@@ -18,15 +18,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 
-from ._arguments import (
+from ._support.arguments import (
     check_buffersize,
     check_count,
     check_function,
     check_iterable,
     check_seconds,
 )
-from ._handlers import let_through
-from ._tuples import NamedTuple
+from ._support.handlers import let_through
+from ._support.named_tuples import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def starred_calls_of(
 def _columns_of_one(fn: Callable[..., Any], items: Iterator[Any], size: int) -> Iterator[Call]:
     """Arguments travel as the tuple of the first of each call, that of the second, and so on:
     a tenth of what there would be to pickle."""
-    from ._pickling import Chunk  # Hardly anybody who imports this needs it at once.
+    from ._pickling.calls import Chunk  # Hardly anybody who imports this needs it at once.
 
     chunk = Chunk(fn)
     while column := tuple(itertools.islice(items, size)):
@@ -215,7 +215,7 @@ def _columns_of_one(fn: Callable[..., Any], items: Iterator[Any], size: int) -> 
 
 def _columns(fn: Callable[..., Any], rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[Call]:
     """The same, if all have the same number of arguments; else each call's own together."""
-    from ._pickling import Chunk, Spread
+    from ._pickling.calls import Chunk, Spread
 
     chunk, spread = Chunk(fn), Chunk(Spread(fn))
     while batch := tuple(itertools.islice(rows, size)):
@@ -251,7 +251,7 @@ def length_of(*iterables: Iterable[Any]) -> int | None:
 
 def function_of(called: Any) -> Any:
     """The user's function, out of what :func:`calls_of` has put around it, and partials."""
-    from ._pickling import user_function
+    from ._pickling.calls import user_function
 
     return user_function(called)
 

@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 
-from . import _lifetime
-from ._arguments import check_buffersize, check_count, check_function
-from ._async_results import AsyncResult, MapResult
-from ._feeds import TERMINATED, Feed, IMapIterator, IMapUnorderedIterator
-from ._machine import available_cpus
+from ._pool_results.async_results import AsyncResult, MapResult
+from ._pool_results.iterators import TERMINATED, Feed, IMapIterator, IMapUnorderedIterator
+from ._support import exit_hooks
+from ._support.arguments import check_buffersize, check_count, check_function
+from ._system.machine import available_cpus
 from .executor import PreforkExecutor
 from .maps import Maps, at_hand, calls_of, length_of, starred_calls_of
 
@@ -147,7 +147,7 @@ def _terminate_all() -> None:
         pool._terminate_at_end()
 
 
-_lifetime.before_pools_end(_terminate_all)
+exit_hooks.before_pools_end(_terminate_all)
 
 
 class Pool(multiprocessing.pool.Pool):

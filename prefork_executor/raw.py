@@ -18,7 +18,7 @@ A child and the TERM that comes too late
 ----------------------------------------
 The main process retires an idle child by SIGTERM, and may be wrong: the child may
 just have taken a connection and not yet said so. Then it serves that first; the head
-of ``_kid.py`` says how.
+of ``_raw/child.py`` says how.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from . import _raw_options
-from ._kid import YellFlags
-from ._raw_main import MainProcess
-from ._raw_options import ChildSignals, Spares
-from ._yell_hook import DataHook
+from ._raw import options
+from ._raw.child import YellFlags
+from ._raw.data_hook import DataHook
+from ._raw.main_process import MainProcess
+from ._raw.options import ChildSignals, Spares
 
 __all__ = [
     "PreforkPool",
@@ -85,7 +85,7 @@ class PreforkPool:
         min_spare_servers: int | None = None,
         max_spare_servers: int | None = None,
         start_servers: int | None = None,
-        max_servers: int = _raw_options.MAX_SERVERS,
+        max_servers: int = options.MAX_SERVERS,
         child_sigh: ChildSignals | None = None,
         child_data_hook: DataHook | None = None,
         data_hook_in_main: bool = False,
@@ -93,10 +93,10 @@ class PreforkPool:
         term_timeout: float = 10.0,
     ) -> None:
         spares = Spares(min_spare_servers, max_spare_servers, start_servers, max_servers)
-        limits, handlers = spares.limits(), _raw_options.handlers(child_sigh)
-        _raw_options.check_hook(child_data_hook)
-        _raw_options.check_on_fork_failure(on_fork_failure)
-        _raw_options.check_term_timeout(term_timeout)
+        limits, handlers = spares.limits(), options.handlers(child_sigh)
+        options.check_hook(child_data_hook)
+        options.check_on_fork_failure(on_fork_failure)
+        options.check_term_timeout(term_timeout)
         self._main = MainProcess(
             limits,
             handlers,

@@ -12,12 +12,12 @@ import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ._arguments import check_count
-from ._client import Client
-from ._recorder import Recorder
-from ._timeline import Timeline
-from ._timeline_page import page
-from ._timeline_trace import trace
+from ._client.client import Client
+from ._client.recorder import Recorder
+from ._support.arguments import check_count
+from ._timeline.chrome_trace import trace
+from ._timeline.html_page import page
+from ._timeline.model import Timeline
 
 __all__ = ["Recording"]
 

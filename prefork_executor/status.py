@@ -30,11 +30,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from . import _board_reading as reading
-from . import _machine
-from . import _scoreboard as sb
-from ._board_reading import BoardReader
-from ._scoreboard import Sections, Slot
+from ._board import reader as reading
+from ._board import scoreboard as sb
+from ._board.reader import BoardReader
+from ._board.scoreboard import Sections, Slot
+from ._system import machine
 from .errors import NoSuchPool, PoolEnded, SeveralPools, StatusError, UnreadablePool
 from .stats import PoolStats, WorkerStats
 
@@ -414,7 +414,7 @@ def _worker(slot: Slot, now: int, task: str | None) -> WorkerStatus:
         in_state=row.in_state,
         age=row.age,
         tasks_done=row.tasks_done,
-        memory=_machine.memory_in_proc(slot.pid),
+        memory=machine.memory_in_proc(slot.pid),
         slot=slot.place,
         cpu=_cpu_seconds(slot.pid),
     )

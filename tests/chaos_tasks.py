@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefork_executor import _worker, yell
+from prefork_executor import yell
+from prefork_executor._server import worker as worker_module
 
 YELLS = 4
 BIG = 100_000
@@ -29,7 +30,7 @@ def linger_where_it_hurts() -> None:
     """As an initializer: this worker takes its time where its death is hardest to judge,
     which it would pass in microseconds: woken by a message that it has not asked for yet,
     and with a task in its hands that it has not named yet."""
-    worker = _worker.Worker
+    worker = worker_module.Worker
     waits, serves = worker._wait_for_work, worker._serve
 
     def wait_for_work(self: Any) -> bool:

@@ -14,7 +14,8 @@ import pytest
 from conftest import BOUND, eventually
 from light_tasks import run_until, square
 
-from prefork_executor import PreforkExecutor, _worker
+from prefork_executor import PreforkExecutor
+from prefork_executor._server import worker
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's own means")
 
@@ -25,7 +26,7 @@ def lines(path: Path) -> list[str]:
 
 def in_worker() -> bool:
     """Whether this is a worker; for faults that all processes of a forked pool inherit."""
-    return _worker._current is not None
+    return worker._current is not None
 
 
 def supervisor_of(executor: PreforkExecutor) -> psutil.Process:
@@ -91,4 +92,4 @@ class Running:
 
 def lose_patience(patch: pytest.MonkeyPatch) -> None:
     """A forked supervisor soon kills workers that do not leave."""
-    patch.setattr("prefork_executor._leaving.LEAVE_WITHIN", 0.1)
+    patch.setattr("prefork_executor._pool.leaving.LEAVE_WITHIN", 0.1)

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from prefork_executor import _fences
-from prefork_executor import _scoreboard as sb
-from prefork_executor._channel import new_board
+from prefork_executor._board import fences as fences_module
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._messages.channels import new_board
 
 
 class Step(NamedTuple):
@@ -231,7 +231,7 @@ PROGRAM = r"""
 typedef volatile uint64_t word;
 enum { NOBODY, RARE_ITS_OWN, EACH_ITS_OWN, RARE_EVERYWHERE };
 
-static void own_fence(void) {  /* As `_fences.here` makes it on Linux. */
+static void own_fence(void) {  /* As `_board.fences.here` makes it on Linux. */
 #if defined(__x86_64__) || defined(__i386__)
     __sync_synchronize();
 #else
@@ -303,14 +303,14 @@ def race(
     so long, or until there were so many violations. Each round's writes are its number."""
     board = new_board(_SLOTS)
     try:
-        _fences.begin(board)
+        fences_module.begin(board)
         words = (ctypes.c_uint64 * len(board.words)).from_buffer(board.words)
         first, second = without_fence(litmus.hot)
         at = (ctypes.c_int * 5)(_WORDS[first.word], _WORDS[second.word], _GO, _DONE, _FOUND)
         given = (words, at, int(second.does == "read"), int(fences))
         child = os.fork()
         if child == 0:
-            _fences.join(board)
+            fences_module.join(board)
             loops.hot(*given)
         try:
             return _race(functools.partial(loops.rare, *given), seconds, enough)
@@ -324,7 +324,7 @@ def race(
 
 def _race(rare: Callable[..., int], seconds: float, enough: float) -> Race:
     until, rounds, violations, some = time.monotonic() + seconds, 0, 0, 500
-    number = ctypes.c_long(_fences.NUMBER or 0)
+    number = ctypes.c_long(fences_module.NUMBER or 0)
     while time.monotonic() < until and violations < enough:
         violations += rare(ctypes.c_uint64(rounds + 1), some, number)
         rounds += some

@@ -4,8 +4,8 @@ workers, its supervisor and its client, with a kill at every step.
 One step of the model is what others can observe of a process: one mark on the
 scoreboard, one message sent or taken, one word read. What happens between two
 of them happens inside one process and belongs to the step before. The worker
-follows `_worker.py`, the supervisor `_supervisor.py`, the client `_client.py`;
-the audits are the real ones (`_audit.Audit`), fed with readings that are taken
+follows `_server/worker.py`, the supervisor `_server/supervisor.py`, the client `_client/client.py`;
+the audits are the real ones (`_client.recovery.Audit`), fed with readings that are taken
 word by word. That the real worker and the real client take these very steps is
 tested beside it.
 
@@ -33,9 +33,9 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from prefork_executor import _scoreboard as sb
-from prefork_executor._audit import Audit
-from prefork_executor._scoreboard import Slot
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._board.scoreboard import Slot
+from prefork_executor._client.recovery import Audit
 
 WORK = ("taking", "ask", "busy", "begin", "send")
 """A worker's steps with a message of one task, as in `Worker._serve_all` and `_serve`."""
@@ -71,7 +71,7 @@ class Violation(AssertionError):
 
 
 class Holds(NamedTuple):
-    """The word of a slot by which its worker says what it does: see `_scoreboard.held`."""
+    """The word of a slot by which its worker says what it does: see `_board.scoreboard.held`."""
 
     state: int
     task: int = 0

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor._platform import FALLBACK
+from prefork_executor._system.platform import FALLBACK
 
 MARK = "PREFORK_EXECUTOR_TEST_PROGRAM"
 """Environment variable by which a program's processes are found, orphans included."""
@@ -30,7 +30,7 @@ PRELUDE = """
 import ctypes  # Some builds of Python keep a library's file open from here on.
 import os, signal, socket, sys, time
 from prefork_executor import raw
-from prefork_executor._scoreboard import State
+from prefork_executor._board.scoreboard import State
 from prefork_executor.raw import *
 
 signal.alarm(900)  # Whatever the test does, nothing stays for longer.

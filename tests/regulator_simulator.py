@@ -27,8 +27,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prefork_executor._regulator import Counts, Decision, Limits, Memory, regulate
-from prefork_executor._worker_pool import SETTLED_AFTER
+from prefork_executor._pool.regulator import Counts, Decision, Limits, Memory, regulate
+from prefork_executor._pool.worker_pool import SETTLED_AFTER
 
 # Seconds; on the scale of what a machine of today takes.
 SUPERVISOR_WAKES = 60e-6

@@ -41,26 +41,23 @@ from pool_model import (
     yell,
 )
 
-from prefork_executor import (
-    WorkerDied,
-    _audit,
-    _batches,
-    _client,
-    _fences,
-    _pickling,
-    _supervisor,
-    _wire,
-    _worker,
-)
-from prefork_executor import _scoreboard as sb
-from prefork_executor._channel import Packet
-from prefork_executor._ledger import Ledger
-from prefork_executor._payload_files import PayloadFiles
-from prefork_executor._pickling import HeldMain, HeldModules
-from prefork_executor._regulator import Limits
-from prefork_executor._settings import NO_TERMS
-from prefork_executor._supervision import Supervision
-from prefork_executor._wire import Kind
+from prefork_executor import WorkerDied
+from prefork_executor._board import fences
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._client import batches, recovery
+from prefork_executor._client import client as client_module
+from prefork_executor._client.ledger import Ledger
+from prefork_executor._client.supervision import Supervision
+from prefork_executor._messages import wire
+from prefork_executor._messages.channels import Packet
+from prefork_executor._messages.payload_files import PayloadFiles
+from prefork_executor._messages.wire import Kind
+from prefork_executor._pickling import calls
+from prefork_executor._pickling.calls import HeldMain, HeldModules
+from prefork_executor._pool.regulator import Limits
+from prefork_executor._server import supervisor as supervisor_module
+from prefork_executor._server import worker as worker_module
+from prefork_executor._server.settings import NO_TERMS
 
 # --- the model ----------------------------------------------------------------------------
 
@@ -242,7 +239,7 @@ class TracedPipe:
         if not self.numbers:
             raise BlockingIOError
         held, modules = HeldMain.forked(), HeldModules(is_forked=True)
-        (body,), _ = _pickling.dump_call(begins, (), {}, held, modules)
+        (body,), _ = calls.dump_call(begins, (), {}, held, modules)
         assert isinstance(body, bytes)
         return Packet(Kind.CALL, 0, 1, self.numbers.pop(0), 0, memoryview(body), -1)
 
@@ -258,11 +255,11 @@ class TracedPipe:
 PIPE, LEASH, BELL = 100, 101, 102
 
 
-def real_worker(pipe: TracedPipe, most_tasks: int | None = None) -> _worker.Worker:
-    worker: Any = object.__new__(_worker.Worker)
+def real_worker(pipe: TracedPipe, most_tasks: int | None = None) -> worker_module.Worker:
+    worker: Any = object.__new__(worker_module.Worker)
     board = sb.Scoreboard.base(1)
     vars(worker).update(
-        pid=_worker.os.getpid(),
+        pid=worker_module.os.getpid(),
         _seat=types.SimpleNamespace(slot=0, leash=LEASH),
         _words=TracedWords([0] * board),
         _base=sb.Scoreboard.base(0),
@@ -316,9 +313,9 @@ def test_the_real_worker_leaves_after_its_last_task() -> None:
 
 
 def test_the_real_supervisor_tells_of_a_death_before_it_clears_the_slot() -> None:
-    death = _wire.Death(1, 9, 0, sb.BUSY, 7, 0)
-    supervisor: Any = object.__new__(_supervisor.Supervisor)
-    supervisor._outbox = collections.deque([(_wire.pack_death(death), death)])
+    death = wire.Death(1, 9, 0, sb.BUSY, 7, 0)
+    supervisor: Any = object.__new__(supervisor_module.Supervisor)
+    supervisor._outbox = collections.deque([(wire.pack_death(death), death)])
     supervisor._channels = types.SimpleNamespace(
         yells=types.SimpleNamespace(send=lambda *_: taken.append("tell"))
     )
@@ -332,9 +329,9 @@ def test_a_death_that_could_not_be_told_yet_leaves_the_slot() -> None:
     def full(*_: object) -> None:
         raise BlockingIOError
 
-    death = _wire.Death(1, 9, 0, sb.BUSY, 7, 0)
-    supervisor: Any = object.__new__(_supervisor.Supervisor)
-    supervisor._outbox = collections.deque([(_wire.pack_death(death), death)])
+    death = wire.Death(1, 9, 0, sb.BUSY, 7, 0)
+    supervisor: Any = object.__new__(supervisor_module.Supervisor)
+    supervisor._outbox = collections.deque([(wire.pack_death(death), death)])
     supervisor._channels = types.SimpleNamespace(yells=types.SimpleNamespace(send=full))
     supervisor._pool = types.SimpleNamespace(bury=lambda _: taken.append("clear"))
     supervisor._flush()
@@ -375,7 +372,7 @@ class Stage:
     def _client(self, workers: int) -> Any:
         limits = Limits(workers, 1, workers, 1, None)
         settings: Any = types.SimpleNamespace(limits=limits, initializer=None, is_forked=True)
-        client: Any = _client.Client(None, settings, None)  # type: ignore[arg-type]
+        client: Any = client_module.Client(None, settings, None)  # type: ignore[arg-type]
         client._main.look()
         client._thread = threading.current_thread()
         client._waiter = types.SimpleNamespace(wait=self.wait)
@@ -451,10 +448,10 @@ class Stage:
         self.others_move()
         if self.chance.random() < 0.1 and self.world.pipe:
             raise BlockingIOError
-        kind, _, count, number, _ = _wire.HEADER.unpack_from(packet)
-        body = memoryview(packet)[_wire.HEADER.size :]
-        bodies = [body] if kind == Kind.CALL else _wire.unpack_calls(count, body)
-        tasks = [_pickling.load_call([body])[1][0] for body in bodies]
+        kind, _, count, number, _ = wire.HEADER.unpack_from(packet)
+        body = memoryview(packet)[wire.HEADER.size :]
+        bodies = [body] if kind == Kind.CALL else wire.unpack_calls(count, body)
+        tasks = [calls.load_call([body])[1][0] for body in bodies]
         owner = self.world.owner
         assert number >= len(owner), "a number is never used again"
         unused = (-1,) * (number - len(owner))
@@ -497,9 +494,9 @@ class Stage:
         elif message.kind == "unbegun":
             kind, extra = Kind.UNBEGUN, message.tail
         elif message.kind == "death":
-            death = _wire.Death(1, signal.SIGKILL, 0, message.state, number, 0, 0, message.tail)
-            packet = _wire.pack_death(death)
-            number, kind, body = 1, Kind.DEATH, packet[_wire.HEADER.size :]
+            death = wire.Death(1, signal.SIGKILL, 0, message.state, number, 0, 0, message.tail)
+            packet = wire.pack_death(death)
+            number, kind, body = 1, Kind.DEATH, packet[wire.HEADER.size :]
         return Packet(kind, 0, 1, number, extra, memoryview(body), -1)
 
     def result(self, number: int) -> bytes:
@@ -508,7 +505,7 @@ class Stage:
     def results(self, numbers: Sequence[int]) -> bytes:
         bodies = [(number, self.result(number)) for number in numbers]
         return b"".join(
-            _wire.HEADER.pack(Kind.RESULT, 0, len(body), number, 1000) + body
+            wire.HEADER.pack(Kind.RESULT, 0, len(body), number, 1000) + body
             for number, body in bodies
         )
 
@@ -581,7 +578,7 @@ def fence_on_stage(board: StageBoard) -> None:
 
 @pytest.fixture(autouse=True)
 def _fences_on_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fences, "everywhere", fence_on_stage)
+    monkeypatch.setattr(fences, "everywhere", fence_on_stage)
 
 
 def play(seed: int, **sizes: int) -> Stage:
@@ -619,7 +616,7 @@ def test_the_real_client_keeps_the_promises_with_messages_of_several_tasks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Every worker that has not finished with its message seems to be slow.
-    monkeypatch.setattr(_batches, "SLOW", 0.0)
+    monkeypatch.setattr(batches, "SLOW", 0.0)
     stages = [play(seed, workers=2, tasks=8, kills=3, retirements=2) for seed in range(300)]
     assert max(stage.largest for stage in stages) >= 3
     assert sum(stage.recalls for stage in stages) > 10
@@ -646,8 +643,8 @@ def real_audits_that(fault: Callable[[pytest.MonkeyPatch], None]) -> None:
 
 
 def settle_late(patch: pytest.MonkeyPatch) -> None:
-    marker = _audit.Auditor.on_marker
-    patch.setattr(_audit.Auditor, "on_marker", lambda self, number, _: marker(self, number, ()))
+    marker = recovery.Auditor.on_marker
+    patch.setattr(recovery.Auditor, "on_marker", lambda self, number, _: marker(self, number, ()))
 
 
 def keep_the_number(patch: pytest.MonkeyPatch) -> None:
@@ -660,8 +657,8 @@ def keep_the_number(patch: pytest.MonkeyPatch) -> None:
 
 
 def make_no_fence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_batches, "SLOW", 0.0)
-    patch.setattr(_fences, "everywhere", lambda _: None)
+    patch.setattr(batches, "SLOW", 0.0)
+    patch.setattr(fences, "everywhere", lambda _: None)
 
 
 @pytest.mark.parametrize("fault", [settle_late, keep_the_number, make_no_fence])

@@ -31,8 +31,8 @@ from conftest import BOUND
 from hypothesis import example, given, settings
 
 from prefork_executor import PreforkExecutor, yell
-from prefork_executor import _scoreboard as sb
-from prefork_executor._channel import PoolChannels
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._messages.channels import PoolChannels
 
 HUGE = 10**5000
 """More digits than Python prints, and far beyond any float."""

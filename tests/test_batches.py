@@ -18,15 +18,9 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import (
-    PreforkExecutor,
-    TaskAborted,
-    TaskTimeout,
-    WorkerDied,
-    _batches,
-    _wire,
-    yell,
-)
+from prefork_executor import PreforkExecutor, TaskAborted, TaskTimeout, WorkerDied, yell
+from prefork_executor._client import batches as batches_module
+from prefork_executor._messages import wire
 
 FOREVER = 3600.0
 WARM_UP = 500
@@ -61,16 +55,16 @@ def executor(start_method: str) -> Iterator[PreforkExecutor]:
 def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The numbers of tasks that were sent in one message; the test must have some."""
     sizes: list[int] = []
-    pack_calls = _wire.pack_calls
+    pack_calls = wire.pack_calls
 
     def noted(number: int, bodies: list[bytes], *about: Any) -> bytes:
         sizes.append(len(bodies))
         return pack_calls(number, bodies, *about)
 
-    monkeypatch.setattr(_wire, "pack_calls", noted)
+    monkeypatch.setattr(wire, "pack_calls", noted)
     # What is short is a matter of the machine, too, and of what else it does.
-    monkeypatch.setattr(_batches, "SHORT", 10**12)
-    monkeypatch.setattr(_batches, "SPAN", 10**15)
+    monkeypatch.setattr(batches_module, "SHORT", 10**12)
+    monkeypatch.setattr(batches_module, "SPAN", 10**15)
     yield sizes
     assert max(sizes, default=0) > 3, "tasks have travelled together"
 
@@ -197,14 +191,14 @@ def test_what_waits_behind_a_long_task_is_sent_again_once_and_not_at_every_look(
     batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[float] = []
-    look = _batches.Batches.look
+    look = batches_module.Batches.look
 
-    def noted_look(self: _batches.Batches) -> None:
+    def noted_look(self: batches_module.Batches) -> None:
         if self.look_at is not None and time.monotonic() >= self.look_at:
             looks.append(self.look_at)
         look(self)
 
-    monkeypatch.setattr(_batches.Batches, "look", noted_look)
+    monkeypatch.setattr(batches_module.Batches, "look", noted_look)
     with PreforkExecutor(1) as executor:
         warm(executor)
         batches.clear()
@@ -265,7 +259,7 @@ def test_many_kills_among_many_short_tasks_lose_only_what_ran(
 def test_tasks_that_are_not_known_to_be_short_travel_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_wire, "pack_calls", None)  # Whoever called it would fail.
+    monkeypatch.setattr(wire, "pack_calls", None)  # Whoever called it would fail.
     with PreforkExecutor(2) as executor:
         list(executor.map(time.sleep, [0.001] * 300))
 
@@ -276,7 +270,7 @@ def test_a_fault_of_ours_leaves_no_future_unresolved(monkeypatch: pytest.MonkeyP
 
     with PreforkExecutor(1, "fork") as executor:
         list(executor.map(task, range(30)))
-        monkeypatch.setattr(_wire, "pack_calls", fault)
+        monkeypatch.setattr(wire, "pack_calls", fault)
         futures: list[Future[int]] = []
         with contextlib.suppress(BrokenProcessPool):  # It may be known before all are there.
             futures.extend(executor.submit(task, i) for i in range(300))

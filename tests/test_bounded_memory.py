@@ -34,8 +34,8 @@ def measured(directory: Path, program: str, *args: object) -> dict[str, Any]:
 MAP = """
     import gc, json, sys, tracemalloc
     from prefork_executor import PreforkExecutor
-    from prefork_executor._future import TaskFuture
-    from prefork_executor._ledger import Task
+    from prefork_executor._client.futures import TaskFuture
+    from prefork_executor._client.ledger import Task
 
     def alive():
         return sum(isinstance(thing, TaskFuture | Task) for thing in gc.get_objects())
@@ -113,8 +113,8 @@ def test_a_task_that_waits_takes_no_more_than_under_the_process_pool_executor(
 ENDS = """
     import gc, json, threading, time
     from prefork_executor import PreforkExecutor
-    from prefork_executor._future import TaskFuture
-    from prefork_executor._ledger import Task
+    from prefork_executor._client.futures import TaskFuture
+    from prefork_executor._client.ledger import Task
 
     def alive():
         gc.collect()

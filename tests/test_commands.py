@@ -20,15 +20,9 @@ from conftest import BOUND, eventually
 from injection import Running, all_go_on, ended_at_once, is_alive, lines, pool_of, supervisor_of
 from light_tasks import note, run_until, square
 
-from prefork_executor import (
-    PreforkExecutor,
-    TaskAborted,
-    _dispatch,
-    _life,
-    _notices,
-    _supervisor_handle,
-)
-from prefork_executor._wire import Kind
+from prefork_executor import PreforkExecutor, TaskAborted
+from prefork_executor._client import dispatch, notices, phases, supervisor_handle
+from prefork_executor._messages.wire import Kind
 
 MANY = 2000
 """Commands, more than a socket takes that nobody reads."""
@@ -97,7 +91,7 @@ def test_a_pool_shuts_down_though_hundreds_of_commands_lie_before_that() -> None
                 reloads = fill_control(executor)
                 executor.shutdown(wait=False)
                 # It is told as soon as nothing is left to do.
-                eventually(lambda: executor._client._life.phase is _life.Phase.ENDING)
+                eventually(lambda: executor._client._life.phase is phases.Phase.ENDING)
             assert executor.join(BOUND)
         assert all(reload.done() for reload in reloads)
 
@@ -127,7 +121,7 @@ def test_the_answer_to_an_earlier_request_to_end_the_workers_does_not_stand_for_
 ) -> None:
     """The second is made just as the answer to the first is read. What is submitted then
     would be taken, and taken along, by the worker that is there already."""
-    read_notice = _notices.read_notice
+    read_notice = notices.read_notice
     stopped: list[psutil.Process] = []
     gate, started = tmp_path / "gate", tmp_path / "started"
 
@@ -141,7 +135,7 @@ def test_the_answer_to_an_earlier_request_to_end_the_workers_does_not_stand_for_
 
     with ended_at_once(pool_of(1, "fork")) as executor:
         supervisor = supervisor_of(executor)
-        monkeypatch.setattr(_notices, "read_notice", read_and_end_again)
+        monkeypatch.setattr(notices, "read_notice", read_and_end_again)
         executor.kill_workers()
         eventually(lambda: stopped)
         try:
@@ -186,8 +180,8 @@ def test_workers_may_be_ended_again_and_again_while_the_supervisor_preloads(
 def test_workers_whose_end_is_asked_for_as_they_start_take_along_nothing_submitted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, report = _supervisor_handle.SupervisorHandle.start, _dispatch.Dispatcher.report
-    read_notice = _notices.read_notice
+    start, report = supervisor_handle.SupervisorHandle.start, dispatch.Dispatcher.report
+    read_notice = notices.read_notice
     gate, started = tmp_path / "gate", tmp_path / "started"
     ends: list[str] = []
     later: list[Future[int]] = []
@@ -212,9 +206,9 @@ def test_workers_whose_end_is_asked_for_as_they_start_take_along_nothing_submitt
         return read_notice(packet)
 
     with ended_at_once(pool_of(1, "fork")) as executor:
-        monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", start_and_end)
-        monkeypatch.setattr(_dispatch.Dispatcher, "report", report_and_submit)
-        monkeypatch.setattr(_notices, "read_notice", read_and_note)
+        monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", start_and_end)
+        monkeypatch.setattr(dispatch.Dispatcher, "report", report_and_submit)
+        monkeypatch.setattr(notices, "read_notice", read_and_note)
         supervisor_of(executor).kill()
         eventually(lambda: "done" in ends and lines(started))
         gate.touch()
@@ -240,7 +234,7 @@ def test_a_task_whose_own_handler_takes_no_notice_of_sigterm_is_killed_after_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool stays open, and has no room for another worker until then."""
-    monkeypatch.setattr("prefork_executor._leaving.LEAVE_WITHIN", 0.5)
+    monkeypatch.setattr("prefork_executor._pool.leaving.LEAVE_WITHIN", 0.5)
     sign = tmp_path / "sign"
     with ended_at_once(pool_of(1, "fork")) as executor:
         future = executor.submit(shrug_off, str(sign))

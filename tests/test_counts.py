@@ -22,10 +22,11 @@ import pytest
 from conftest import BOUND, eventually
 from light_tasks import square
 
-from prefork_executor import PreforkExecutor, _descriptors
-from prefork_executor._channel import Packet, Receiver
-from prefork_executor._descriptors import Socket
-from prefork_executor._scoreboard import Slot
+from prefork_executor import PreforkExecutor
+from prefork_executor._board.scoreboard import Slot
+from prefork_executor._messages.channels import Packet, Receiver
+from prefork_executor._system import descriptors
+from prefork_executor._system.descriptors import Socket
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -40,7 +41,7 @@ MOST_PIDS = 2**22
 CALLS: list[tuple[Any, str]] = [
     *((socket.socket, name) for name in ("send", "sendmsg", "recv", "recvmsg", "recvmsg_into")),
     *((os, name) for name in ("read", "write")),
-    *((_descriptors.Waiter, "wait"), (select, "poll")),
+    *((descriptors.Waiter, "wait"), (select, "poll")),
 ]
 """Where the package enters the kernel while tasks run."""
 

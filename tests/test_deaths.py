@@ -22,8 +22,9 @@ from conftest import eventually
 from injection import lines
 from light_tasks import note, square
 
-from prefork_executor import PreforkExecutor, WorkerDied, _worker
-from prefork_executor import _scoreboard as sb
+from prefork_executor import PreforkExecutor, WorkerDied
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._server import worker as worker_module
 
 
 def noted_task(path: str, number: int) -> int:
@@ -133,7 +134,7 @@ def die_once(flag: str) -> None:
 
 def inject(step: str, flag: str) -> None:
     """As an initializer: make this worker die once, at one step of its loop."""
-    worker = _worker.Worker
+    worker = worker_module.Worker
     if step == "before asking":
         original_wait = worker._wait_for_work
 

@@ -21,19 +21,13 @@ from injection import Running, all_go_on, ended_at_once, pool_of
 from light_tasks import big, square
 from strikes import Strike, handler_of_sigusr1
 
-from prefork_executor import (
-    PreforkExecutor,
-    TaskAborted,
-    WorkerDied,
-    _client,
-    _descriptors,
-    _direct,
-    _future,
-    yell,
-)
-from prefork_executor._platform import WAKES_ONE
+from prefork_executor import PreforkExecutor, TaskAborted, WorkerDied, yell
+from prefork_executor._client import client, futures
+from prefork_executor._client import direct as direct_module
+from prefork_executor._system import descriptors
+from prefork_executor._system.platform import WAKES_ONE
 
-LINES = {_client.__file__, _direct.__file__, _future.__file__}
+LINES = {client.__file__, direct_module.__file__, futures.__file__}
 needs_epoll = pytest.mark.skipif(not WAKES_ONE, reason="elsewhere nobody could say who is woken")
 A_WHILE = 0.003
 """Seconds that a task takes, so that whoever waits for its result does so when it comes."""
@@ -54,13 +48,13 @@ def executor() -> Iterator[PreforkExecutor]:
 def direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each message that a caller has read was done with by him."""
     taken: list[bool] = []
-    take = _direct.DirectReader._take
+    take = direct_module.DirectReader._take
 
     def noted(reader: Any, bell: Any) -> bool:
         taken.append(take(reader, bell))
         return taken[-1]
 
-    monkeypatch.setattr(_direct.DirectReader, "_take", noted)
+    monkeypatch.setattr(direct_module.DirectReader, "_take", noted)
     return taken
 
 
@@ -230,7 +224,7 @@ def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_sam
 def test_after_a_start_that_failed_the_next_is_as_good(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner: Any = {"register": _descriptors.Waiter, "fork": os}[step]
+    owner: Any = {"register": descriptors.Waiter, "fork": os}[step]
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

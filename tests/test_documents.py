@@ -17,7 +17,7 @@ from conftest import BOUND, eventually
 from inner_pytest import INNER
 from page_examples import PIECE, Example, examples
 
-from prefork_executor import _regulator
+from prefork_executor._pool import regulator
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,13 +59,13 @@ def test_the_table_of_the_page_on_regulation_is_that_of_its_record(
 @pytest.mark.parametrize(
     "row",
     [
-        f"| between two steps of growth | {_regulator.RAMP_INTERVAL * 1e3:g} ms |",
-        f"| the largest step | {_regulator.RAMP_MOST} workers |",
-        f"| without growth, before the step is 1 again | {_regulator.RAMP_REST:g} s |",
-        f"| crashes in a row that cost no wait | {_regulator.FREE_CRASHES} |",
+        f"| between two steps of growth | {regulator.RAMP_INTERVAL * 1e3:g} ms |",
+        f"| the largest step | {regulator.RAMP_MOST} workers |",
+        f"| without growth, before the step is 1 again | {regulator.RAMP_REST:g} s |",
+        f"| crashes in a row that cost no wait | {regulator.FREE_CRASHES} |",
         "| the first wait, the longest "
-        f"| {_regulator.BACKOFF_FIRST:g} s, {_regulator.BACKOFF_MOST:g} s |",
-        f"| two looks for idle workers | {_regulator.SHORTEST_LOOK:g} s apart at least |",
+        f"| {regulator.BACKOFF_FIRST:g} s, {regulator.BACKOFF_MOST:g} s |",
+        f"| two looks for idle workers | {regulator.SHORTEST_LOOK:g} s apart at least |",
     ],
 )
 def test_the_page_on_regulation_has_the_regulators_constants(row: str) -> None:

@@ -24,7 +24,8 @@ from conftest import BOUND, eventually
 from injection import Running, all_go_on, ended_at_once, lines, pool_of
 from light_tasks import note, run_until, square
 
-from prefork_executor import PreforkExecutor, WorkerDied, _channel, yell
+from prefork_executor import PreforkExecutor, WorkerDied, yell
+from prefork_executor._messages import channels
 
 Stop = Callable[[PreforkExecutor], object]
 
@@ -131,7 +132,7 @@ def test_a_worker_has_ended_also_as_long_as_nobody_could_be_told(start_method: s
         process = next(iter(executor._processes.values()))
         with contextlib.suppress(BlockingIOError):
             while True:
-                executor._client._channels.yells_far.send(bytes(100), _channel.DONTWAIT)
+                executor._client._channels.yells_far.send(bytes(100), channels.DONTWAIT)
         os.kill(process.pid, signal.SIGKILL)
         eventually(lambda: not psutil.pid_exists(process.pid), "it is reaped")
         assert process.pid in executor._processes

@@ -32,7 +32,8 @@ from injection import (
 from light_tasks import run_until, square
 from scripts import run_script
 
-from prefork_executor import PreforkExecutor, TaskTimeout, WorkerDied, _leaving
+from prefork_executor import PreforkExecutor, TaskTimeout, WorkerDied
+from prefork_executor._pool import leaving
 from prefork_executor.stats import ExecutorStats
 
 END_SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -305,7 +306,7 @@ def test_a_worker_that_was_told_to_leave_can_still_be_ended_at_once(
 def test_the_pool_signals_a_tasks_own_handler_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_leaving, "TASK_GRACE", BOUND)
+    monkeypatch.setattr(leaving, "TASK_GRACE", BOUND)
     with ended_at_once(PreforkExecutor(1, "fork")) as executor:
         counted, started = tmp_path / "counted", tmp_path / "started"
         future = executor.submit(count_signals, str(counted), str(started))

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork_executor import _failures, _tracebacks
+from prefork_executor._pickling import exceptions, tracebacks
 
 
 def there_and_back(error: BaseException) -> BaseException:
-    parts = _failures.dump_failure(error)
-    return _failures.load_failure([memoryview(part) for part in parts])
+    parts = exceptions.dump_failure(error)
+    return exceptions.load_failure([memoryview(part) for part in parts])
 
 
 @st.composite
@@ -80,7 +80,7 @@ def test_a_stub_has_no_columns_if_the_original_had_none(first: int, line: int) -
 
 def stub_at(first: int, position: tuple[int | None, ...], line: int = 1) -> set[Any]:
     """The positions of all instructions of a stub that was made for this one."""
-    code = _tracebacks._make_code(
+    code = tracebacks._make_code(
         {
             "first_line": first,
             "position": position,
@@ -88,7 +88,7 @@ def stub_at(first: int, position: tuple[int | None, ...], line: int = 1) -> set[
             "qualname": "A.f",
             "tb_frame": {"f_code": {"co_filename": "a.py", "co_name": "f"}},
         },
-        _tracebacks._stub.__code__,
+        tracebacks._stub.__code__,
     )
     assert isinstance(code, types.CodeType)
     assert (code.co_firstlineno, code.co_qualname) == (first, "A.f")
@@ -99,8 +99,8 @@ def test_a_frame_that_knows_no_line_is_at_the_beginning_of_its_function() -> Non
     try:
         exec(compile("1 / 0", "a.py", "exec").replace(co_linetable=b"", co_firstlineno=7))
     except ZeroDivisionError as error:
-        places = _tracebacks.dump_traceback(error.__traceback__, skip_frames=1)
-    traceback = _tracebacks.load_traceback(places)
+        places = tracebacks.dump_traceback(error.__traceback__, skip_frames=1)
+    traceback = tracebacks.load_traceback(places)
     assert traceback is not None
     assert traceback.tb_lineno == 7
 

@@ -31,15 +31,10 @@ from injection import (
 )
 from light_tasks import BIG, big, die, noted, square
 
-from prefork_executor import (
-    PreforkExecutor,
-    WorkerDied,
-    _channel,
-    _descriptors,
-    _payload_files,
-    _worker,
-    yell,
-)
+from prefork_executor import PreforkExecutor, WorkerDied, yell
+from prefork_executor._messages import channels, payload_files
+from prefork_executor._server import worker as worker_module
+from prefork_executor._system import descriptors
 
 # --- stopped processes ---
 
@@ -85,16 +80,16 @@ def test_a_worker_that_is_stopped_as_it_asks_for_the_next_task_does_not_hold_up_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_patience(monkeypatch)
-    receive, armed = _channel.Receiver.receive, tmp_path / "armed"
+    receive, armed = channels.Receiver.receive, tmp_path / "armed"
 
-    def stop_first(receiver: _channel.Receiver, flags: int = 0) -> _channel.Packet:
-        if _worker._current is not None:
+    def stop_first(receiver: channels.Receiver, flags: int = 0) -> channels.Packet:
+        if worker_module._current is not None:
             with contextlib.suppress(FileNotFoundError):
                 armed.unlink()
                 os.kill(os.getpid(), signal.SIGSTOP)
         return receive(receiver, flags)
 
-    monkeypatch.setattr(_channel.Receiver, "receive", stop_first)
+    monkeypatch.setattr(channels.Receiver, "receive", stop_first)
     with ended_at_once(pool_of(2, "fork")) as executor:
         idle_workers(executor)
         armed.touch()
@@ -123,13 +118,13 @@ def test_a_worker_that_was_stopped_just_after_its_outcome_holds_up_no_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lose_patience(monkeypatch)
-    send = _worker.Worker._send_outcome
+    send = worker_module.Worker._send_outcome
 
     def send_and_stop(worker: Any, *outcome: Any) -> None:
         send(worker, *outcome)
         os.kill(os.getpid(), signal.SIGSTOP)  # Its slot says that it is busy.
 
-    monkeypatch.setattr(_worker.Worker, "_send_outcome", send_and_stop)
+    monkeypatch.setattr(worker_module.Worker, "_send_outcome", send_and_stop)
     executor = PreforkExecutor(1, "fork")
     assert executor.submit(square, 3).result(BOUND) == 9
     assert executor.stats().busy == 1
@@ -153,18 +148,18 @@ def test_a_task_whose_wake_up_went_to_a_worker_that_was_stopped_is_run_by_anothe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message wakes one worker of those that wait; here that one gets no further."""
-    waits, armed = _descriptors.Waiter.wait, tmp_path / "armed"
+    waits, armed = descriptors.Waiter.wait, tmp_path / "armed"
 
-    def wait(waiter: _descriptors.Waiter, timeout: float | None = None) -> list[int]:
+    def wait(waiter: descriptors.Waiter, timeout: float | None = None) -> list[int]:
         ready = waits(waiter, timeout)
-        worker = _worker._current
+        worker = worker_module._current
         if worker and worker._channels.tasks.fileno() in ready:
             with contextlib.suppress(FileNotFoundError):
                 armed.unlink()
                 os.kill(os.getpid(), signal.SIGSTOP)
         return ready
 
-    monkeypatch.setattr(_descriptors.Waiter, "wait", wait)
+    monkeypatch.setattr(descriptors.Waiter, "wait", wait)
     with ended_at_once(pool_of(2, "fork")) as executor:
         processes = idle_workers(executor)
         armed.touch()
@@ -272,12 +267,12 @@ def sends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """A forked pool's workers die at this point of sending a big message."""
     point = str(request.param)
     if point == "half written":
-        monkeypatch.setattr(_channel, "_write_all", die_half_written)
+        monkeypatch.setattr(channels, "_write_all", die_half_written)
     elif point == "no file yet":
-        injected(_payload_files, "shared_file", before=True, patch=monkeypatch)
+        injected(payload_files, "shared_file", before=True, patch=monkeypatch)
     else:
         before = point == "written, not sent"
-        injected(_channel, "send_descriptors", before=before, patch=monkeypatch)
+        injected(channels, "send_descriptors", before=before, patch=monkeypatch)
     return point
 
 
@@ -316,7 +311,7 @@ def test_a_kill_as_a_big_message_is_yelled_costs_one_task(sends: str) -> None:
 def test_a_kill_as_a_big_argument_is_mapped_costs_that_task(
     before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    injected(_channel, "map_private", before=before, patch=monkeypatch)
+    injected(channels, "map_private", before=before, patch=monkeypatch)
     with ended_at_once(PreforkExecutor(2, "fork")) as executor:
         futures = [executor.submit(len, numpy.zeros(BIG, "u1")) for _ in range(3)]
         for future in futures:
@@ -328,7 +323,7 @@ def test_a_kill_as_a_big_argument_is_mapped_costs_that_task(
 def test_a_kill_as_big_bytes_are_read_costs_that_task(
     before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    injected(_channel, "_read", before=before, patch=monkeypatch)
+    injected(channels, "_read", before=before, patch=monkeypatch)
     with ended_at_once(PreforkExecutor(2, "fork")) as executor:
         futures = [executor.submit(len, bytes(BIG)) for _ in range(3)]
         for future in futures:

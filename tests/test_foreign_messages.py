@@ -24,21 +24,16 @@ import pytest
 from conftest import BOUND, eventually
 from hypothesis import given, settings
 
-from prefork_executor import (
-    PreforkExecutor,
-    _channel,
-    _descriptors,
-    _platform,
-    _shared_files,
-    _wire,
-)
-from prefork_executor import _scoreboard as sb
-from prefork_executor._wire import ALIGNMENT, BIG, HEADER, PACKET_LIMIT, Kind
+from prefork_executor import PreforkExecutor
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._messages import channels, wire
+from prefork_executor._messages.wire import ALIGNMENT, BIG, HEADER, PACKET_LIMIT, Kind
+from prefork_executor._system import descriptors, platform, shared_files
 
 NOBODYS = 2**40
 """Above it there are no tasks' numbers and no process ids."""
 FEW, MANY = (settings(max_examples=n, deadline=None, database=None) for n in (30, 150))
-whole_commands = pytest.mark.skipif(_platform.FALLBACK, reason="a stream keeps no commands apart")
+whole_commands = pytest.mark.skipif(platform.FALLBACK, reason="a stream keeps no commands apart")
 
 
 def square(x: int) -> int:
@@ -118,9 +113,9 @@ class Pool:
 def _sent(end: socket.socket, packet: bytes, descriptors: Sequence[int]) -> bool:
     try:
         if descriptors:
-            _channel.send_descriptors(end, packet, descriptors, _channel.DONTWAIT)
+            channels.send_descriptors(end, packet, descriptors, channels.DONTWAIT)
         else:
-            end.send(packet, _channel.DONTWAIT)
+            end.send(packet, channels.DONTWAIT)
     except BlockingIOError:
         return False
     return True
@@ -152,11 +147,11 @@ def pool(log: Path, tmp_path: Path) -> Iterator[Pool]:
 
 @contextlib.contextmanager
 def files(*sizes: int) -> Iterator[list[int]]:
-    made = [_shared_files.shared_file("prefork-payload", size) for size in sizes]
+    made = [shared_files.shared_file("prefork-payload", size) for size in sizes]
     try:
         yield made
     finally:
-        _descriptors.close_quietly(made)
+        descriptors.close_quietly(made)
 
 
 # --- what to send --------------------------------------------------------------------------------
@@ -196,7 +191,7 @@ KINDS = [number for name, number in vars(Kind).items() if name.isupper()]
 any_kind = st.integers(0, 255) | st.sampled_from(KINDS)
 several = st.one_of(
     st.builds(outcome, bodies, nobodys, any_kind).map(lambda data: data * 2),
-    st.lists(bodies, max_size=3).map(lambda calls: _wire.pack_calls(1, calls)[HEADER.size :]),
+    st.lists(bodies, max_size=3).map(lambda calls: wire.pack_calls(1, calls)[HEADER.size :]),
 )
 odd_packets = st.builds(
     packet,
@@ -286,14 +281,14 @@ def test_a_death_notice_with_a_status_of_no_ended_process_is_dropped(
     pool: Pool, status: int
 ) -> None:
     pool.begin()
-    death = _wire.Death(NOBODYS, status, 0, sb.BUSY, NOBODYS, 0)
-    pool.strike(pool.channels.yells_far, _wire.pack_death(death))
+    death = wire.Death(NOBODYS, status, 0, sb.BUSY, NOBODYS, 0)
+    pool.strike(pool.channels.yells_far, wire.pack_death(death))
     pool.has_logged("a malformed message of kind 21")
     pool.end()
 
 
 deaths = st.builds(
-    *(_wire.Death, nobodys, st.integers(-(2**63), 2**63 - 1) | st.just(9), nobodys),
+    *(wire.Death, nobodys, st.integers(-(2**63), 2**63 - 1) | st.just(9), nobodys),
     *(st.integers(0, 7) | nobodys, nobodys, nobodys, st.integers(0, 7) | nobodys),
     *(st.integers(0, 3) | nobodys, nobodys, nobodys, nobodys),
 )
@@ -304,8 +299,8 @@ def test_deaths_of_nobody_cost_nobody_anything(pool: Pool) -> None:
 
     @MANY
     @given(deaths)
-    def strike(death: _wire.Death) -> None:
-        pool.strike(pool.channels.yells_far, _wire.pack_death(death))
+    def strike(death: wire.Death) -> None:
+        pool.strike(pool.channels.yells_far, wire.pack_death(death))
 
     strike()
     pool.end()
@@ -362,7 +357,7 @@ def test_a_descriptor_that_is_no_file_is_closed(pool: Pool) -> None:
         for end in ends:
             for channel in (pool.channels.yells_far, pool.channels.tasks):
                 pool.strike(channel, packet(kind, table, flags=BIG), [end])
-    _descriptors.close_quietly(ends)
+    descriptors.close_quietly(ends)
     pool.end()
 
 
@@ -421,7 +416,7 @@ def test_a_garbled_outcome_fails_the_task_whose_it_is_and_no_other(
         (packet(Kind.CALLS, bytes(4 * 257), parts=257), (), "was no task: 257 calls in 1028"),
         (packet(Kind.CALLS, TABLE, parts=2**32 - 1), (), "was no task: 4294967295 calls in 8"),
         (packet(Kind.CALLS, TABLE, parts=2), (64,), "was no task: calls of 72 bytes in 8"),
-        (_wire.pack_calls(NOBODYS, [b"x", PICKLED[-1]]), (64,), f"an outcome of task {NOBODYS}"),
+        (wire.pack_calls(NOBODYS, [b"x", PICKLED[-1]]), (64,), f"an outcome of task {NOBODYS}"),
         (packet(0), (), "was no task: kind 0"),
         (packet(Kind.RESULT, PICKLED[0]), (64,), "was no task: kind 16"),
         # It looks like a task. What becomes of it comes back for a task that nobody knows.
@@ -635,6 +630,6 @@ def test_a_storm_of_it_costs_none_of_a_thousand_tasks(pool: Pool) -> None:
         futures.append(pool.executor.submit(square, i))
         with contextlib.suppress(BlockingIOError):
             end, data = storm[i % len(storm)]
-            end.send(data, _channel.DONTWAIT)
+            end.send(data, channels.DONTWAIT)
     assert [future.result(BOUND) for future in futures] == [i * i for i in range(1000)]
     pool.end()

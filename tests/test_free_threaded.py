@@ -18,7 +18,7 @@ from conftest import BOUND, eventually
 from light_tasks import square
 
 from prefork_executor import PreforkExecutor, WorkerDied
-from prefork_executor._future import TaskFuture
+from prefork_executor._client.futures import TaskFuture
 
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 pytestmark = pytest.mark.skipif(HAS_GIL, reason="this Python has a GIL")

@@ -17,14 +17,14 @@ from concurrent.futures import (
 import pytest
 from conftest import BOUND
 
-from prefork_executor import _future
-from prefork_executor._future import TaskFuture
+from prefork_executor._client import futures
+from prefork_executor._client.futures import TaskFuture
 
 
 @pytest.fixture(params=[True, False], ids=["known", "unknown"])
 def _kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Future as we know it, and as it may be one day."""
-    monkeypatch.setattr(_future, "_IS_KNOWN", request.param)
+    monkeypatch.setattr(futures, "_IS_KNOWN", request.param)
 
 
 @pytest.fixture

@@ -18,16 +18,13 @@ from conftest import BOUND, eventually
 from injection import ended_at_once, lines, pool_of, supervisor_of
 from light_tasks import note
 
-from prefork_executor import (
-    PreforkExecutor,
-    WorkerDied,
-    _batches,
-    _deaths,
-    _leaving,
-    _scoreboard,
-    _wire,
-    _worker,
-)
+from prefork_executor import PreforkExecutor, WorkerDied
+from prefork_executor._board import scoreboard
+from prefork_executor._client import batches as batches_module
+from prefork_executor._client import deaths
+from prefork_executor._messages import wire
+from prefork_executor._pool import leaving
+from prefork_executor._server import worker
 
 MANY = 300
 WARM_UP = 20
@@ -54,13 +51,13 @@ def step(ran: str, i: int, gate: str = "") -> int:
 def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[range]]:
     """The numbers of the tasks of each message of several; the test must have some."""
     sent: list[range] = []
-    pack_calls = _wire.pack_calls
+    pack_calls = wire.pack_calls
 
     def noted(number: int, bodies: list[bytes], *about: Any) -> bytes:
         sent.append(range(number, number + len(bodies)))
         return pack_calls(number, bodies, *about)
 
-    monkeypatch.setattr(_wire, "pack_calls", noted)
+    monkeypatch.setattr(wire, "pack_calls", noted)
     yield sent
     assert max(map(len, sent), default=0) > 3, "tasks have travelled together"
 
@@ -70,7 +67,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # On a busy machine, too, these tasks travel together, and none is found to be slow: then
     # the rest of its message is recalled, which is another matter.
     for limit in ("SHORT", "SPAN", "SLOW"):
-        monkeypatch.setattr(_batches, limit, 10**12)
+        monkeypatch.setattr(batches_module, limit, 10**12)
     return tmp_path / "ran"
 
 
@@ -105,26 +102,26 @@ def numbers(ran: Path) -> list[int]:
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is there once the client has been told of tasks that came back."""
-    path, take_back = tmp_path / "told", _deaths.Deaths.take_back
+    path, take_back = tmp_path / "told", deaths.Deaths.take_back
 
     def take_back_and_say(client: Any, number: int, count: int) -> None:
         take_back(client, number, count)
         path.touch()
 
-    monkeypatch.setattr(_deaths.Deaths, "take_back", take_back_and_say)
+    monkeypatch.setattr(deaths.Deaths, "take_back", take_back_and_say)
     return path
 
 
 def test_what_a_worker_gives_back_at_its_last_task_is_run_before_what_lay_in_the_pipe(
     batches: list[range], ran: Path, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave = _worker.Worker._leave
+    leave = worker.Worker._leave
 
     def leave_when_told(worker: Any) -> None:
         wait_for(str(told))
         leave(worker)
 
-    monkeypatch.setattr(_worker.Worker, "_leave", leave_when_told)
+    monkeypatch.setattr(worker.Worker, "_leave", leave_when_told)
     # Its last task is amid the first message after the warming up.
     with ended_at_once(one_worker(max_tasks_per_child=WARM_UP + 5)) as executor:
         futures = submit_together(executor, ran, MANY, {})
@@ -139,14 +136,14 @@ def test_what_a_worker_gives_back_at_its_last_task_is_run_before_what_lay_in_the
 def test_what_came_after_a_task_that_died_is_run_before_what_lay_in_the_pipe(
     batches: list[range], ran: Path, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    initialize = _worker.Worker._initialize
+    initialize = worker.Worker._initialize
 
     def initialize_when_told(worker: Any) -> bool:
         if lines(ran):  # The one that there was has died.
             wait_for(str(told))
         return initialize(worker)
 
-    monkeypatch.setattr(_worker.Worker, "_initialize", initialize_when_told)
+    monkeypatch.setattr(worker.Worker, "_initialize", initialize_when_told)
     with ended_at_once(one_worker()) as executor:
         futures = submit_together(executor, ran, MANY, {100: "die"})
         errors = [future.exception(BOUND) for future in futures]
@@ -163,7 +160,7 @@ def test_a_kill_as_a_worker_gives_tasks_back_costs_none_of_them(
     batches: list[range], ran: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, struck = ran.with_name("gate"), ran.with_name("struck")
-    give_back = _worker.Worker._give_back
+    give_back = worker.Worker._give_back
 
     def die_first(worker: Any, number: int, count: int) -> None:
         if not struck.exists():
@@ -171,7 +168,7 @@ def test_a_kill_as_a_worker_gives_tasks_back_costs_none_of_them(
             os.kill(os.getpid(), signal.SIGKILL)
         give_back(worker, number, count)
 
-    monkeypatch.setattr(_worker.Worker, "_give_back", die_first)
+    monkeypatch.setattr(worker.Worker, "_give_back", die_first)
     with ended_at_once(one_worker()) as executor:
         futures = submit_together(executor, ran, 100, {0: str(gate)})
         eventually(lambda: lines(ran), "the first of a message runs")
@@ -205,7 +202,7 @@ def test_a_request_to_end_a_task_that_comes_late_does_not_hit_the_next_of_its_me
         # Carried out after that request, and seen from here.
         executor.reload()
         words = executor._client._channels.board.words
-        eventually(lambda: words[_scoreboard.GENERATION] == 1)
+        eventually(lambda: words[scoreboard.GENERATION] == 1)
         assert [w.pid for w in executor.stats().workers if w.state == "busy"] == [worker]
         gates[1].touch()
         assert [future.result(BOUND) for future in futures] == list(range(100))
@@ -219,7 +216,7 @@ def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_
     all the time that it wants to go on."""
     gates = {i: ran.with_name(f"gate {i}") for i in (0, 1)}
     moved, signalled = ran.with_name("moved"), ran.with_name("signalled")
-    holds, is_to_stop = _leaving.PoolWorker._holds, _worker.Worker._is_to_stop
+    holds, is_to_stop = leaving.PoolWorker._holds, worker.Worker._is_to_stop
     looks: list[bool] = []
 
     def look_and_dawdle(worker: Any, task: int) -> bool:
@@ -239,9 +236,9 @@ def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_
         # In here the signal ends it. Were there none, it would go on.
         wait_for(str(signalled), 10)
 
-    monkeypatch.setattr(_leaving.PoolWorker, "_holds", look_and_dawdle)
-    monkeypatch.setattr(_worker.Worker, "_is_to_stop", stop_and_wait)
-    monkeypatch.setattr(_worker.Worker, "_give_back", give_back_later)
+    monkeypatch.setattr(leaving.PoolWorker, "_holds", look_and_dawdle)
+    monkeypatch.setattr(worker.Worker, "_is_to_stop", stop_and_wait)
+    monkeypatch.setattr(worker.Worker, "_give_back", give_back_later)
     with ended_at_once(one_worker()) as executor:
         futures = submit_together(executor, ran, 100, {i: str(gates[i]) for i in gates})
         eventually(lambda: lines(ran), "the first of a message runs")
@@ -265,7 +262,7 @@ class Refuses:
         return getattr(self._end, name)
 
     def send(self, packet: bytes, flags: int = 0) -> int:
-        if packet[0] == _wire.Kind.CALLS and self.left:
+        if packet[0] == wire.Kind.CALLS and self.left:
             self.left -= 1
             raise OSError(self._number, os.strerror(self._number))
         return int(self._end.send(packet, flags))

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from scripts import run_script
 
-from prefork_executor._holdings import TELLS, Holdings, in_the_way
+from prefork_executor._fork_safety.holdings import TELLS, Holdings, in_the_way
 
 pytestmark = pytest.mark.skipif(not TELLS, reason="this system does not tell what a process holds")
 
 PROGRAM = """
     import json, os, sys, time, types, warnings
-    from prefork_executor._holdings import Holdings, in_the_way, watching
+    from prefork_executor._fork_safety.holdings import Holdings, in_the_way, watching
 
     warnings.simplefilter("ignore")
     source, child = json.loads(sys.argv[1])

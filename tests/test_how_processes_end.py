@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import BOUND
 
-from prefork_executor import PreforkExecutor, _leaving, yell
+from prefork_executor import PreforkExecutor, yell
+from prefork_executor._pool import leaving
 
 
 def leave_a_thread() -> int:
@@ -66,7 +67,7 @@ def test_an_executor_that_could_not_start_its_thread_can_be_used_later(
 
 
 def test_a_recycled_worker_that_does_not_end_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_leaving, "LEAVE_WITHIN", 0.1)
+    monkeypatch.setattr(leaving, "LEAVE_WITHIN", 0.1)
     with PreforkExecutor(1, "fork", max_tasks_per_child=1) as executor:
         first, second = executor.submit(leave_a_thread), executor.submit(os.getpid)
         assert first.result(BOUND) != second.result(BOUND)
@@ -88,7 +89,7 @@ def test_a_worker_whose_initializer_failed_and_that_does_not_end_is_killed(
         leave_a_thread()
         raise ValueError("error in initializer")
 
-    monkeypatch.setattr(_leaving, "LEAVE_WITHIN", 0.1)
+    monkeypatch.setattr(leaving, "LEAVE_WITHIN", 0.1)
     with PreforkExecutor(1, "fork", initializer=fail) as executor:
         with pytest.raises(BrokenProcessPool, match="error in initializer"):
             executor.submit(abs, -1).result(BOUND)

@@ -16,7 +16,9 @@ import psutil
 import pytest
 from conftest import eventually
 
-from prefork_executor import PreforkExecutor, WorkerDied, _channel, _supervisors
+from prefork_executor import PreforkExecutor, WorkerDied
+from prefork_executor._client import supervisors
+from prefork_executor._messages import channels
 
 
 def square(x: int) -> int:
@@ -56,7 +58,7 @@ def test_an_interrupt_as_a_task_is_sent_neither_loses_it_nor_runs_it_twice(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = tmp_path / "ran"
-    send, interrupted = _channel.send, []
+    send, interrupted = channels.send, []
 
     def interrupted_send(*args: Any) -> None:
         strikes = threading.current_thread() is threading.main_thread() and not interrupted
@@ -70,7 +72,7 @@ def test_an_interrupt_as_a_task_is_sent_neither_loses_it_nor_runs_it_twice(
 
     with PreforkExecutor(1) as executor:
         executor.submit(square, 1).result()
-        monkeypatch.setattr(_channel, "send", interrupted_send)
+        monkeypatch.setattr(channels, "send", interrupted_send)
         with pytest.raises(KeyboardInterrupt):
             executor.submit(note, str(ran), "interrupted")
         assert executor.submit(square, 2).result() == 4
@@ -122,7 +124,7 @@ def test_a_finalizer_that_submits_within_submit_does_not_deadlock(
             followed.append(self.executor.submit(square, 5))
             self.executor.stats()
 
-    send = _channel.send
+    send = channels.send
 
     with PreforkExecutor(1) as executor:
         executor.submit(square, 1).result()
@@ -132,7 +134,7 @@ def test_a_finalizer_that_submits_within_submit_does_not_deadlock(
             victims.clear()  # As a garbage collection would, with the lock held.
             send(*args)
 
-        monkeypatch.setattr(_channel, "send", collecting_send)
+        monkeypatch.setattr(channels, "send", collecting_send)
         assert executor.submit(square, 2).result() == 4
         assert followed[0].result() == 25
 
@@ -141,10 +143,10 @@ def test_a_finalizer_that_submits_within_submit_does_not_deadlock(
 def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from prefork_executor import _supervisor_handle
+    from prefork_executor._client import supervisor_handle
 
     children: list[int] = []
-    supervise = _supervisor_handle.supervise
+    supervise = supervisor_handle.supervise
 
     def fork_in_another_thread() -> None:
         def fork() -> None:
@@ -158,7 +160,7 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
         thread.start()
         thread.join()
 
-    class StartsSlowly(_supervisors.SupervisorHandle):
+    class StartsSlowly(supervisors.SupervisorHandle):
         def start(self, context: Any, settings: Any, give_channels: Any) -> None:
             process = context.Process
 
@@ -170,7 +172,7 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
                 patch.setattr(type(context), "Process", staticmethod(process_after_a_fork))
                 super().start(context, settings, give_channels)
 
-    monkeypatch.setattr(_supervisors, "SupervisorHandle", StartsSlowly)
+    monkeypatch.setattr(supervisors, "SupervisorHandle", StartsSlowly)
     try:
         with PreforkExecutor(1, "fork") as executor:
             assert executor.submit(square, 2).result() == 4
@@ -186,7 +188,7 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
         for pid in children:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    assert supervise is _supervisor_handle.supervise
+    assert supervise is supervisor_handle.supervise
 
 
 def test_an_executor_made_before_a_fork_may_be_used_first_in_the_child() -> None:

@@ -196,7 +196,7 @@ def test_a_worker_that_ignores_sigterm_can_still_be_killed(
 @pytest.fixture
 def soon_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a forked supervisor less patient with workers that do not leave."""
-    monkeypatch.setattr("prefork_executor._leaving.LEAVE_WITHIN", 0.1)
+    monkeypatch.setattr("prefork_executor._pool.leaving.LEAVE_WITHIN", 0.1)
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_in_the_end(

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from prefork_executor import _scoreboard as sb
-from prefork_executor._audit import Audit
-from prefork_executor._future import TaskFuture
-from prefork_executor._held_main import HeldMain
-from prefork_executor._ledger import AHEAD, ONE, SHORT, Ledger, Task, Timing
-from prefork_executor._scoreboard import Slot
-from prefork_executor._settings import NO_TERMS
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._board.scoreboard import Slot
+from prefork_executor._client.futures import TaskFuture
+from prefork_executor._client.ledger import AHEAD, ONE, SHORT, Ledger, Task, Timing
+from prefork_executor._client.recovery import Audit
+from prefork_executor._pickling.main_snapshot import HeldMain
+from prefork_executor._server.settings import NO_TERMS
 
 MILLISECOND = 1_000_000
 

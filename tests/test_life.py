@@ -6,7 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from prefork_executor._life import NEXT, Event, Life, Phase
+from prefork_executor._client.phases import NEXT, Event, Life, Phase
 
 
 def life_after(*events: Event) -> Life:

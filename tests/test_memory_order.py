@@ -26,7 +26,7 @@ from litmus import (
     without_fence,
 )
 
-from prefork_executor import _fences
+from prefork_executor._board import fences
 
 both = pytest.mark.parametrize("litmus", BOTH_WRITE_AND_READ.values(), ids=BOTH_WRITE_AND_READ)
 one = pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_where_one_writes_and_one_reads_x86_needs_no_fence(litmus: Litmus) -> No
 # --- this machine ---------------------------------------------------------------------------------
 
 granted = pytest.mark.skipif(
-    not _fences.is_granted(_fences.GLOBAL_EXPEDITED), reason="membarrier is refused, or not used"
+    not fences.is_granted(fences.GLOBAL_EXPEDITED), reason="membarrier is refused, or not used"
 )
 
 
@@ -110,16 +110,17 @@ def test_without_a_fence_on_the_hot_side_they_do(litmus: Litmus, tmp_path: Path)
 
 COUNT = '''
 import os
-from prefork_executor import PreforkExecutor, _fences
+from prefork_executor import PreforkExecutor
+from prefork_executor._board import fences as fences_module
 
 made = []
-own_fence = _fences.here
+own_fence = fences_module.here
 
 def count():
     made.append(os.getpid())
     own_fence()
 
-_fences.here = count
+fences_module.here = count
 
 def fences(_):
     """How many this worker has made itself."""
@@ -132,13 +133,13 @@ with PreforkExecutor(2, "fork") as executor:
 '''
 REFUSE = '''
 import ctypes, struct
-from prefork_executor import _fences
+from prefork_executor._board import fences
 
 def refuse_membarrier():
     """Have the kernel answer it with EPERM, here and in all children."""
     load, equal, give = 0x20, 0x15, 0x06  # seccomp's little machine: BPF.
     refused, allowed = 0x50001, 0x7fff0000
-    steps = [(load, 0, 0, 0), (equal, 0, 1, _fences.NUMBER), (give, 0, 0, refused)]
+    steps = [(load, 0, 0, 0), (equal, 0, 1, fences.NUMBER), (give, 0, 0, refused)]
     steps = [struct.pack("HBBI", *step) for step in [*steps, (give, 0, 0, allowed)]]
     program = ctypes.create_string_buffer(b"".join(steps))
     class Program(ctypes.Structure):

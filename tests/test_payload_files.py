@@ -15,9 +15,10 @@ from conftest import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork_executor import PreforkExecutor, _payload_files
-from prefork_executor._payload_files import GRAIN, MOST_BYTES, MOST_FILES, PayloadFiles
-from prefork_executor._shared_files import map_private, shared_file
+from prefork_executor import PreforkExecutor
+from prefork_executor._messages import payload_files as payload_files_module
+from prefork_executor._messages.payload_files import GRAIN, MOST_BYTES, MOST_FILES, PayloadFiles
+from prefork_executor._system.shared_files import map_private, shared_file
 
 SIZE = 200_000
 """Bytes of a payload that is big."""
@@ -65,7 +66,7 @@ def test_no_new_files_are_made_while_there_are_spare_ones(
             file.write(name + "\n")
         return shared_file(name, size)
 
-    monkeypatch.setattr(_payload_files, "shared_file", noted)
+    monkeypatch.setattr(payload_files_module, "shared_file", noted)
     with PreforkExecutor(1, "fork") as executor:
         for _ in range(50):
             executor.submit(same, payload).result()
@@ -188,13 +189,13 @@ def test_a_file_whose_mapping_goes_as_the_process_forks_is_not_used_again(
     files, size = PayloadFiles(), GRAIN
     file = shared_file("prefork-payload", size)
     view = map_private(file, size)
-    _payload_files._before_fork()
+    payload_files_module._before_fork()
     late = shared_file("prefork-payload", size)
     files.give_when_unmapped((file, size), view.obj)
     other = map_private(late, size)
     files.give_when_unmapped((late, size), other.obj)
     del view  # Its file must not become spare,
-    _payload_files._after_fork_in_parent()
+    payload_files_module._after_fork_in_parent()
     del other  # nor one that was mapped as the process forked.
     assert files.drop_at is None
     files.close()
@@ -275,7 +276,7 @@ def files_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the payload files that this process makes from now on."""
     made: list[int] = []
     monkeypatch.setattr(
-        _payload_files,
+        payload_files_module,
         "shared_file",
         lambda name, size: made.append(size) or shared_file(name, size),
     )

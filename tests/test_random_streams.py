@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scripts import run_script
 
-from prefork_executor import _random_streams
+from prefork_executor._fork_safety import random_streams
 
 DRAWS = """
     import sys
@@ -143,9 +143,9 @@ def test_a_generator_that_fails_does_not_keep_a_worker_from_its_work(
     def fail(_module: object) -> None:
         raise ValueError("another version")
 
-    stream = _random_streams.Stream("numpy.random", fail)
-    monkeypatch.setattr(_random_streams, "_STREAMS", (stream, *_random_streams._STREAMS))
+    stream = random_streams.Stream("numpy.random", fail)
+    monkeypatch.setattr(random_streams, "_STREAMS", (stream, *random_streams._STREAMS))
     before = np.random.get_state()[1]
-    _random_streams.renew()
+    random_streams.renew()
     assert not np.array_equal(np.random.get_state()[1], before)
     assert "generator of numpy.random" in caplog.text

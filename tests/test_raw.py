@@ -10,7 +10,7 @@ import pytest
 from conftest import eventually
 from raw_programs import FALLBACK, TERM, Run, run, run_to_end
 
-from prefork_executor._raw_options import Spares
+from prefork_executor._raw.options import Spares
 from prefork_executor.raw import PreforkPool, pf_init, pf_kid_busy
 
 __all__ = ["run"]

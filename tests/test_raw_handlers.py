@@ -185,7 +185,7 @@ def test_a_handler_that_raises_as_a_child_starts_or_ends_runs_nothing_of_the_mai
         run,
         f"""
         import atexit
-        from prefork_executor._kid import Kid
+        from prefork_executor._raw.child import Kid
         def strike():
             os.kill(os.getpid(), signal.SIGUSR1)
         leave = Kid.exit

@@ -22,8 +22,8 @@ from conftest import BOUND, eventually
 from load_client import Connection
 from raw_programs import HUP, KILL, TERM, Program, Run, run
 
-from prefork_executor import _scoreboard as sb
-from prefork_executor._scoreboard import Scoreboard
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._board.scoreboard import Scoreboard
 
 __all__ = ["run"]
 

@@ -54,7 +54,7 @@ def assert_nothing_lost(run: Run, arguments: list[str]) -> None:
 # --- the moments, one by one ------------------------------------------------------------------
 
 MOMENTS = """
-from prefork_executor import _scoreboard as sb
+from prefork_executor._board import scoreboard as sb
 
 def retire():
     '''As the main process does, from within the child, which cannot know when.'''

@@ -175,7 +175,7 @@ def test_a_hook_process_that_dies_is_logged_and_restarted_and_shuts_nothing_down
 
 
 BROKEN_HOOK_PROCESS = """
-from prefork_executor._yell_hook import HookProcess
+from prefork_executor._raw.data_hook import HookProcess
 
 def live(self, leash, real=HookProcess._read_until_end_of):
     say("hook", time.monotonic())
@@ -226,7 +226,7 @@ whip(lambda: (pf_kid_yell("early", True), open("healed", "w").close(), time.slee
         BROKEN_HOOK_PROCESS.format(death="os._exit(0)"),
         BROKEN_HOOK_PROCESS.format(death="os.kill(os.getpid(), 9)"),
         """
-from prefork_executor._yell_hook import HookProcess
+from prefork_executor._raw.data_hook import HookProcess
 
 def refuse(_self):
     raise BlockingIOError(11, "Resource temporarily unavailable")

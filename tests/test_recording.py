@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from recorded_tasks import Told, die, die_once, fail, hold, large, short, work
 
 from prefork_executor import PreforkExecutor, TaskTimeout, WorkerDied, recording
-from prefork_executor import _scoreboard as sb
-from prefork_executor._recorder import Recorder
-from prefork_executor._timeline import FINEST, Curve
-from prefork_executor._wire import Death
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._client.recorder import Recorder
+from prefork_executor._messages.wire import Death
+from prefork_executor._timeline.model import FINEST, Curve
 from prefork_executor.recording import Recording
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

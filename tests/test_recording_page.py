@@ -16,8 +16,8 @@ from conftest import BOUND
 from recorded_tasks import die, fail, short, work
 
 from prefork_executor import PreforkExecutor, ScalingDecision
-from prefork_executor._timeline import Curve, Life, Run, TaskRow, Timeline
-from prefork_executor._timeline_page import page
+from prefork_executor._timeline.html_page import page
+from prefork_executor._timeline.model import Curve, Life, Run, TaskRow, Timeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, ReloadFailed, _machine, _platform
+from prefork_executor import PreforkExecutor, ReloadFailed
+from prefork_executor._system import machine, platform
 
 MEBI = 1024 * 1024
 FOREVER = 3600.0
 needs_proc = pytest.mark.skipif(
-    _platform.FALLBACK, reason="only Linux tells how much memory another process has"
+    platform.FALLBACK, reason="only Linux tells how much memory another process has"
 )
 
 
@@ -65,7 +66,7 @@ def wait_for(path: Path) -> int:
 def limit(start_method: str) -> int:
     """40 MiB above what a worker has that starts so."""
     with PreforkExecutor(1, start_method) as executor:
-        return executor.submit(_machine.own_memory).result(BOUND) + 40 * MEBI
+        return executor.submit(machine.own_memory).result(BOUND) + 40 * MEBI
 
 
 def test_a_worker_that_has_grown_too_big_is_replaced_after_its_task(

@@ -27,22 +27,22 @@ from injection import all_go_on, ended_at_once, pool_of
 from light_tasks import square
 from strikes import Strike, handler_of_sigusr1
 
-from prefork_executor import (
-    PreforkExecutor,
-    _client,
-    _dispatch,
-    _life,
-    _processes,
-    _reloads,
-    _requests,
-    _scoreboard,
-    _supervisor_handle,
-    _supervisors,
+from prefork_executor import PreforkExecutor
+from prefork_executor._board import scoreboard
+from prefork_executor._client import (
+    client,
+    dispatch,
+    phases,
+    reloads,
+    requests,
+    supervisor_handle,
+    supervisors,
 )
+from prefork_executor._system import processes
 
 # --- a signal handler within submit --------------------------------------------------
 
-ROOMS = (_client, _dispatch, _life, _reloads, _requests, _supervisors)
+ROOMS = (client, dispatch, phases, reloads, requests, supervisors)
 LINES = {str(room.__file__) for room in ROOMS}
 Closes = Callable[[PreforkExecutor], None]
 CLOSES: dict[str, Closes] = {
@@ -118,7 +118,7 @@ def test_an_interrupt_as_the_io_thread_starts_leaves_nothing_and_the_executor_us
 
     executor = PreforkExecutor(1, start_method)
     with monkeypatch.context() as patch:
-        patch.setattr(_client.threading, "Thread", Interrupted)
+        patch.setattr(client.threading, "Thread", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             executor.submit(square, 2)
     eventually(lambda: "prefork-executor-io" not in [t.name for t in threading.enumerate()])
@@ -128,9 +128,10 @@ def test_an_interrupt_as_the_io_thread_starts_leaves_nothing_and_the_executor_us
 
 STARTS_AT_THE_END = """
     import threading
-    from prefork_executor import PreforkExecutor, _client
+    from prefork_executor import PreforkExecutor
+    from prefork_executor._client import client
 
-    channels, at_the_end = _client.PoolChannels, threading.Event()
+    channels, at_the_end = client.PoolChannels, threading.Event()
     begun = threading.Event()
 
     def slow_channels(*args):
@@ -144,7 +145,7 @@ STARTS_AT_THE_END = """
         except RuntimeError as error:
             print(error)
 
-    _client.PoolChannels = slow_channels
+    client.PoolChannels = slow_channels
     executor = PreforkExecutor(1)
     thread = threading.Thread(target=submit, daemon=True)
     thread.start()
@@ -275,9 +276,9 @@ def test_what_a_handler_submits_while_the_first_submit_starts_the_pool_is_run(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner: Any = {
-        "libc": _processes,
-        "introduce": _scoreboard.Scoreboard,
-        "start": _supervisor_handle.SupervisorHandle,
+        "libc": processes,
+        "introduce": scoreboard.Scoreboard,
+        "start": supervisor_handle.SupervisorHandle,
     }[step]
     real, inner = getattr(owner, step), []
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefork_executor._regulator import (
+from prefork_executor._pool.regulator import (
     BACKOFF_FIRST,
     BACKOFF_MOST,
     DOUBT_MOST,

@@ -21,7 +21,7 @@ from regulator_simulator import (
     sawtooth,
 )
 
-from prefork_executor._regulator import (
+from prefork_executor._pool.regulator import (
     BACKOFF_FIRST,
     BACKOFF_MOST,
     FREE_CRASHES,

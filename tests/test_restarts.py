@@ -19,15 +19,17 @@ from conftest import BOUND, eventually
 from injection import all_go_on, ended_at_once, lines, pool_of, supervisor_of
 from light_tasks import note, square
 
-from prefork_executor import PreforkExecutor, _life, _starts, _supervisor_handle, _worker_pool
-from prefork_executor._starts import Restarts
+from prefork_executor import PreforkExecutor
+from prefork_executor._client import phases, restarts, supervisor_handle
+from prefork_executor._client.restarts import Restarts
+from prefork_executor._pool import worker_pool
 
 
 @pytest.fixture
 def cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """While this file is there, every forked supervisor dies as soon as it is ready, and
     says when in the file ``died``."""
-    cause, died, wait = tmp_path / "cause", tmp_path / "died", _worker_pool.WorkerPool.wait
+    cause, died, wait = tmp_path / "cause", tmp_path / "died", worker_pool.WorkerPool.wait
 
     def die(pool: Any, at_most: float | None = None) -> list[int]:
         if cause.exists():
@@ -35,7 +37,7 @@ def cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             os.kill(os.getpid(), signal.SIGKILL)
         return wait(pool, at_most)
 
-    monkeypatch.setattr(_worker_pool.WorkerPool, "wait", die)
+    monkeypatch.setattr(worker_pool.WorkerPool, "wait", die)
     return cause
 
 
@@ -66,7 +68,7 @@ def test_supervisors_that_end_soon_are_replaced_after_waits_that_double_until_th
 def test_while_the_next_supervisor_is_awaited_tasks_wait_and_their_caller_does_not(
     cause: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_starts, "backoff", lambda waits: 3600.0)
+    monkeypatch.setattr(restarts, "backoff", lambda waits: 3600.0)
     executor = PreforkExecutor(2, "fork")
     cause.touch()
     futures = [executor.submit(square, 1)]
@@ -88,7 +90,7 @@ def test_while_the_next_supervisor_is_awaited_tasks_wait_and_their_caller_does_n
 def test_a_pool_that_awaits_its_next_supervisor_for_nothing_more_ends_at_once(
     cause: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_starts, "backoff", lambda waits: 3600.0)
+    monkeypatch.setattr(restarts, "backoff", lambda waits: 3600.0)
     executor = PreforkExecutor(2, "fork")
     executor.submit(square, 1).result(BOUND)
     cause.touch()
@@ -102,7 +104,7 @@ def test_a_pool_that_awaits_its_next_supervisor_for_nothing_more_ends_at_once(
 def test_nobody_waits_while_another_supervisor_starts(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = _supervisor_handle.SupervisorHandle.start
+    start = supervisor_handle.SupervisorHandle.start
     starts: list[object] = []
     may_start = threading.Event()
 
@@ -112,7 +114,7 @@ def test_nobody_waits_while_another_supervisor_starts(
         start(handle, *args)
 
     with ended_at_once(pool_of(2, start_method)) as executor:
-        monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", start_slowly)
+        monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", start_slowly)
         supervisor_of(executor).kill()
         eventually(lambda: starts)
         done: list[Future[Any]] = []
@@ -140,7 +142,7 @@ def test_nobody_waits_while_another_supervisor_starts(
 def start_fails(number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """From now on a supervisor's start fails so often, with this error's number. When it
     was tried."""
-    start, tries = _supervisor_handle.SupervisorHandle.start, list[float]()
+    start, tries = supervisor_handle.SupervisorHandle.start, list[float]()
 
     class NoProcesses:
         def get_start_method(self) -> str:
@@ -153,7 +155,7 @@ def start_fails(number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> lis
         tries.append(time.monotonic())
         start(handle, context if len(tries) > times else NoProcesses(), *args)
 
-    monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", start_none)
+    monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", start_none)
     return tries
 
 
@@ -189,19 +191,19 @@ def test_a_pool_without_a_supervisor_that_could_be_started_can_be_shut_down(
 def test_one_that_there_is_never_room_for_breaks_the_pool_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_starts, "backoff", lambda _failures: 0.01)
+    monkeypatch.setattr(restarts, "backoff", lambda _failures: 0.01)
     with ended_at_once(pool_of(1, "fork")) as executor:
         tries = start_fails(errno.EAGAIN, 10**9, monkeypatch)
         supervisor_of(executor).kill()
         eventually(lambda: len(tries) >= 1)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):
             executor.submit(square, 1).result(BOUND)
-        eventually(lambda: executor._client._life.phase is _life.Phase.ENDED)
-        assert len(tries) == _starts.MOST_NOT_STARTED
+        eventually(lambda: executor._client._life.phase is phases.Phase.ENDED)
+        assert len(tries) == restarts.MOST_NOT_STARTED
 
 
 def test_a_reload_that_is_asked_for_meanwhile_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, reloads = _supervisor_handle.SupervisorHandle.start, list[Future[None]]()
+    start, reloads = supervisor_handle.SupervisorHandle.start, list[Future[None]]()
 
     class NoProcesses:
         def get_start_method(self) -> str:
@@ -215,7 +217,7 @@ def test_a_reload_that_is_asked_for_meanwhile_is_resolved(monkeypatch: pytest.Mo
         start(handle, context if reloads else NoProcesses(), *args)
 
     with ended_at_once(pool_of(1, "fork")) as executor:
-        monkeypatch.setattr(_supervisor_handle.SupervisorHandle, "start", fail_once)
+        monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", fail_once)
         supervisor_of(executor).kill()
         eventually(lambda: len(reloads) == 1)
         assert reloads[0].result(BOUND) is None
@@ -232,7 +234,7 @@ def test_forks_that_fail_leave_no_descriptor_open(monkeypatch: pytest.MonkeyPatc
         opened.append(len(os.listdir("/proc/self/fd")))
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(_starts, "backoff", lambda _failures: 0.01)
+    monkeypatch.setattr(restarts, "backoff", lambda _failures: 0.01)
     with ended_at_once(pool_of(1, "fork")) as executor:
         monkeypatch.setattr(os, "fork", refuse)
         supervisor_of(executor).kill()
@@ -247,7 +249,7 @@ def test_a_supervisor_that_cannot_be_started_breaks_the_pool_and_says_why(
     with ended_at_once(pool_of(1, "fork")) as executor:
         start_fails(errno.ENOENT, 10**9, monkeypatch)
         supervisor_of(executor).kill()
-        eventually(lambda: executor._client._life.phase is _life.Phase.ENDED)
+        eventually(lambda: executor._client._life.phase is phases.Phase.ENDED)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):
             executor.submit(square, 1)
 
@@ -259,7 +261,7 @@ def test_a_supervisor_that_cannot_be_started_breaks_the_pool_and_says_why(
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the rule takes for the time."""
     now = [1000.0]
-    monkeypatch.setattr(_starts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(restarts.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from prefork_executor._platform import FALLBACK
+from prefork_executor._system.platform import FALLBACK
 
 REFUSED = """
 import ctypes, errno, os, struct

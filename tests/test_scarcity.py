@@ -27,7 +27,7 @@ from light_tasks import BIG, big, noted, run_until, square
 from scripts import run_script
 
 from prefork_executor import PreforkExecutor, WorkerDied, yell
-from prefork_executor._descriptors import close_quietly
+from prefork_executor._system.descriptors import close_quietly
 
 pytestmark = linux
 HUGE = 64 * 1024 * 1024

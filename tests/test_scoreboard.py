@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefork_executor import _scoreboard as sb
-from prefork_executor._batches import MOST
-from prefork_executor._scoreboard import Scoreboard, Slot, State
-from prefork_executor._shared_files import shared_file
-from prefork_executor._wire import MOST_CALLS
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._board.scoreboard import Scoreboard, Slot, State
+from prefork_executor._client.batches import MOST
+from prefork_executor._messages.wire import MOST_CALLS
+from prefork_executor._system.shared_files import shared_file
 
 CACHE_LINE = 64
 
@@ -169,7 +169,7 @@ def test_the_board_closes_its_descriptor_and_may_be_closed_again(board: Scoreboa
 
 OTHER_PROCESS = """
 import sys
-from prefork_executor import _scoreboard as sb
+from prefork_executor._board import scoreboard as sb
 board = sb.Scoreboard(int(sys.argv[1]), 4)
 print(board.read(2).done, flush=True)
 for line in sys.stdin:

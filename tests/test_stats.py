@@ -19,17 +19,17 @@ from injection import supervisor_of
 from light_tasks import run_until, square
 
 from prefork_executor import ExecutorStats, PreforkExecutor, WorkerDied, status
-from prefork_executor import _scoreboard as sb
-from prefork_executor._board_reading import (
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._board.counters import Chronicle
+from prefork_executor._board.reader import (
     BoardReader,
     percentiles,
     read_decision,
     read_header,
 )
-from prefork_executor._chronicle import Chronicle
-from prefork_executor._platform import FALLBACK
-from prefork_executor._scoreboard import Scoreboard, Slot
-from prefork_executor._shared_files import shared_file
+from prefork_executor._board.scoreboard import Scoreboard, Slot
+from prefork_executor._system.platform import FALLBACK
+from prefork_executor._system.shared_files import shared_file
 from prefork_executor.stats import PoolStats, Waits
 
 MILLISECOND = 1_000_000

@@ -16,11 +16,11 @@ from conftest import eventually
 from raw_programs import KILL, Run, run
 from status_programs import EXECUTOR, held_pool, seen
 
-from prefork_executor import _scoreboard as sb
 from prefork_executor import status
-from prefork_executor._platform import FALLBACK
-from prefork_executor._scoreboard import Scoreboard
-from prefork_executor._shared_files import shared_file
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._board.scoreboard import Scoreboard
+from prefork_executor._system.platform import FALLBACK
+from prefork_executor._system.shared_files import shared_file
 from prefork_executor.errors import NoSuchPool, PoolEnded, SeveralPools, UnreadablePool
 
 __all__ = ["run"]

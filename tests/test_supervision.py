@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, _descriptors, _worker
-from prefork_executor import _scoreboard as sb
+from prefork_executor import PreforkExecutor
+from prefork_executor._board import scoreboard as sb
+from prefork_executor._server import worker as worker_module
+from prefork_executor._system import descriptors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -118,12 +120,12 @@ def test_one_task_after_the_other_leaves_the_supervisor_asleep() -> None:
 def the_first_woken(does: Callable[[Any], None], tmp_path: Path) -> Callable[..., list[int]]:
     """The wait of all processes of the pool, in which the first worker that a
     message wakes, once it is armed, does this before it knows that it was woken."""
-    waits = _descriptors.Waiter.wait
+    waits = descriptors.Waiter.wait
     armed, done = tmp_path / "armed", tmp_path / "done"
 
-    def wait(waiter: _descriptors.Waiter, timeout: float | None = None) -> list[int]:
+    def wait(waiter: descriptors.Waiter, timeout: float | None = None) -> list[int]:
         ready = waits(waiter, timeout)
-        worker = _worker._current
+        worker = worker_module._current
         if worker and worker._channels.tasks.fileno() in ready and armed.exists():
             with contextlib.suppress(FileExistsError):
                 done.touch(exist_ok=False)
@@ -147,7 +149,7 @@ def leaves(worker: Any) -> None:
 def test_a_task_whose_wake_up_went_to_a_worker_that_ends_is_run_by_another(
     does: Callable[[Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_descriptors.Waiter, "wait", the_first_woken(does, tmp_path))
+    monkeypatch.setattr(descriptors.Waiter, "wait", the_first_woken(does, tmp_path))
     # More idle workers than are kept ready: nobody is started for the one that ends.
     with new_executor(4, min_spare_workers=1, start_workers=4) as executor:
         come_to_rest(executor)

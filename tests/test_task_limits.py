@@ -15,7 +15,8 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, TaskAborted, TaskTimeout, WorkerDied, _leaving
+from prefork_executor import PreforkExecutor, TaskAborted, TaskTimeout, WorkerDied
+from prefork_executor._pool import leaving
 
 FOREVER = 3600.0
 """Seconds that a task sleeps which nobody waits for."""
@@ -96,7 +97,7 @@ def started(executor: PreforkExecutor, fn: Callable[..., object], path: Path) ->
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a forked supervisor less patient with tasks that are to end."""
-    monkeypatch.setattr(_leaving, "TASK_GRACE", 0.1)
+    monkeypatch.setattr(leaving, "TASK_GRACE", 0.1)
 
 
 # --- time limits ----------------------------------------------------------------------------

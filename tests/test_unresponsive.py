@@ -18,7 +18,9 @@ import psutil
 import pytest
 from conftest import BOUND, eventually
 
-from prefork_executor import PreforkExecutor, TaskTimeout, _processes, _supervision
+from prefork_executor import PreforkExecutor, TaskTimeout
+from prefork_executor._client import supervision
+from prefork_executor._system import processes
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1",
@@ -46,7 +48,7 @@ def stopped_supervisor(start_method: str) -> Iterator[PreforkExecutor]:
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller looks as often as ever before it gives a supervisor up, but sooner: within two
     seconds, not ten."""
-    monkeypatch.setattr(_supervision, "LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr(supervision, "LOOK_INTERVAL", 0.1)
 
 
 # --- one that is stopped ------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_a_stranger_who_has_a_workers_id_by_now_is_not_killed() -> None:
         board = executor._client._channels.board.descriptor
         worker = psutil.Process(executor.stats().workers[0].pid)
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
-            _processes.wait_until_gone([stranger.pid, worker.pid], board, BOUND)
+            processes.wait_until_gone([stranger.pid, worker.pid], board, BOUND)
             assert stranger.poll() is None
             stranger.communicate(b"\n")
         assert psutil.wait_procs([worker], timeout=BOUND)[1] == []

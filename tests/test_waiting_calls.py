@@ -245,10 +245,10 @@ def test_abort_of_many_that_wait_takes_no_longer_the_more_there_are(tmp_path: Pa
 def test_no_lock_is_held_while_a_big_payload_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefork_executor import _channel
+    from prefork_executor._messages import channels
 
     copying, go_on = threading.Event(), threading.Event()
-    write_all = _channel._write_all
+    write_all = channels._write_all
 
     def slowly(descriptor: int, view: memoryview, offset: int) -> None:
         if view.nbytes == BIG:
@@ -256,7 +256,7 @@ def test_no_lock_is_held_while_a_big_payload_is_copied(
             assert go_on.wait(60)
         write_all(descriptor, view, offset)
 
-    monkeypatch.setattr(_channel, "_write_all", slowly)
+    monkeypatch.setattr(channels, "_write_all", slowly)
     with PreforkExecutor(2) as executor:
         executor.submit(same, 1).result()
         futures = []

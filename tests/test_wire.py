@@ -27,9 +27,10 @@ import pytest
 from conftest import BOUND
 from hypothesis import example, given, settings
 
-from prefork_executor import _channel, _descriptors, _platform, _shared_files, _wire
-from prefork_executor._channel import DONTWAIT, Packet, Receiver
-from prefork_executor._wire import ALIGNMENT, BIG, HEADER, INLINE_LIMIT, PACKET_LIMIT, Kind
+from prefork_executor._messages import channels, wire
+from prefork_executor._messages.channels import DONTWAIT, Packet, Receiver
+from prefork_executor._messages.wire import ALIGNMENT, BIG, HEADER, INLINE_LIMIT, PACKET_LIMIT, Kind
+from prefork_executor._system import descriptors, platform, shared_files
 from prefork_executor.errors import ProtocolError
 
 quick = settings(max_examples=100, deadline=None)
@@ -40,8 +41,8 @@ sizes_of_parts = st.lists(st.integers(0, 2**63), min_size=1, max_size=20)
 
 
 @contextlib.contextmanager
-def socket_pair() -> Iterator[tuple[_descriptors.Socket, _descriptors.Socket]]:
-    near, far = _descriptors.socket_pair()
+def socket_pair() -> Iterator[tuple[descriptors.Socket, descriptors.Socket]]:
+    near, far = descriptors.socket_pair()
     with contextlib.closing(near), contextlib.closing(far):
         yield near, far
 
@@ -54,7 +55,7 @@ def leaving_no_descriptor() -> Iterator[None]:
 
 
 def new_files(number: int) -> list[int]:
-    return [_shared_files.shared_file("prefork-payload", 64) for _ in range(number)]
+    return [shared_files.shared_file("prefork-payload", 64) for _ in range(number)]
 
 
 # --- headers, tables, notices -----------------------------------------------------------------
@@ -63,7 +64,7 @@ def new_files(number: int) -> list[int]:
 @quick
 @given(kinds, words, words, st.binary(max_size=100))
 def test_a_packet_is_a_header_and_its_body(kind: int, number: int, extra: int, body: bytes):
-    packet = _wire.pack(kind, number, extra, body)
+    packet = wire.pack(kind, number, extra, body)
     assert HEADER.unpack_from(packet) == (kind, 0, 1, number, extra)
     assert packet[HEADER.size :] == body
 
@@ -73,15 +74,15 @@ def test_a_packet_is_a_header_and_its_body(kind: int, number: int, extra: int, b
 def test_a_big_packet_carries_a_table_of_sizes(
     kind: int, number: int, extra: int, sizes: list[int]
 ) -> None:
-    packet = _wire.pack_big(kind, number, extra, sizes)
+    packet = wire.pack_big(kind, number, extra, sizes)
     assert HEADER.unpack_from(packet) == (kind, BIG, len(sizes), number, extra)
-    assert _wire.unpack_sizes(len(sizes), memoryview(packet)[HEADER.size :]) == sizes
+    assert wire.unpack_sizes(len(sizes), memoryview(packet)[HEADER.size :]) == sizes
 
 
 @quick
 @given(sizes_of_parts)
 def test_parts_lie_aligned_one_after_another(sizes: list[int]) -> None:
-    starts = _wire.offsets(sizes)
+    starts = wire.offsets(sizes)
     assert all(start % ALIGNMENT == 0 for start in starts)
     gaps = [
         after - start - size
@@ -97,7 +98,7 @@ def test_parts_lie_aligned_one_after_another(sizes: list[int]) -> None:
 @example(1, b"1234567")
 def test_a_table_of_sizes_has_an_entry_a_part_or_is_refused(parts: int, table: bytes) -> None:
     try:
-        sizes = _wire.unpack_sizes(parts, memoryview(table))
+        sizes = wire.unpack_sizes(parts, memoryview(table))
     except ProtocolError:
         assert parts < 1 or len(table) != 8 * parts
     else:
@@ -105,32 +106,30 @@ def test_a_table_of_sizes_has_an_entry_a_part_or_is_refused(parts: int, table: b
 
 
 def test_a_table_fills_a_packet_at_most() -> None:
-    most = _wire.MOST_PARTS
-    assert len(_wire.pack_big(Kind.CALL, 1, 0, [0] * most)) <= PACKET_LIMIT
+    most = wire.MOST_PARTS
+    assert len(wire.pack_big(Kind.CALL, 1, 0, [0] * most)) <= PACKET_LIMIT
     with pytest.raises(ProtocolError):
-        _wire.unpack_sizes(most + 1, memoryview(bytes(8 * (most + 1))))
+        wire.unpack_sizes(most + 1, memoryview(bytes(8 * (most + 1))))
 
 
-deaths = st.builds(
-    _wire.Death, words, st.integers(-(2**63), 2**63 - 1), *itertools.repeat(words, 9)
-)
+deaths = st.builds(wire.Death, words, st.integers(-(2**63), 2**63 - 1), *itertools.repeat(words, 9))
 
 
 @quick
 @given(deaths)
-def test_a_death_notice_says_what_the_supervisor_saw(death: _wire.Death) -> None:
-    packet = _wire.pack_death(death)
+def test_a_death_notice_says_what_the_supervisor_saw(death: wire.Death) -> None:
+    packet = wire.pack_death(death)
     kind, _, _, pid, _ = HEADER.unpack_from(packet)
     assert kind == Kind.DEATH
-    assert _wire.unpack_death(pid, memoryview(packet)[HEADER.size :]) == death
+    assert wire.unpack_death(pid, memoryview(packet)[HEADER.size :]) == death
 
 
 @quick
 @given(words, st.binary(max_size=100))
 def test_a_malformed_death_notice_is_refused(pid: int, body: bytes) -> None:
-    if len(body) != _wire.DEATH_BODY.size:
+    if len(body) != wire.DEATH_BODY.size:
         with pytest.raises(ProtocolError, match="death notice"):
-            _wire.unpack_death(pid, body)
+            wire.unpack_death(pid, body)
 
 
 def test_every_kind_of_message_has_a_number_of_its_own_that_fits() -> None:
@@ -153,8 +152,8 @@ def test_any_packet_is_a_message_or_refused_and_leaves_no_descriptor(
 ) -> None:
     with leaving_no_descriptor(), socket_pair() as (near, far):
         files = new_files(number_of_files)
-        _channel.send_descriptors(near, data, files)
-        _descriptors.close_quietly(files)
+        channels.send_descriptors(near, data, files)
+        descriptors.close_quietly(files)
         try:
             packet = Receiver(far).receive()
         except ProtocolError:
@@ -162,7 +161,7 @@ def test_any_packet_is_a_message_or_refused_and_leaves_no_descriptor(
             return
         assert bytes(packet.body) == data[HEADER.size :]
         with contextlib.suppress(ProtocolError, OSError):
-            _channel.open_parts(packet)
+            channels.open_parts(packet)
 
 
 @quick
@@ -180,14 +179,14 @@ def test_a_big_message_is_opened_or_refused_and_leaves_no_descriptor(
 ) -> None:
     with leaving_no_descriptor():
         table = memoryview(array.array("Q", sizes)).cast("B")
-        file = _shared_files.shared_file("prefork-payload", file_size) if has_file else -1
+        file = shared_files.shared_file("prefork-payload", file_size) if has_file else -1
         packet = Packet(Kind.CALL, BIG, parts, 1, 0, table, file)
-        fits = parts == len(sizes) > 0 and 0 < _wire.offsets(sizes)[-1] <= file_size
+        fits = parts == len(sizes) > 0 and 0 < wire.offsets(sizes)[-1] <= file_size
         if has_file and fits:
-            assert [memoryview(part).nbytes for part in _channel.open_parts(packet)] == sizes
+            assert [memoryview(part).nbytes for part in channels.open_parts(packet)] == sizes
         else:
             with pytest.raises(ProtocolError if has_file else OSError):
-                _channel.open_parts(packet)
+                channels.open_parts(packet)
 
 
 def test_a_channel_without_a_message_says_so_at_once() -> None:
@@ -195,7 +194,7 @@ def test_a_channel_without_a_message_says_so_at_once() -> None:
         Receiver(far).receive(DONTWAIT)
 
 
-@pytest.mark.skipif(_platform.FALLBACK, reason="datagrams have no end of file")
+@pytest.mark.skipif(platform.FALLBACK, reason="datagrams have no end of file")
 def test_a_channel_whose_other_end_is_gone_is_at_its_end() -> None:
     with socket_pair() as (near, far):
         near.close()
@@ -203,9 +202,9 @@ def test_a_channel_whose_other_end_is_gone_is_at_its_end() -> None:
             Receiver(far).receive()
 
 
-def fill(near: _descriptors.Socket) -> None:
+def fill(near: descriptors.Socket) -> None:
     for number in range(100_000):
-        _channel.send(near, Kind.CALL, number, 0, [b""], DONTWAIT)
+        channels.send(near, Kind.CALL, number, 0, [b""], DONTWAIT)
 
 
 def test_a_channel_that_is_full_says_so_at_once() -> None:
@@ -215,22 +214,22 @@ def test_a_channel_that_is_full_says_so_at_once() -> None:
 
 def test_what_is_discarded_leaves_no_descriptor() -> None:
     with leaving_no_descriptor(), socket_pair() as (near, far):
-        _channel.send(near, Kind.CALL, 1, 0, [bytes(INLINE_LIMIT + 1)])
-        _channel.discard(Receiver(far).receive())
+        channels.send(near, Kind.CALL, 1, 0, [bytes(INLINE_LIMIT + 1)])
+        channels.discard(Receiver(far).receive())
 
 
 def test_a_big_message_to_a_process_with_too_many_open_files_is_refused() -> None:
     with socket_pair() as (near, far):
         receiver = Receiver(far)
         for number in (1, 2):
-            _channel.send(near, Kind.CALL, number, 0, [bytes(100_000)])
+            channels.send(near, Kind.CALL, number, 0, [bytes(100_000)])
         with no_descriptor_left():
             packet = receiver.receive()
             with pytest.raises(OSError, match="too many open descriptors"):
-                _channel.open_parts(packet)
+                channels.open_parts(packet)
         packet = receiver.receive()
         assert packet.number == 2
-        assert len(_channel.open_parts(packet)[0]) == 100_000
+        assert len(channels.open_parts(packet)[0]) == 100_000
 
 
 @contextlib.contextmanager
@@ -250,10 +249,10 @@ def no_descriptor_left() -> Iterator[None]:
 
 def through_a_channel(parts: list[Any], number: int = 1) -> list[Any]:
     with socket_pair() as (near, far):
-        _channel.send(near, Kind.CALL, number, 7, parts)
+        channels.send(near, Kind.CALL, number, 7, parts)
         packet = Receiver(far).receive(DONTWAIT)
         assert (packet.kind, packet.number, packet.extra) == (Kind.CALL, number, 7)
-        return _channel.open_parts(packet)
+        return channels.open_parts(packet)
 
 
 @quick
@@ -279,11 +278,11 @@ def test_messages_arrive_whole_and_in_order_whatever_their_sizes() -> None:
         receiver = Receiver(far)
         bodies = [bytes([n]) * size for n, size in enumerate([0, 10, 40_000, 32_768, 1, 10**6])]
         for number, body in enumerate(bodies):
-            _channel.send(near, Kind.YELL, number, 0, [body])
+            channels.send(near, Kind.YELL, number, 0, [body])
         for number, body in enumerate(bodies):
             packet = receiver.receive(DONTWAIT)
             assert packet.number == number
-            assert bytes(_channel.open_parts(packet)[0]) == body
+            assert bytes(channels.open_parts(packet)[0]) == body
 
 
 def test_an_array_arrives_aligned_and_writable() -> None:
@@ -298,8 +297,8 @@ def test_an_array_arrives_aligned_and_writable() -> None:
 
 
 def test_what_one_receiver_writes_into_a_payload_nobody_else_sees() -> None:
-    file = _shared_files.shared_file("prefork-payload", mmap.PAGESIZE)
-    mapped = [_shared_files.map_private(file, mmap.PAGESIZE) for _ in range(2)]
+    file = shared_files.shared_file("prefork-payload", mmap.PAGESIZE)
+    mapped = [shared_files.map_private(file, mmap.PAGESIZE) for _ in range(2)]
     mapped[0][:4] = b"mine"
     assert bytes(mapped[1][:4]) == bytes(4)
     assert os.pread(file, 4, 0) == bytes(4)
@@ -337,7 +336,7 @@ def test_a_payload_that_is_no_more_alive_is_unmapped() -> None:
 def test_more_buffers_than_a_packet_can_list_are_refused() -> None:
     with leaving_no_descriptor(), socket_pair() as (near, _):
         with pytest.raises(OSError, match="out-of-band buffers") as caught:
-            _channel.send(near, Kind.CALL, 1, 0, [b""] * (_wire.MOST_PARTS + 1))
+            channels.send(near, Kind.CALL, 1, 0, [b""] * (wire.MOST_PARTS + 1))
         assert caught.value.errno == errno.EMSGSIZE
 
 
@@ -346,7 +345,7 @@ def test_a_big_payload_that_finds_the_channel_full_leaves_no_descriptor() -> Non
         with pytest.raises(BlockingIOError):
             fill(near)
         with pytest.raises(BlockingIOError):
-            _channel.send(near, Kind.CALL, 0, 0, [bytes(10**6)], DONTWAIT)
+            channels.send(near, Kind.CALL, 0, 0, [bytes(10**6)], DONTWAIT)
         assert Receiver(far).receive(DONTWAIT).number == 0
 
 
@@ -367,21 +366,21 @@ class Overloaded:
 def test_a_sender_that_may_wait_does_so_while_too_many_descriptors_are_under_way() -> None:
     end: Any = Overloaded(refusals=3)
     with leaving_no_descriptor():
-        _channel.send(end, Kind.RESULT, 1, 0, [bytes(10**5)])
+        channels.send(end, Kind.RESULT, 1, 0, [bytes(10**5)])
     assert end.sent == 1
 
 
 def test_a_channel_counts_as_full_while_too_many_descriptors_are_under_way() -> None:
     end: Any = Overloaded(refusals=1)
     with leaving_no_descriptor(), pytest.raises(BlockingIOError):
-        _channel.send(end, Kind.CALL, 1, 0, [bytes(10**5)], DONTWAIT)
+        channels.send(end, Kind.CALL, 1, 0, [bytes(10**5)], DONTWAIT)
 
 
 REAL = "channel or descriptor or arrive or payload or open"
 """Selects the tests that use real sockets and files."""
 
 
-@pytest.mark.skipif(_platform.FALLBACK, reason="this is the fallback")
+@pytest.mark.skipif(platform.FALLBACK, reason="this is the fallback")
 def test_all_of_this_holds_with_the_means_of_other_systems() -> None:
     options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", REAL]
     done = subprocess.run(
@@ -397,20 +396,20 @@ def test_all_of_this_holds_with_the_means_of_other_systems() -> None:
 
 def test_calls_of_several_functions_have_their_names_beside_them() -> None:
     bodies = [b"one", b"", b"three"]
-    packet = _wire.pack_calls(7, bodies, _wire.about(0, 5), [1, 65535, 3])
+    packet = wire.pack_calls(7, bodies, wire.about(0, 5), [1, 65535, 3])
     kind, flags, parts, number, extra = HEADER.unpack_from(packet)
     body = memoryview(packet)[HEADER.size :]
-    assert (kind, flags, parts, number) == (Kind.CALLS, _wire.NAMES, 3, 7)
-    assert [bytes(call) for call in _wire.unpack_calls(parts, body, flags)] == bodies
-    assert list(_wire.unpack_names(parts, body)) == [1, 65535, 3]
-    assert _wire.read_about(extra) == (0, 5 << _wire.TICK)
+    assert (kind, flags, parts, number) == (Kind.CALLS, wire.NAMES, 3, 7)
+    assert [bytes(call) for call in wire.unpack_calls(parts, body, flags)] == bodies
+    assert list(wire.unpack_names(parts, body)) == [1, 65535, 3]
+    assert wire.read_about(extra) == (0, 5 << wire.TICK)
     with pytest.raises(ProtocolError):
-        _wire.unpack_calls(parts, body[:17], flags)
+        wire.unpack_calls(parts, body[:17], flags)
 
 
 @pytest.mark.parametrize("name", [0, 1, 65535])
 @pytest.mark.parametrize("submitted", [0, 1, 2**48 - 1])
 def test_what_is_told_beside_a_call_is_read_as_it_was_written(name: int, submitted: int) -> None:
-    about = _wire.about(name, submitted)
+    about = wire.about(name, submitted)
     assert about < 2**64
-    assert _wire.read_about(about) == (name, submitted << _wire.TICK)
+    assert wire.read_about(about) == (name, submitted << wire.TICK)

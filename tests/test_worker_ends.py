@@ -23,7 +23,8 @@ import pytest
 from conftest import BOUND, eventually
 from scripts import run_script
 
-from prefork_executor import PreforkExecutor, _leaving, yell
+from prefork_executor import PreforkExecutor, yell
+from prefork_executor._pool import leaving
 
 kept: dict[str, Any] = {}
 finalized = threading.Event()
@@ -396,7 +397,7 @@ def test_a_finalizer_that_cannot_travel_is_named(tmp_path: Path) -> None:
 def test_a_finalizer_that_takes_too_long_is_killed_with_its_worker(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_leaving, "LEAVE_WITHIN", 0.1)
+    monkeypatch.setattr(leaving, "LEAVE_WITHIN", 0.1)
     with PreforkExecutor(1, "fork", finalizer=time.sleep, finalargs=(BOUND,)) as executor:
         pid = executor.submit(os.getpid).result(BOUND)
     assert has_ended(pid)

@@ -138,7 +138,8 @@ def parent_after(gate: str, started: str) -> tuple[int | None, str, bool]:
 
 
 @pytest.mark.skipif(
-    prefork_executor._platform.FALLBACK, reason="no descriptor tells there of the caller's end"
+    prefork_executor._system.platform.FALLBACK,
+    reason="no descriptor tells there of the caller's end",
 )
 def test_and_lives_though_the_worker_is_to_leave(tmp_path: Path) -> None:
     with ended_at_once(PreforkExecutor(2)) as executor:

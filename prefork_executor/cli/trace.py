@@ -27,7 +27,7 @@ AT_ONCE = 4
 TRIES = 3
 """A stack that changes while it is read cannot always be read; the next may be."""
 _CALLERS = (
-    ("_outcome", "prefork_executor/_worker.py"),
+    ("_outcome", "prefork_executor/_server/worker.py"),
     ("_run_and_exit", "prefork_executor/raw.py"),
 )
 """The functions that call a task, and a raw child's code."""

@@ -157,9 +157,9 @@ class OneByOnePool(OurPool):
     name = ONE_BY_ONE
 
     def __init__(self, workers: int = WORKERS, **options: Any) -> None:
-        from prefork_executor import _batches
+        from prefork_executor._client import batches
 
-        _batches.MOST = 1
+        batches.MOST = 1
         super().__init__(workers, **options)
 
 

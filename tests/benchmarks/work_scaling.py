@@ -183,7 +183,7 @@ def _simulated(run: Run, rate: float, hours: int) -> Figures:
     sys.path.append(str(Path(__file__).parent.parent))
     from regulator_simulator import Simulation
 
-    from prefork_executor._regulator import Limits
+    from prefork_executor._pool.regulator import Limits
 
     spare = MOST if run.kind.name == FIXED else SPARE
     limits = Limits(MOST, spare, MOST, spare, KEEP)

@@ -1,0 +1,451 @@
+"""Futures that make their condition only when somebody waits.
+
+Most futures are asked for their result when it is there, and until then nobody waits.
+For these the condition, and taking its lock at each step, is most of what a future costs.
+So the I/O thread takes its two steps, from PENDING to RUNNING and from there to FINISHED,
+without it, as long as nobody has asked for it.
+
+Who asks for the condition, to wait, to cancel, to add a callback, and the I/O thread must
+agree who was first. They do by ``dict.setdefault``, which is one step for all threads:
+either puts what it has into a cell of the future, and what is there afterwards tells.
+
+* The condition was first: whoever takes a step takes it as in any Future.
+* A step was first: whoever asks for the condition gets none until the step is done; then it
+  gets one, and finds the future in its new state. In the I/O thread that is a matter of two
+  assignments. A caller who takes the second step may be interrupted between them by a signal
+  handler: so he puts the result into the cell, and anybody can complete the step.
+
+Each step has a cell of its own, because after the first there may be need for a condition.
+
+Callbacks are in a list, from which each is taken once, by whoever is to call it. So adding one
+needs no condition either.
+
+Who waits for a result needs none: a plain lock, his *bell*, will do. He puts
+it there, and looks at the state again; whoever brings the future to its end changes the state,
+and looks for bells. One of them notices. The first who waits has a place of his own, as his
+bell may be of a better kind; the others are in a list. So no signal handler that raises in
+``result()`` can leave the condition's lock acquired, for which the I/O thread would wait for
+ever. Where a condition is needed, its lock is released when a handler has raised.
+
+In a fork
+---------
+A process that was forked from the caller's has copies of its futures. Those that had ended are
+as good as the originals. The others will never end there: whoever asks for their result, or
+waits for them in any way, gets an error that says so. Nothing is done for that at the fork, for
+there may be very many. A copy is noticed when it is used: the methods here look for it, and
+``concurrent.futures.wait`` and ``as_completed`` begin with the condition. Then the copy of a
+future that had not ended loses its state, and reading that raises the error. (The condition
+itself may not: ``wait`` acquires those of many, and would leave them locked.) It gets a
+condition of its own as well, because the I/O thread may have held the other's lock at the fork.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures._base import (
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    LOGGER,
+    PENDING,
+    RUNNING,
+)
+
+from .._support.locks import depth, release_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class Client(Protocol):
+        """Whoever has made a future: `direct.DirectReader`."""
+
+        def bell_for(self, future: TaskFuture) -> Bell: ...
+
+        def others_may_read(self) -> contextlib.AbstractContextManager[None]: ...
+
+        @property
+        def is_copy(self) -> bool: ...
+
+        def error_of_copy(self, future: TaskFuture) -> BaseException: ...
+
+        def check_wait(self, future: TaskFuture, timeout: float | None) -> None: ...
+
+    class Bell(Protocol):
+        """A lock, as far as it is needed."""
+
+        def acquire(self, *, timeout: float) -> object: ...
+
+        def release(self) -> None: ...
+
+    _Future = Future[Any]
+else:
+    _Future = Future
+
+_FIRST, _SECOND = "_cell_1", "_cell_2"
+_BEGINNING, _FINISHING = "beginning", "finishing"
+_BELL, _MORE_BELLS = "_bell", "_more_bells"
+_CONDITION, _CONDITION_OF_COPY = "_condition", "_condition_of_copy"
+_IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
+    *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
+}
+"""Whether Future is as we know it. If it has come to have more, ours are made as it says."""
+
+
+def _seconds(timeout: float | None) -> float:
+    """As a lock's acquire has it."""
+    return -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
+
+
+class TaskFuture(_Future):
+    """A future of a pool's task.
+
+    ``client`` is something that its client alone has, to know it by; it may know a better
+    bell than a lock."""
+
+    client: Client | None = None
+    task: Any = None
+    """What its client knows it by. Let go of when it ends: that refers to the future."""
+
+    def __init__(self) -> None:
+        if not _IS_KNOWN:
+            super().__init__()
+            self.__dict__[_FIRST] = self._condition
+            return
+        self._state = PENDING
+        self._result = None
+        self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there.
+        if name == "_state" and self.client is not None:
+            raise self.client.error_of_copy(self)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def _condition(self) -> threading.Condition:
+        if self.client is not None and self.client.is_copy:
+            return self._of_copy()
+        cells = self.__dict__
+        made: threading.Condition | None = cells.get(_CONDITION)
+        if made is None:
+            made = cells.setdefault(_CONDITION, self._made_condition())
+        return made
+
+    @_condition.setter
+    def _condition(self, condition: threading.Condition) -> None:
+        self.__dict__[_CONDITION] = condition
+
+    def _of_copy(self) -> threading.Condition:
+        cells = self.__dict__
+        for step in (cells.get(_FIRST), cells.get(_SECOND)):
+            if type(step) is tuple:
+                self._complete(step)
+        if self._is_left_behind:
+            cells.pop("_state", None)
+        elif self._state == CANCELLED:
+            self._state = CANCELLED_AND_NOTIFIED  # Nobody else is left to say so.
+        own: threading.Condition = cells.setdefault(_CONDITION_OF_COPY, threading.Condition())
+        return own
+
+    @property
+    def _is_left_behind(self) -> bool:
+        """Whether this is the copy, in a fork, of one that had not ended."""
+        if self.client is None or not self.client.is_copy:
+            return False
+        return self.__dict__.get("_state") in (None, PENDING, RUNNING)
+
+    def __repr__(self) -> str:
+        if self._is_left_behind:
+            return f"<{type(self).__name__} at {id(self):#x} state=known to another process>"
+        return super().__repr__()
+
+    def _made_condition(self) -> threading.Condition:
+        cells = self.__dict__
+        for cell in (_FIRST, _SECOND):
+            made: Any = cells.get(cell) or cells.setdefault(cell, threading.Condition())
+            if made is _BEGINNING:
+                self._wait_while(PENDING)
+            elif made is _FINISHING:
+                self._wait_while(PENDING, RUNNING)
+                break
+            elif type(made) is tuple:
+                self._complete(made)
+                break
+            else:
+                return made  # type: ignore[no-any-return]
+        return threading.Condition()
+
+    def _wait_while(self, *states: str) -> None:
+        while self._state in states:
+            time.sleep(0)
+
+    def _complete(self, step: tuple[Any]) -> None:
+        (self._result,) = step
+        self._state = FINISHED
+
+    def is_task_of(self, client: Client) -> bool:
+        """Whether that is its client, and it is of a task."""
+        return self.client is client
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Without a lock in it pickle would take it, and make one that nobody resolves.
+        raise TypeError("a future cannot be pickled; pass its result on")
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As any future's."""
+        # Most often it is there: the properties below would take longer than this.
+        if self._state in (PENDING, RUNNING):
+            self._wait(timeout)
+        if self._state == FINISHED and self._exception is None:
+            return self._result
+        error = self._end_without_result()
+        try:
+            raise error
+        finally:
+            del self, error  # Its traceback leads here.
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As any future's."""
+        if not self.has_ended:
+            self._wait(timeout)
+        if self.has_result:
+            return None
+        error = self._end_without_result()
+        if error is self._exception:
+            return error
+        raise error
+
+    def _end_without_result(self) -> BaseException:
+        if not self.has_ended:
+            return TimeoutError()
+        if self._state != FINISHED or self._exception is None:
+            return CancelledError()
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait for its end, for so many seconds at most."""
+        if self.client is not None:
+            self.client.check_wait(self, timeout)
+        if not _IS_KNOWN:
+            with contextlib.suppress(TimeoutError, CancelledError):
+                super().exception(timeout)
+            return
+        if not self._waits_for_bell(timeout):
+            self._waits_with_others(timeout)
+
+    # These take no lock, as the state is one word.
+
+    def done(self) -> bool:
+        """As any future's. In a fork always: there is nothing to wait for."""
+        if self.client is not None and self.client.is_copy:
+            return self._is_left_behind or self.has_ended
+        return self._state not in (PENDING, RUNNING)
+
+    def running(self) -> bool:
+        """As any future's."""
+        return not self._is_left_behind and bool(self._state == RUNNING)
+
+    def cancelled(self) -> bool:
+        """As any future's."""
+        return not self._is_left_behind and self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """As any future's."""
+        if not _IS_KNOWN or (self.client is not None and self.client.is_copy):
+            self._unlocked_after(super().add_done_callback, fn)
+            return
+        # Whoever takes it out of the list calls it: who brings the future to its end, or, if he
+        # has not seen it any more, we.
+        callbacks = self._done_callbacks
+        callbacks.append(fn)
+        if self._state not in (PENDING, RUNNING):
+            with contextlib.suppress(ValueError):
+                callbacks.remove(fn)
+                self._call(fn)
+
+    def _unlocked_after(self, call: Callable[..., Any], *args: Any) -> Any:
+        lock: Any = self._condition
+        before = depth(lock._lock)
+        try:
+            return call(*args)
+        except BaseException:
+            release_to(lock._lock, before)
+            raise
+
+    def _others_may_go_on(self) -> contextlib.AbstractContextManager[None]:
+        if self.client is None or self.has_ended:
+            return contextlib.nullcontext()
+        return self.client.others_may_read()
+
+    def _waits_for_bell(self, timeout: float | None) -> bool:
+        """Wait for so many seconds, or until it rings. False: another thread does."""
+        bell, cells = self._new_bell(), self.__dict__
+        if cells.setdefault(_BELL, bell) is not bell:
+            return False
+        try:
+            if not self.has_ended:
+                bell.acquire(timeout=_seconds(timeout))
+        finally:
+            del cells[_BELL]
+        return True
+
+    def _waits_with_others(self, timeout: float | None) -> None:
+        bell, cells = self._plain_bell(), self.__dict__
+        bells = cells.setdefault(_MORE_BELLS, [])
+        bells.append(bell)
+        if not self.has_ended:
+            with self._others_may_go_on():
+                bell.acquire(timeout=_seconds(timeout))
+
+    def _new_bell(self) -> Bell:
+        if self.client is not None:
+            return self.client.bell_for(self)
+        return self._plain_bell()
+
+    def _plain_bell(self) -> Bell:
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        return lock
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing to wait for. Takes no lock."""
+        return self._state not in (PENDING, RUNNING)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it has ended well. Takes no lock."""
+        return self._state == FINISHED and self._exception is None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it has ended with; None: nothing, or it has not ended. Takes no lock."""
+        return self._exception
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether more is to be done at its end than to wake one who waits for its result."""
+        cells = self.__dict__
+        return bool(self._done_callbacks) or "_condition" in cells or _MORE_BELLS in cells
+
+    def wake(self) -> None:
+        """Wake who waits for its result, now that it has ended."""
+        cells = self.__dict__
+        if _BELL in cells and (bell := cells.get(_BELL)) is not None:
+            with contextlib.suppress(RuntimeError):  # It has rung.
+                bell.release()
+        if _MORE_BELLS in cells:
+            self._ring_others()
+
+    def _ring_others(self) -> None:
+        for bell in list(self.__dict__.get(_MORE_BELLS, ())):
+            with contextlib.suppress(RuntimeError):
+                bell.release()
+
+    def cancel(self) -> bool:
+        """As any future's."""
+        if self._is_left_behind or self._state in (RUNNING, FINISHED):
+            return False  # And that never changes.
+        return bool(self._unlocked_after(super().cancel))
+
+    def _invoke_callbacks(self) -> None:
+        # In every end, and the first thing after it.
+        self.task = None
+        self.wake()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        callbacks = self._done_callbacks
+        while callbacks:
+            try:
+                fn = callbacks.pop(0)
+            except IndexError:
+                return  # Who has added it calls it.
+            self._call(fn)
+
+    def _call(self, fn: Callable[[Future[Any]], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            LOGGER.exception("exception calling callback for %r", self)
+
+    # --- the two steps ------------------------------------------------------------------
+
+    def begin_unshared(self) -> None:
+        """Tell it that it runs, before anybody else has it. Takes no lock: a signal handler
+        that raises as a future's lock is taken would leave it locked for ever."""
+        self._state = RUNNING
+
+    def begin(self) -> bool:
+        """In the I/O thread, where no signal handler can come in between: tell it that it
+        runs. False: it was cancelled, or somebody else has resolved it."""
+        if self.__dict__.setdefault(_FIRST, _BEGINNING) is _BEGINNING:
+            self._state = RUNNING
+            return True
+        try:
+            return self.set_running_or_notify_cancel()
+        except RuntimeError:
+            return False
+
+    def finish(self, result: Any) -> None:
+        """In the I/O thread: give it its result, and wake who waits for it. Raises what
+        :meth:`set_result` raises."""
+        ended: list[TaskFuture] = []
+        self.finish_among(ended, result)
+        wake_all(ended)
+
+    def finish_among(self, ended: list[TaskFuture], result: Any) -> None:
+        """As :meth:`finish`; but who waits for it is woken later, by :func:`wake_all`, with
+        those who wait for these. All are woken before a callback runs."""
+        cells = self.__dict__
+        cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
+        step = cells.setdefault(cell, _FINISHING)
+        if step is not _FINISHING:
+            if type(step) is not tuple:
+                wake_all(ended)
+                self.set_result(result)
+                return
+            (result,) = step
+        self._result = result
+        self._state = FINISHED
+        self.task = None
+        ended.append(self)
+        if self._done_callbacks:
+            wake_all(ended)
+            self._call_back()
+
+    def finish_unwatched(self, result: Any) -> bool:
+        """In a caller's thread: give it its result, unless somebody has asked for the
+        condition. May be called again if a signal handler has raised. Wakes nobody."""
+        cells = self.__dict__
+        cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
+        step = cells.setdefault(cell, (result,))
+        if type(step) is tuple:
+            self._complete(step)
+            cells[cell] = _FINISHING
+            self.task = None
+            self._ring_others()
+            self._call_back()  # If one was added just now.
+        return type(step) is tuple or step is _FINISHING
+
+
+def wake_all(ended: list[TaskFuture]) -> None:
+    """Wake who waits for them. Empties the list."""
+    for future in ended:
+        future.wake()
+    ended.clear()
+
+
+class ReloadFuture(TaskFuture):
+    """One of no task: it ends when the workers have been replaced."""
+
+    def is_task_of(self, client: Client) -> bool:
+        return False

@@ -1,0 +1,200 @@
+"""What the client is told besides outcomes and yells: how each kind is read, and what is
+done about it. The table is at the end.
+
+A notice is read before anything is done about it. So whatever a malformed one makes of
+its reader is raised there, and it can be dropped as a whole. Its descriptor, if it has
+one, is closed in any case.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from .._messages import channels, wire
+from .._messages.channels import Packet
+from .._messages.wire import Death, Kind
+from .._pickling import calls, exceptions
+from .._pickling.blame import describe
+from .._server.users_code import failure_phrase
+from .._system import processes
+from ..errors import ProtocolError
+from .batches import Batches
+from .books import Books
+from .deaths import Deaths
+from .dispatch import Dispatcher
+from .outcomes import Outcome, open_all
+from .recovery import Auditor
+from .reloads import Reloads
+from .supervisors import Supervisors
+from .workers_main import WorkersMain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+logger = logging.getLogger("prefork_executor")
+
+Parts = list[memoryview | bytes]
+
+
+def read_notice(packet: Packet) -> Any:
+    """What a notice says besides its numbers.
+
+    Raises:
+        ProtocolError: it is nothing that anybody should have sent to the client.
+        Exception: its body is not what it should be.
+    """
+    parts = channels.open_parts(packet)
+    row = _TABLE.get(packet.kind)
+    if row is None:
+        raise ProtocolError(f"nobody waits for kind {packet.kind}, number {packet.number}")
+    return row[0](packet.number, parts)
+
+
+def _nothing(_number: int, _parts: Parts) -> None:
+    """Its numbers say it all."""
+
+
+def _process(pid: int, _parts: Parts) -> None:
+    if not 0 < pid < 2**31:
+        raise ProtocolError(f"a process of number {pid}")
+
+
+def _death(pid: int, parts: Parts) -> Death:
+    death = wire.unpack_death(pid, parts[0])
+    processes.split_status(death.status)  # Raises for what is no process's end.
+    return death
+
+
+def _decision(_number: int, parts: Parts) -> tuple[float, int, int, int, str]:
+    at, live, start, retire, reason = calls.loads(parts)
+    return float(at), int(live), int(start), int(retire), str(reason)
+
+
+def _main(_number: int, parts: Parts) -> tuple[dict[str, bytes], tuple[str, ...], bool]:
+    held, reasons, is_shared = calls.loads(parts)
+    return dict(held), tuple(map(str, reasons)), bool(is_shared)
+
+
+def _failure(_number: int, parts: Parts) -> BaseException:
+    return exceptions.load_failure(parts)
+
+
+class Notices:
+    """Does what they ask for. In the I/O thread.
+
+    Args:
+        books, auditor, batches, deaths, dispatcher, main, reloads, supervisors: the client's.
+        break_off: called with a reason, and what was raised, if the pool cannot go on.
+    """
+
+    def __init__(
+        self,
+        books: Books,
+        auditor: Auditor,
+        batches: Batches,
+        deaths: Deaths,
+        dispatcher: Dispatcher,
+        main: WorkersMain,
+        reloads: Reloads,
+        supervisors: Supervisors,
+        break_off: Callable[[str, BaseException | None], None],
+    ) -> None:
+        self._books = books
+        self._auditor = auditor
+        self._batches = batches
+        self._deaths = deaths
+        self._dispatcher = dispatcher
+        self._main = main
+        self._reloads = reloads
+        self._supervisors = supervisors
+        self._break_off = break_off
+
+    def heed(self, packet: Packet, outcomes: list[Outcome]) -> None:
+        """Read it, and do what it asks for; log it if it is malformed. ``outcomes`` have been
+        read before it, and are not in the books yet."""
+        try:
+            told = read_notice(packet)
+        except BaseException as error:
+            # Even SystemExit, which the user's exceptions may raise as they are unpickled.
+            logger.error(  # noqa: TRY400 - where it was read says nothing
+                "a malformed message of kind %d was dropped: %s", packet.kind, describe(error)
+            )
+            return
+        _TABLE[packet.kind][1](self, packet, told, outcomes)
+
+    def ready(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._deaths.worker_is_ready(packet.number)
+
+    def initializer_failed(
+        self, packet: Packet, error: BaseException, _outcomes: list[Outcome]
+    ) -> None:
+        self._deaths.failed_to_start(packet.number, failure_phrase(packet.extra), error)
+
+    def death(self, _packet: Packet, death: Death, outcomes: list[Outcome]) -> None:
+        self._deaths.died(death, outcomes)
+
+    def decision(
+        self, _packet: Packet, told: tuple[float, int, int, int, str], _outcomes: list[Outcome]
+    ) -> None:
+        with self._books.lock:
+            self._books.history.enter(told)
+        if (recorder := self._books.recorder) is not None:
+            recorder.decided(*told)
+
+    def supervisor_ready(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._supervisors.is_ready(packet.number)
+
+    def main_held(
+        self,
+        _packet: Packet,
+        told: tuple[dict[str, bytes], tuple[str, ...], bool],
+        _outcomes: list[Outcome],
+    ) -> None:
+        self._main.told(*told)
+
+    def start_failed(self, packet: Packet, error: BaseException, _outcomes: list[Outcome]) -> None:
+        phrase = failure_phrase(packet.number)
+        self._break_off(f"{phrase}: {type(error).__name__}: {error}", error)
+
+    def marker(self, packet: Packet, _told: None, outcomes: list[Outcome]) -> None:
+        with self._books.lock:
+            self._auditor.on_marker(packet.number, {done.number for done in outcomes})
+            self._books.endings.on_marker(packet.number)
+            found = self._batches.on_marker(packet.number)
+        open_all(memoryview(found), outcomes, self._books.ledger, self._books.recorder)
+
+    def workers_told(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        with self._books.lock:
+            self._dispatcher.release(packet.number)
+
+    def reloaded(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._reloads.end(packet.number)
+
+    def stopped(self, _packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        # As after a death in IDLE: it may have been woken, and nobody else.
+        with self._books.lock:
+            self._auditor.recall()
+
+    def unbegun(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+        self._deaths.take_back(packet.number, packet.extra)
+
+
+Reads = Callable[[int, Parts], "Any"]
+Heeds = Callable[[Notices, Packet, "Any", list[Outcome]], None]
+
+_TABLE: dict[int, tuple[Reads, Heeds]] = {
+    Kind.READY: (_nothing, Notices.ready),
+    Kind.INITIALIZER_FAILED: (_failure, Notices.initializer_failed),
+    Kind.DEATH: (_death, Notices.death),
+    Kind.DECISION: (_decision, Notices.decision),
+    Kind.SUPERVISOR_READY: (_process, Notices.supervisor_ready),
+    Kind.MAIN_HELD: (_main, Notices.main_held),
+    Kind.MARKER: (_nothing, Notices.marker),
+    Kind.START_FAILED: (_failure, Notices.start_failed),
+    Kind.RELOADED: (_nothing, Notices.reloaded),
+    Kind.STOPPED: (_nothing, Notices.stopped),
+    Kind.WORKERS_TOLD: (_nothing, Notices.workers_told),
+    Kind.UNBEGUN: (_nothing, Notices.unbegun),
+}

@@ -1,0 +1,193 @@
+"""The ends of tasks, and what is told to their futures.
+
+A task ends by its outcome, or with its worker. If it was to be ended (it has a
+*verdict*), its future gets the verdict, with how it came about as the cause; but a
+result that was quicker stands, because it is what the caller wanted. What was lost,
+to a death or to its time limit, runs again if its caller allows another run.
+
+The futures are the caller's as much as ours: anybody may resolve or cancel one,
+their callbacks may raise whatever they like, and a signal handler may raise in the
+middle of anything the main thread does. None of it may cost another task its
+outcome, or run a task twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+
+from .._messages import channels, wire
+from .._messages.channels import Packet
+from .._messages.payload_files import PayloadFiles
+from .._messages.wire import Kind
+from .._pickling import calls, exceptions
+from .._support.handlers import is_by_handler
+from .._support.named_tuples import NamedTuple
+from ..errors import ProtocolError, TaskTimeout
+from .futures import wake_all
+from .ledger import Ledger, Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .futures import TaskFuture
+    from .recorder import Recorder
+
+    End = tuple[Task, Any, BaseException | None]
+    """A task that has ended, its result and its error."""
+
+logger = logging.getLogger("prefork_executor")
+
+
+class Outcome(NamedTuple):
+    """A task's end, read and unpickled. ``is_death``: it ended with its worker."""
+
+    number: int
+    duration: int
+    result: Any
+    error: BaseException | None
+    is_death: bool = False
+
+
+def open_outcome(packet: Packet, ledger: Ledger, files: PayloadFiles) -> Outcome:
+    """Unpickle what a worker sent."""
+    number = packet.number
+    try:
+        parts = channels.open_parts(packet, files)
+    except BaseException as error:
+        return Outcome(number, packet.extra, None, _unpickling_error(ledger, number, error))
+    return open_pickled(packet.kind, number, packet.extra, parts, ledger)
+
+
+def open_pickled(
+    kind: int, number: int, duration: int, parts: Sequence[memoryview | bytes], ledger: Ledger
+) -> Outcome:
+    """The same, of which the payload is known."""
+    try:
+        if kind == Kind.FAILURE:
+            return Outcome(number, duration, None, exceptions.load_failure(parts))
+        return Outcome(number, duration, calls.loads(parts), None)
+    except BaseException as error:
+        return Outcome(number, duration, None, _unpickling_error(ledger, number, error))
+
+
+def _unpickling_error(ledger: Ledger, number: int, error: BaseException) -> pickle.UnpicklingError:
+    """What a future gets whose result arrived and could not be unpickled."""
+    task = ledger.in_flight.get(number)
+    name = task.name if task is not None else "?"
+    wrapped = pickle.UnpicklingError(
+        f"the result of task {name} could not be unpickled in the caller's process: "
+        f"{type(error).__name__}: {error}"
+    )
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def open_all(
+    body: memoryview, outcomes: list[Outcome], ledger: Ledger, recorder: Recorder | None
+) -> None:
+    """Unpickle the outcomes of one message, and add them to the list."""
+    was_sent = ledger.was_sent
+    try:
+        for kind, number, duration, pickled in wire.unpack_outcomes(body):
+            if not was_sent(number):
+                raise ProtocolError(f"an outcome of task {number}")
+            if kind == Kind.SPAN:
+                task = ledger.in_flight.get(number)
+                _record_run(recorder, task, number, duration, pickled)
+                continue
+            outcomes.append(open_pickled(kind, number, duration, [pickled], ledger))
+    except ProtocolError as error:
+        logger.error("malformed outcomes were dropped: %s", error)  # noqa: TRY400
+
+
+def _record_run(
+    recorder: Recorder | None, task: Task | None, number: int, duration: int, body: memoryview
+) -> None:
+    begin, pid, slot = wire.unpack_span(body)
+    if recorder is not None:
+        from .._timeline.model import Run  # With the recorder; hardly anybody records.
+
+        recorder.ran(task, Run(number, begin, begin + duration, pid, slot))
+
+
+def settle(ledger: Ledger, done: Outcome) -> End | None:
+    """Enter an outcome into the books: the task, its result and its error; None if
+    there is nothing to tell, because it has ended before or runs again."""
+    task = ledger.in_flight.get(done.number)
+    if task is None:
+        return None
+    error, verdict = done.error, task.verdict
+    if error is not None:
+        is_lost = done.is_death if verdict is None else isinstance(verdict, TaskTimeout)
+        if is_lost and task.may_run_again:
+            task.runs += 1
+            task.verdict = None
+            ledger.take_back([done.number])
+            return None
+        if verdict is not None:
+            verdict.__cause__ = error
+            error = verdict
+        if is_lost and task.runs:
+            error.add_note(f"It was run {task.runs + 1} times, and lost each time.")
+    ledger.settle(done.number, done.duration)
+    return task, done.result, error
+
+
+def begin(task: Task) -> bool:
+    """In the I/O thread, if it was never sent: tell a task's future, once, that it runs.
+    False: it was cancelled, or somebody else has resolved it."""
+    return bool(task.number) or task.future.begin()
+
+
+def resolve(setter: Callable[..., None], *values: Any) -> None:
+    try:
+        setter(*values)
+    except InvalidStateError:
+        logger.exception("a future of the pool was resolved by somebody else")
+    except BaseException:
+        # Even SystemExit: it must not cost the other futures their outcomes.
+        logger.exception("a done-callback of a future raised")
+
+
+def tell_all(ends: list[End | None]) -> None:
+    """Resolve the futures of these tasks, in order. Empties the list.
+
+    Who waits for one of them is woken when all have their results, or a callback is to run.
+    Without the GIL he would run at once, and wait for the next before it has its result: he
+    would sleep and be woken for each."""
+    ends.reverse()
+    ended: list[TaskFuture] = []
+    while ends:
+        end = ends.pop()
+        if end is None:
+            continue
+        task, result, error = end
+        if error is None:
+            resolve(task.future.finish_among, ended, result)
+        else:
+            wake_all(ended)
+            resolve(task.future.set_exception, error)
+        # The caller's result is not kept alive by this thread's variables.
+        del end, result, error
+    wake_all(ended)
+
+
+def fail_all(failed: list[tuple[Task, BaseException]]) -> None:
+    for task, error in failed:
+        # A caller that was interrupted may have got the result before the books knew of it.
+        if not task.future.has_result and begin(task):
+            resolve(task.future.set_exception, error)
+
+
+def is_about_the_task(error: BaseException) -> bool:
+    """Whether sending failed for lack of room, or of the buffer that was to be sent.
+    Anything else was raised by a signal handler; the system's errors have a number."""
+    if is_by_handler(error):
+        return False
+    if isinstance(error, OSError):
+        return error.errno is not None
+    return isinstance(error, ValueError | BufferError | MemoryError)

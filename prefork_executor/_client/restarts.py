@@ -1,0 +1,129 @@
+"""Workers and supervisors that end before they are of use, and when that means that none
+ever will be.
+
+An initializer that raises says why, and would raise again: there is no hope at once. One
+that dies says nothing, so some more are tried, and many more where there is no
+initializer and only the system can be to blame.
+
+A supervisor that ends is replaced. A few that end by themselves before they are ready mean
+that none ever will be; those that a signal from outside has ended mean nothing. Those that end
+soon after may be the victims of something that passes, so they are replaced again and again,
+after waits that double, as with workers that crash (`_pool/regulator.py`); one that has lived for a
+while, or has seen a task end, ends that row.
+One that cannot be started, because the system has no process, memory or descriptor for it
+now, is tried again in the same manner, but not for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from .._pool.regulator import FREE_CRASHES, backoff
+
+MOST_START_DEATHS = 3
+"""Workers in a row that may die in their initializer before the pool is broken."""
+MOST_START_DEATHS_WITHOUT_INITIALIZER = 10
+"""The same without an initializer, when only the system can be to blame."""
+MOST_SUPERVISOR_DEATHS = 3
+"""Supervisors in a row that may die before one was ready."""
+PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""What the system lacks now, it may have again."""
+MOST_NOT_STARTED = 8
+"""Supervisors in a row that may fail to be started: with the waits between them, after
+about a quarter of a minute there is no hope."""
+SETTLED_AFTER = 1.0
+"""Seconds after which a supervisor that was ready counts as sound, whatever was done."""
+
+
+class Starts:
+    """Counts the failures in a row."""
+
+    def __init__(self, has_initializer: bool) -> None:
+        self._has_initializer = has_initializer
+        self._failures = 0
+
+    def went_well(self) -> None:
+        """A worker is ready: the next failure is the first."""
+        self._failures = 0
+
+    def failed(
+        self, pid: int, how: str, failure: tuple[str, BaseException] | None
+    ) -> tuple[str, bool]:
+        """One more failure. ``how`` is a verb phrase; ``failure`` what has failed, as a phrase,
+        and what it raised, if it did. Returns what to say of it, and whether it is hopeless."""
+        self._failures += 1
+        if failure is not None:
+            what, error = failure
+            return f"{what} in worker {pid}: {type(error).__name__}: {error}", True
+        where = "in the initializer" if self._has_initializer else "as they started"
+        most = MOST_START_DEATHS
+        if not self._has_initializer:
+            most = MOST_START_DEATHS_WITHOUT_INITIALIZER
+        workers = "worker" if self._failures == 1 else "workers in a row"
+        what = f"{self._failures} {workers} died {where}; the last, {pid}, {how}"
+        return what, self._failures >= most
+
+
+class Restarts:
+    """Says when to replace a supervisor that has ended."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+        """When to start the next, on the monotonic clock; None: there is no need."""
+        self._ready_at: float | None = None
+        self._is_forgiven = False
+        self._never_ready = 0
+        self._not_started = 0
+        self._crashes = 0
+        self._finished = 0
+
+    def went_well(self) -> None:
+        """The supervisor is ready."""
+        self._ready_at = time.monotonic()
+        self._never_ready = self._not_started = 0
+
+    def forgive(self) -> None:
+        """The supervisor is ended on purpose: that will be no failure."""
+        self._is_forgiven = True
+
+    def ended(self, how: str, finished: int, *, from_outside: bool = False) -> tuple[str, bool]:
+        """The supervisor has ended. ``how`` is a verb phrase, ``finished`` how many tasks
+        have returned or raised so far; ``from_outside``: somebody has ended it. Returns what
+        to say of it, and whether it is hopeless; if it is not, plans the next."""
+        now = time.monotonic()
+        if not self._is_forgiven:
+            self._never_ready += self._ready_at is None and not from_outside
+            has_lived = self._ready_at is not None and now - self._ready_at > SETTLED_AFTER
+            was_of_use = has_lived or finished > self._finished
+            self._crashes = 1 if was_of_use else self._crashes + 1
+        self._ready_at, self._is_forgiven, self._finished = None, False, finished
+        if self._never_ready >= MOST_SUPERVISOR_DEATHS:
+            what = f"{self._never_ready} supervisors in a row ended before they were ready"
+            return f"{what}; the last {how}", True
+        pause = backoff(self._crashes - FREE_CRASHES) if self._crashes > FREE_CRASHES else 0.0
+        self.at = now + pause
+        if not pause:
+            return f"the supervisor {how}; starting another", False
+        what = f"{self._crashes} supervisors in a row ended soon; the last {how}"
+        return f"{what}; starting another in {pause:.1f} s", False
+
+    def not_started(self, error: Exception) -> str | None:
+        """The next could not be started. Plans another try and returns what to say of it;
+        None: it is hopeless."""
+        is_passing = isinstance(error, OSError) and error.errno in PASSING
+        # What the fork server's client sees of it there.
+        is_passing = is_passing or isinstance(error, MemoryError | EOFError | ConnectionError)
+        self._not_started += 1
+        if not is_passing or self._not_started >= MOST_NOT_STARTED:
+            return None
+        pause = backoff(self._not_started)
+        self.at = time.monotonic() + pause
+        return f"no other supervisor could be started: {error}; trying again in {pause:.1f} s"
+
+    def is_due(self) -> bool:
+        """Whether to start the next now; says so once."""
+        if self.at is None or time.monotonic() < self.at:
+            return False
+        self.at = None
+        return True

@@ -1,0 +1,235 @@
+"""The pool's workers as processes that the caller may look at and end: ``_processes``.
+
+Programs written for ProcessPoolExecutor know this mapping, of process ids to processes, and
+use it as an emergency brake: after an error they terminate every process in it. There that
+breaks the pool. Here a worker that ends costs one task, and another takes its place. So:
+
+* Whoever ends one worker by its entry here ends the task it holds, and no other.
+* Whoever ends all that live means the pool: every future fails, nothing that waits is run,
+  and the pool is broken. It is one stop if all are ended within TOGETHER seconds; workers
+  that have started since the look that showed the others need not be.
+
+What a program sends by ``os.kill`` passes by here, and ends one worker each time.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+
+from .._support.locks import leaves_unlocked
+from .._support.named_tuples import NamedTuple
+from .._system import processes
+
+TOGETHER = 5.0
+"""Seconds within which workers are ended one after the other by somebody who means all."""
+MOST_DEATHS = 256
+"""Deaths that are remembered for a look that has just seen who died."""
+STOPPED = "the pool was stopped: this program has ended every process in the executor's _processes"
+_NANO = 1_000_000_000
+
+
+class Seen(NamedTuple):
+    """A worker on the board. No two that ever were have the same ``pid`` and ``born``, which
+    is in nanoseconds on the monotonic clock."""
+
+    pid: int
+    born: int
+    place: int
+
+
+class _End:
+    """What is known of a worker's end, by all who have been shown it."""
+
+    def __init__(self, exitcode: int | None) -> None:
+        self.exitcode = exitcode
+        self.has_come = threading.Event()
+        if exitcode is not None:
+            self.has_come.set()
+
+
+class WorkerProcess:
+    """A worker, as ``multiprocessing.Process`` would show it to its parent."""
+
+    daemon = False
+
+    def __init__(self, seen: Seen, looked_at: int, end: _End, roster: Roster) -> None:
+        self.pid = self.ident = seen.pid
+        self.name = f"PreforkWorker-{seen.place + 1}"
+        self._seen = seen
+        self._looked_at = looked_at
+        self._end = end
+        self._roster = roster
+        self._sentinel = -1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WorkerProcess) and self._seen == other._seen
+
+    def __hash__(self) -> int:
+        return hash(self._seen)
+
+    def __repr__(self) -> str:
+        state = "started" if self.is_alive() else f"stopped exitcode={self.exitcode}"
+        return f"<WorkerProcess name={self.name!r} pid={self.pid} {state}>"
+
+    @property
+    def exitcode(self) -> int | None:
+        """None while it lives; the negative of a signal that has ended it."""
+        return self._end.exitcode
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended, as far as the caller's process has been told."""
+        return self.exitcode is None
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, for so many seconds at most; None: as long as it takes."""
+        self._end.has_come.wait(timeout)
+
+    def terminate(self) -> None:
+        """End it by SIGTERM, and with it the task it holds; or the pool, if all others that
+        live have been ended as well."""
+        self._roster.end(self._seen, self._looked_at, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """The same, by SIGKILL."""
+        self._roster.end(self._seen, self._looked_at, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Nothing: there is nothing to close."""
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that is ready when the worker has ended, for
+        ``multiprocessing.connection.wait``. It is closed with this object."""
+        if self._sentinel < 0:
+            self._sentinel = processes.sentinel_of(self.pid, self._roster.is_there(self._seen))
+        return self._sentinel
+
+    def __del__(self) -> None:
+        if getattr(self, "_sentinel", -1) >= 0:
+            os.close(self._sentinel)
+
+
+class Processes(Mapping[int, WorkerProcess]):
+    """The workers there are, by process id. Each look at it shows them anew."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+
+    def __getitem__(self, pid: int) -> WorkerProcess:
+        return self._roster.look()[pid]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._roster.look())
+
+    def __len__(self) -> int:
+        return len(self._roster.look())
+
+    def __repr__(self) -> str:
+        return repr(self._roster.look())
+
+    def copy(self) -> dict[int, WorkerProcess]:
+        """Those there are now."""
+        return self._roster.look()
+
+    # Of one look, not of one for each.
+
+    def values(self) -> ValuesView[WorkerProcess]:
+        return self._roster.look().values()
+
+    def items(self) -> ItemsView[int, WorkerProcess]:
+        return self._roster.look().items()
+
+
+class Roster:
+    """Who can be shown, who has ended, and whether those who are ended mean the pool.
+
+    Args:
+        live: the workers there are.
+        end_one: has one of them ended by this signal.
+        stop: breaks the pool, for this reason.
+    """
+
+    def __init__(
+        self,
+        live: Callable[[], list[Seen]],
+        end_one: Callable[[int, int], None],
+        stop: Callable[[str], None],
+    ) -> None:
+        self._live = live
+        self._end_one = end_one
+        self._stop = stop
+        self._lock = threading.RLock()
+        self._ends: weakref.WeakValueDictionary[tuple[int, int], _End]
+        self._ends = weakref.WeakValueDictionary()
+        self._deaths: collections.OrderedDict[tuple[int, int], int] = collections.OrderedDict()
+        self._told: dict[tuple[int, int], tuple[int, int]] = {}
+
+    @leaves_unlocked
+    def look(self) -> dict[int, WorkerProcess]:
+        """The workers there are, by process id."""
+        now = time.monotonic_ns()
+        live = self._live()
+        with self._lock:
+            return {s.pid: WorkerProcess(s, now, self._end_of(s), self) for s in live}
+
+    def _end_of(self, seen: Seen) -> _End:
+        key = seen.pid, seen.born
+        end = self._ends.get(key)
+        if end is None:
+            end = self._ends[key] = _End(self._deaths.get(key))
+        return end
+
+    def is_there(self, seen: Seen) -> Callable[[], bool]:
+        """What tells whether a process id is still this worker's."""
+        return lambda: seen in self._live()
+
+    # --- told by the client ---------------------------------------------------------------------
+
+    @leaves_unlocked
+    def ended(self, pid: int, born: int, exitcode: int) -> None:
+        """A worker has ended."""
+        with self._lock:
+            self._deaths[pid, born] = exitcode
+            if len(self._deaths) > MOST_DEATHS:
+                self._deaths.popitem(last=False)
+            end = self._ends.get((pid, born))
+        if end is not None and end.exitcode is None:
+            end.exitcode = exitcode
+            end.has_come.set()
+
+    @leaves_unlocked
+    def all_ended(self) -> None:
+        """The pool has ended, and with it those of whom nobody has told."""
+        with self._lock:
+            left = [key for key, end in self._ends.items() if end.exitcode is None]
+        for pid, born in left:
+            self.ended(pid, born, -signal.SIGKILL)
+
+    # --- asked by the caller ----------------------------------------------------------------------
+
+    @leaves_unlocked
+    def end(self, seen: Seen, looked_at: int, number: int) -> None:
+        """End this worker, which a look has shown; or the pool, if it was the last."""
+        live = self._live()
+        with self._lock:
+            now = time.monotonic_ns()
+            soon = now - int(TOGETHER * _NANO)
+            self._told = {key: told for key, told in self._told.items() if told[0] > soon}
+            if seen in live:
+                self._told[seen.pid, seen.born] = now, looked_at
+            is_all = bool(self._told) and not self._left(live, soon)
+        if is_all:
+            self._stop(STOPPED)
+        elif seen in live:
+            self._end_one(seen.pid, number)
+
+    def _left(self, live: list[Seen], soon: int) -> list[Seen]:
+        """Who has been shown, and has not been told to end."""
+        since = max(soon, min(looked_at for _, looked_at in self._told.values()))
+        return [s for s in live if (s.pid, s.born) not in self._told and s.born <= since]

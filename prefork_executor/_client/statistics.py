@@ -1,0 +1,138 @@
+"""What an executor remembers of its past, and how that and the present make a snapshot."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Iterable, Sequence
+
+from .._board import scoreboard as sb
+from .._board.scoreboard import Scoreboard, Slot
+from .._support.named_tuples import NamedTuple
+from .._system import machine
+from .ledger import Ledger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..stats import ExecutorStats
+
+# What makes statistics is imported by whoever asks for them: pools start sooner without.
+
+DECISIONS_KEPT = 256
+MEMORY_FOR = 1.0
+"""Seconds until a worker's memory is looked at again: two thirds of what `stats` would
+cost otherwise."""
+
+
+Decided = tuple[float, int, int, int, str]
+"""The fields of a :class:`~prefork_executor.ScalingDecision`."""
+
+
+class Look(NamedTuple):
+    """What `History.look` has seen."""
+
+    header: Sequence[int]
+    slots: list[Slot]
+    names: list[str | None]
+    waits: bytes
+    waiting: int
+    in_flight: int
+    finished: int
+    decisions: tuple[Decided, ...]
+    peak: int
+    main_not_shared: tuple[str, ...]
+
+
+class History:
+    """Counts that only grow, and the latest decisions. Guarded by the client's lock."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+        self.main_not_shared: tuple[str, ...] = ()
+        self._peak = 0
+        self._most_outstanding = 0
+        self._header: Sequence[int] = (0,) * sb.HEADER_WORDS
+        self._memory: dict[int, int | None] = {}
+        self._memory_at = 0.0
+        self._decisions: collections.deque[Decided] = collections.deque(maxlen=DECISIONS_KEPT)
+
+    def enter(self, decision: Decided) -> None:
+        _, workers, started, _, _ = decision
+        self._decisions.append(decision)
+        self._peak = max(self._peak, workers + started)
+
+    def note_backlog(self, ledger: Ledger, board: Scoreboard) -> None:
+        """To be called before tasks leave the books."""
+        outstanding = ledger.outstanding
+        if outstanding > self._most_outstanding:
+            self._most_outstanding = outstanding
+            most = max(0, outstanding - board.states().count(sb.BUSY))
+            board.words[sb.MOST_BACKLOG] = max(most, board.words[sb.MOST_BACKLOG])
+
+    def close(self, board: Scoreboard) -> None:
+        """The board is about to be closed."""
+        self._header = tuple(board.words[: sb.HEADER_WORDS])
+
+    def look(self, board: Scoreboard | None, ledger: Ledger) -> Look:
+        """What must be seen at one moment, with the client's lock held; ``board`` is None
+        if it is not open."""
+        from .._board.reader import BoardReader
+
+        slots: list[Slot] = []
+        waits = b""
+        if board is not None:
+            reader, words = BoardReader(board.copy, board.slots), board.words
+            self._header, slots = reader.look(lambda: tuple(words[: sb.HEADER_WORDS]))
+            waits = board.copy(*board.span_of_waits())
+        return Look(
+            header=self._header,
+            slots=slots,
+            names=[_task_name(slot, ledger) for slot in slots],
+            waits=waits,
+            waiting=ledger.backlog,
+            in_flight=len(ledger.in_flight),
+            finished=self.finished,
+            decisions=tuple(self._decisions),
+            peak=max(self._peak, len(slots)),
+            main_not_shared=self.main_not_shared,
+        )
+
+    def snapshot(self, max_workers: int, look: Look) -> ExecutorStats:
+        """What that look has seen, and the rest, for which no lock is held."""
+        from .._board.reader import backlog, of_past, seconds_at_max, waits_of, worker_stats
+        from ..stats import ExecutorStats, ScalingDecision
+
+        now, header, memory = time.monotonic_ns(), look.header, self._memory_of(look.slots)
+        return ExecutorStats(
+            max_workers=max_workers,
+            workers=tuple(
+                worker_stats(slot, now, name, memory[slot.pid])
+                for slot, name in zip(look.slots, look.names, strict=True)
+            ),
+            peak_workers=look.peak,
+            backlog=backlog(look.waiting + look.in_flight, look.slots),
+            max_backlog=header[sb.MOST_BACKLOG],
+            seconds_at_max=seconds_at_max(header, now),
+            waits=waits_of(look.waits, now),
+            waiting=look.waiting,
+            in_flight=look.in_flight,
+            finished=look.finished,
+            decisions=tuple(ScalingDecision(*decided) for decided in look.decisions),
+            main_not_shared=look.main_not_shared,
+            **of_past(header, len(look.slots)),
+        )
+
+    def _memory_of(self, slots: Iterable[Slot]) -> dict[int, int | None]:
+        now, known = time.monotonic(), self._memory
+        if now - self._memory_at > MEMORY_FOR:
+            self._memory_at, known = now, {}
+        memory = self._memory = {
+            slot.pid: known[slot.pid] if slot.pid in known else machine.resident_memory(slot.pid)
+            for slot in slots
+        }
+        return memory
+
+
+def _task_name(slot: Slot, ledger: Ledger) -> str | None:
+    task = ledger.in_flight.get(slot.task) if slot.state == sb.BUSY else None
+    return task.name if task is not None else None

@@ -1,0 +1,52 @@
+"""What the workers have in their main module, as far as the client knows."""
+
+from __future__ import annotations
+
+import logging
+
+from .._pickling.calls import HeldMain, HeldModules
+from .books import Books
+
+logger = logging.getLogger("prefork_executor")
+
+_NOT_SHARED = "each worker imports the main module for itself; what workers could not share: %s"
+_SHARED = "share_main is True, so workers share what the main module holds: %s"
+
+
+class WorkersMain:
+    """Known from the start on if workers are forked from the caller's process; else when the
+    supervisor has told it."""
+
+    # From look on.
+    held: HeldMain
+    modules: HeldModules
+
+    def __init__(self, books: Books, *, is_forked: bool) -> None:
+        self._books = books
+        self._is_forked = is_forked
+        self._in_the_way: tuple[str, ...] = ()
+
+    def look(self) -> None:
+        """What the workers of a supervisor that starts now will have."""
+        self.modules = HeldModules(is_forked=self._is_forked)
+        if self._is_forked:
+            self.held = HeldMain.forked()
+        else:
+            self.held = HeldMain.expected()
+
+    def forget(self) -> None:
+        """With the lock held: what the next workers have is still to be seen."""
+        self.held = HeldMain.expected()
+
+    def told(self, held: dict[str, bytes], reasons: tuple[str, ...], is_shared: bool) -> None:
+        """The supervisor has said what there is, and what is in the way of sharing it."""
+        # Not under the lock: what main holds is compared by its hash.
+        known = self.held
+        if not known.is_known:
+            known = HeldMain.imported(held, is_common=is_shared)
+        with self._books.lock:
+            self.held = known
+            said, self._in_the_way = self._in_the_way, reasons
+            self._books.history.main_not_shared = () if is_shared else reasons
+        if reasons and reasons != said:
+            logger.info(_SHARED if is_shared else _NOT_SHARED, "; ".join(reasons))

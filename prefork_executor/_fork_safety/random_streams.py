@@ -1,0 +1,130 @@
+"""Random generators with global state: no two workers draw the same numbers.
+
+Workers are forked, and a fork copies the state of every generator that is loaded. The standard
+library seeds its own, that of the module ``random``, anew in every child. What stands in the
+table below is seeded anew by each worker as well, before its initializer runs: an initializer
+that sets seeds has the last word.
+
+A further library is one line of the table. Not in there, and why:
+
+* ``secrets``, ``uuid``, ``ssl``: they ask the system, or notice a fork by themselves.
+* scipy, scikit-learn, pandas: they draw from numpy's.
+* numba: seeds its own in every child.
+* jax: it has no global generator; keys are arguments.
+* TensorFlow, CuPy: they cannot be used in a child of a process that has used them, and are
+  seeded when they begin.
+* C's ``rand``, OpenCV's: they begin with the same seed in every new process, too.
+* A generator that is an object of your program's: whoever has made it knows whether all are
+  to have the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from .._support.named_tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+logger = logging.getLogger("prefork_executor")
+
+
+class Stream(NamedTuple):
+    """A library's generator with global state."""
+
+    module: str
+    """Which has it; if it is not loaded, there is nothing to do."""
+    renew: Callable[[Any], object]
+    """Seed it from the system."""
+    owned: Callable[[Any], tuple[object, ...]] = lambda _: ()
+    """The objects that are renewed, where they are Python's."""
+    is_new: Callable[[Any], bool] = lambda _: True
+    """Whether nobody has seeded it, or drawn from it, since it was loaded."""
+
+
+def renew() -> None:
+    """Seed every global generator that is loaded from the system. A microsecond, if none is;
+    with numpy some tens."""
+    for stream, module in _loaded():
+        try:
+            stream.renew(module)
+        except Exception:
+            logger.warning("the random generator of %s could not be seeded", stream.module)
+
+
+def renewed() -> Iterator[object]:
+    """The generators that `renew` takes care of, as objects."""
+    for stream, module in _loaded():
+        with contextlib.suppress(AttributeError):  # It is another version, or half imported.
+            yield from stream.owned(module)
+
+
+def touched() -> Iterator[str]:
+    """The modules whose generator somebody has seeded, or drawn from, since it was loaded."""
+    for stream, module in _loaded():
+        with contextlib.suppress(AttributeError):
+            if not stream.is_new(module):
+                yield stream.module
+
+
+def _loaded() -> Iterator[tuple[Stream, Any]]:
+    for stream in _STREAMS:
+        module = sys.modules.get(stream.module)
+        if module is not None:
+            yield stream, module
+
+
+def _renew_numpy(numpy_random: Any) -> None:
+    state = numpy_random.mtrand._rand
+    try:
+        state.seed()
+    except TypeError:  # By numpy.random.set_bit_generator it may have one that takes no seeds.
+        fresh = type(state)(type(state._bit_generator)())
+        state.set_state(fresh.get_state(legacy=False))
+
+
+def _numpy_is_new(numpy_random: Any) -> bool:
+    """It keeps what it was seeded from, unless somebody has given it a seed."""
+    bit_generator = numpy_random.mtrand._rand._bit_generator
+    if bit_generator.seed_seq is None:
+        return False
+    fresh = type(bit_generator)(bit_generator.seed_seq)
+    return repr(fresh.state) == repr(bit_generator.state)
+
+
+def _renew_torch(torch: Any) -> None:
+    torch.seed()
+
+
+def _torch_is_new(torch: Any) -> bool:
+    """The system seeds it with 53 bits, people do with less; and it has not moved since."""
+    seed = torch.initial_seed()
+    fresh = torch.Generator().manual_seed(seed)
+    return seed >= 1 << 32 and bool((fresh.get_state() == torch.get_rng_state()).all())
+
+
+_STREAMS = (
+    Stream(
+        "numpy.random",
+        _renew_numpy,
+        lambda random: (random.mtrand._rand, random.mtrand._rand._bit_generator),
+        _numpy_is_new,
+    ),
+    Stream("torch", _renew_torch, is_new=_torch_is_new),
+    Stream("polars", lambda polars: polars.set_random_seed(_seed())),
+    Stream(
+        "faker.generator",
+        lambda faker: faker.random.seed(),
+        lambda faker: (faker.random,),
+    ),
+)
+
+
+def _seed() -> int:
+    return int.from_bytes(os.urandom(8), "little") >> 1

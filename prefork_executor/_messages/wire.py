@@ -1,0 +1,290 @@
+"""Message types to bytes and back. No sockets and no processes here.
+
+Every message, on every channel, is one packet: a header of HEADER.size bytes
+and a body. The header's fields:
+
+======  =====  =================================================================
+kind    u8     a :class:`Kind`; each kind travels on one channel only
+flags   u8     BIG: the body is a table of part sizes, and the parts themselves
+               lie in a shared file whose descriptor travels with the packet.
+               NAMES: see CALLS
+parts   u32    how many parts there are; without BIG always 1, the body itself, but
+               for what is said of a kind
+number  u64    a task's number, or a process id, by kind
+extra   u64    a second number, by kind
+======  =====  =================================================================
+
+Part 0 is a pickle; parts 1 and up are its out-of-band buffers (protocol 5), in
+order. In the shared file every part begins at a multiple of ALIGNMENT. A part of which
+the table says so, by READ beside its size, arrives as bytes, any other as a view of
+the file.
+"""
+
+from __future__ import annotations
+
+import signal
+import struct
+from collections.abc import Iterator, Sequence
+
+from .._support.named_tuples import NamedTuple
+from ..errors import ProtocolError
+
+HEADER = struct.Struct("<BBxxIQQ")
+BIG = 1
+NAMES = 2
+READ = 1 << 63
+"""Beside a part's size in the table: read it from the file, do not map it."""
+ALIGNMENT = 4096
+"""Bytes. A page, which is enough for every NumPy type and vector instruction. At 64 the second
+part would begin 16 bytes further into its page than a big bytes object does: there some
+processors (EPYC) copy at a fifth of their speed."""
+INLINE_LIMIT = 32 * 1024
+"""Bytes of body that travel in the packet itself. Above it, one copy into a
+shared file and a mapping cost less than pushing the bytes through the socket;
+it also keeps several packets within the smallest usual socket buffer."""
+PACKET_LIMIT = HEADER.size + INLINE_LIMIT
+MOST_PARTS = (INLINE_LIMIT) // 8
+"""A table of sizes fills the body at most."""
+MOST_CALLS = 64
+"""Calls in one message: a slot of the scoreboard says how many come after a task, 63 at most."""
+
+
+class Kind:
+    """Plain ints, not an enum's: they are looked up and compared several times a task."""
+
+    # task pipe
+    CALL = 1
+    """number: the task's; extra: see :func:`about`. Body: the pickled call."""
+    CALLS = 2
+    """number: the first task's, the others follow one by one; parts: how many; extra: as
+    for CALL. Body: their sizes (u32); with NAMES, because they are not of one function, the
+    indices of their names (u16); then their pickled calls. Only tasks known to be short."""
+    # yell channel
+    RESULT = 16
+    """number: the task's; extra: ns it ran. Body: the pickled result."""
+    FAILURE = 17
+    """As RESULT; body: the pickled :class:`~prefork_executor._pickling.calls.Failure`."""
+    YELL = 18
+    """number: the worker's pid. Body: pickled data for the caller's hook."""
+    READY = 19
+    """number: the worker's pid; extra: its slot. It will take tasks now."""
+    INITIALIZER_FAILED = 20
+    """number: the worker's pid; extra: which step of its start it was (`_server/users_code.py`).
+    Body: a pickled Failure."""
+    DEATH = 21
+    """From the supervisor. number: the pid. Body: DEATH_BODY."""
+    DECISION = 22
+    """From the supervisor. Body: a pickled decision with its time."""
+    SUPERVISOR_READY = 23
+    """From the supervisor. It will fork workers now. number: its process id."""
+    MARKER = 24
+    """From the client to itself. All that was sent before it has been read."""
+    START_FAILED = 25
+    """From the supervisor, which ends of it. number: which step of its start it was
+    (`_server/users_code.py`). Body: a pickled Failure."""
+    RELOADED = 26
+    """From the supervisor. number: of the last RELOAD that is complete."""
+    WORKERS_TOLD = 27
+    """From the supervisor: those whom END_WORKERS meant will take nothing more. number:
+    that command's extra."""
+    OUTCOMES = 28
+    """Body: outcomes one after another, each as a whole RESULT or FAILURE packet would
+    be, its size in place of its number of parts. While a recording is on, a SPAN stands
+    before each."""
+    UNBEGUN = 29
+    """number: a task; extra: how many there are from it on, one by one. A worker has
+    taken them and will not begin them."""
+    STOPPED = 30
+    """From the supervisor. number: a worker's pid, which a signal has stopped."""
+    SPAN = 31
+    """Only in an OUTCOMES' body. number: the task's; extra: ns it ran. Body: SPAN_BODY."""
+    MAIN_HELD = 40
+    """From who has imported main anew. Body: pickled: what its ``__main__`` holds, what
+    stands in the way of sharing it, whether workers share it."""
+    # control
+    DESCRIPTORS = 32
+    """To the supervisor, with the descriptors of the channels and the board."""
+    SHUTDOWN = 33
+    """To the supervisor: retire every worker, then end."""
+    END_WORKERS = 34
+    """To the supervisor: end all the workers there are, now. number: the signal."""
+    END_TASK = 35
+    """To the supervisor: end the worker that runs this task. number: the task's;
+    extra: the worker's slot."""
+    RELOAD = 36
+    """To the supervisor: put new workers in the place of all. number: to be told
+    in RELOADED."""
+    KEEP_OLD = 37
+    """To the supervisor: give up what RELOAD asked for."""
+    END_WORKER = 38
+    """To the supervisor: end this worker. number: its pid; extra: the signal."""
+    SIGN = 39
+    """To the supervisor: write this number on the board."""
+
+
+SPAN_BODY = struct.Struct("<QII")
+"""when the task began (ns, monotonic clock), its worker's pid and slot."""
+DEATH_BODY = struct.Struct("<qQQQQQQQQQ")
+"""wait status, slot index, state, task, tasks done, flags, tail, born, since, at."""
+TOLD = 1
+"""In a death's flags: it had been told to leave, or was ended on purpose."""
+OUT_OF_MEMORY = 2
+"""In a death's flags: the system was killing for lack of memory then."""
+NEW = 4
+"""In a death's flags: it was to replace workers that still live; see RELOAD."""
+
+
+class Death(NamedTuple):
+    """A worker's end as the supervisor saw it, with its slot as it was then. ``at`` is
+    when that was (ns, monotonic clock, as the slot's times are)."""
+
+    pid: int
+    status: int
+    slot: int
+    state: int
+    task: int
+    done: int
+    flags: int = 0
+    tail: int = 0
+    born: int = 0
+    since: int = 0
+    at: int = 0
+
+
+def pack(kind: int, number: int = 0, extra: int = 0, body: bytes = b"") -> bytes:
+    """A packet whose one part is its body."""
+    return HEADER.pack(kind, 0, 1, number, extra) + body
+
+
+def unpack_command(packet: bytes) -> tuple[int, int, int]:
+    """A command to the supervisor: its kind, number and extra.
+
+    Raises:
+        ProtocolError: it is none, or cannot be carried out.
+    """
+    if len(packet) != HEADER.size:
+        raise ProtocolError(f"a command of {len(packet)} bytes")
+    kind, _, _, number, extra = HEADER.unpack(packet)
+    if not Kind.SHUTDOWN <= kind <= Kind.SIGN:
+        raise ProtocolError(f"a command of kind {kind}")
+    sent = {Kind.END_WORKERS: number, Kind.END_WORKER: extra}.get(kind)
+    if sent is not None and sent not in signal.valid_signals():
+        raise ProtocolError(f"a command to end workers by signal {sent}")
+    return kind, number, extra
+
+
+def pack_big(kind: int, number: int, extra: int, sizes: Sequence[int]) -> bytes:
+    """A packet whose parts, of these sizes in bytes, some with READ, lie in a shared file."""
+    table = struct.pack(f"<{len(sizes)}Q", *sizes)
+    return HEADER.pack(kind, BIG, len(sizes), number, extra) + table
+
+
+TICK = 10
+"""Times of submission travel as nanoseconds on the monotonic clock, without their last
+so many bits: so they fit beside a name, for nine years."""
+
+
+def about(name: int, submitted: int) -> int:
+    """What a worker is told beside a call: the index of its name, and when it was
+    submitted (in ticks; 0: its wait is not to be measured)."""
+    return submitted << 16 | name
+
+
+def read_about(extra: int) -> tuple[int, int]:
+    """The index, and the time of submission in nanoseconds, or 0."""
+    return extra & 0xFFFF, extra >> 16 << TICK
+
+
+def pack_calls(
+    number: int, bodies: Sequence[bytes], extra: int = 0, names: Sequence[int] = ()
+) -> bytes:
+    """A packet of calls whose tasks' numbers follow each other."""
+    count = len(bodies)
+    sizes = struct.pack(f"<{count}I", *map(len, bodies))
+    indices = struct.pack(f"<{len(names)}H", *names)
+    header = HEADER.pack(Kind.CALLS, NAMES if names else 0, count, number, extra)
+    return b"".join((header, sizes, indices, *bodies))
+
+
+def unpack_names(count: int, body: memoryview) -> Sequence[int]:
+    """The names in the body of a CALLS packet with NAMES, which :func:`unpack_calls` has
+    taken for one."""
+    return struct.unpack_from(f"<{count}H", body, 4 * count)
+
+
+def unpack_calls(count: int, body: memoryview, flags: int = 0) -> list[memoryview]:
+    """The calls in the body of a CALLS packet.
+
+    Raises:
+        ProtocolError: there are too many, or the body is not as long as its calls.
+    """
+    start = 6 * count if flags & NAMES else 4 * count
+    if not 0 < count <= MOST_CALLS or start > len(body):
+        raise ProtocolError(f"{count} calls in {len(body)} bytes")
+    bodies = []
+    for size in struct.unpack_from(f"<{count}I", body):
+        bodies.append(body[start : start + size])
+        start += size
+    if start != len(body):
+        raise ProtocolError(f"calls of {start} bytes in {len(body)} bytes")
+    return bodies
+
+
+def unpack_outcomes(body: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
+    """Kind, task, duration and pickle of each outcome in the body of an OUTCOMES packet.
+
+    Raises:
+        ProtocolError: the body does not end where an outcome ends.
+    """
+    at, end = 0, len(body)
+    while at < end:
+        if at + HEADER.size > end:
+            raise ProtocolError(f"half an outcome at byte {at} of {end}")
+        kind, _, size, number, duration = HEADER.unpack_from(body, at)
+        at += HEADER.size + size
+        if at > end:
+            raise ProtocolError(f"an outcome of {size} bytes that ends at {at} of {end}")
+        yield kind, number, duration, body[at - size : at]
+
+
+def unpack_span(body: memoryview) -> tuple[int, int, int]:
+    """When a task began, its worker's pid and slot.
+
+    Raises:
+        ProtocolError: it is no SPAN's body.
+    """
+    if len(body) != SPAN_BODY.size:
+        raise ProtocolError(f"a task's span of {len(body)} bytes")
+    begin, pid, slot = SPAN_BODY.unpack(body)
+    return begin, pid, slot
+
+
+def unpack_sizes(parts: int, table: memoryview) -> list[int]:
+    """The sizes of the parts from the body of a BIG packet, READ beside some of them.
+
+    Raises:
+        ProtocolError: the table does not have one entry a part.
+    """
+    if parts < 1 or parts > MOST_PARTS or len(table) != 8 * parts:
+        raise ProtocolError(f"{len(table)} bytes of sizes for {parts} parts")
+    return list(struct.unpack(f"<{parts}Q", table))
+
+
+def offsets(sizes: Sequence[int]) -> list[int]:
+    """Where each part begins in the shared file, and at the end where the last
+    one's padding ends: the size that the file has at least."""
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
+    return starts
+
+
+def pack_death(death: Death) -> bytes:
+    return pack(Kind.DEATH, death.pid, 0, DEATH_BODY.pack(*death[1:]))
+
+
+def unpack_death(pid: int, body: bytes | memoryview) -> Death:
+    try:
+        return Death(pid, *DEATH_BODY.unpack(body))
+    except struct.error as error:
+        raise ProtocolError(f"a death notice of {len(body)} bytes") from error

@@ -1,0 +1,467 @@
+"""What the workers' ``__main__`` holds, and so what may travel to them as a name.
+
+For modules other than ``__main__`` a reference is right whenever pickle can make
+one. For ``__main__`` it depends on how the supervisor came to be:
+
+* forked: its ``__main__`` is the caller's as it was at that moment;
+* spawned, or from a fork server: its ``__main__`` was imported anew from the
+  script, without what stands under ``if __name__ == "__main__"``, and is empty
+  for a notebook or an interactive session. It tells us what it has, as
+  fingerprints; what looks the same here and there is held to be the same.
+
+A *definition* is a function or class of ``__main__``, or what wraps one
+(``functools.lru_cache``). The workers hold a definition if it was in their
+``__main__`` when they began, and every definition that its code can name,
+directly or not, is today what it was then. A class is what it was if its methods
+are. Redefine a function after the pool has started and it is held no more, nor
+is anything that calls it.
+
+Data is not compared: a global table of a gigabyte stays where it is, and a
+worker sees it as it was when the supervisor started, as under
+ProcessPoolExecutor. Code that finds a definition by other means than its name in
+``__main__`` (in a table, by ``globals()[...]``) is data's business likewise.
+
+What was true of one supervisor's workers need not be of the next's. So a payload goes with
+the HeldMain that it was made for, which keeps the objects that were meant; `calls.dump_for`
+compares. Workers that import main each for itself may differ as well, if the script is edited
+meanwhile: to them a definition is called by its name and what it and all that it uses looked
+like, and they compare by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing.process import ORIGINAL_DIR  # type: ignore[attr-defined]
+
+from .._support.handlers import let_through
+from .._support.named_tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAIN_NAMES = ("__main__", "__mp_main__")
+"""What ``__main__`` is called, and what it is called where multiprocessing
+imported it anew; either name finds it in either process."""
+_WRAPPERS = (classmethod, staticmethod)
+_FIXED = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, type(None))
+"""Kinds of things that a name is rarely bound to twice: asking whether it is
+still the same thing costs less than asking what it is now."""
+
+
+class _Conditions(NamedTuple):
+    """What must be as it is for a judgement to stand."""
+
+    same: list[tuple[Mapping[str, object], str, object]]
+    """In this namespace this name is this very thing."""
+    sizes: list[tuple[Mapping[str, object], int]]
+    """This class has so many attributes."""
+    data: list[str]
+    """In ``__main__`` this name is anything but a definition."""
+
+    def still_hold(self) -> bool:
+        for namespace, size in self.sizes:
+            if len(namespace) != size:
+                return False
+        if self.data:
+            now = vars(main_module())
+            return not any(is_definition(now.get(name)) for name in self.data)
+        return True
+
+
+class HeldMain:
+    """The definitions that the workers' ``__main__`` holds, as the caller's objects.
+
+    Attributes:
+        is_known: that is so; else it is what this process had when the supervisor was
+            started, and what workers hold of it is still to be heard.
+        is_common: they have it from one process; else each has imported main for itself, and
+            the script may have been changed between two imports.
+    """
+
+    def __init__(
+        self,
+        held: Mapping[str, object],
+        fingerprints: Mapping[str, bytes] | None = None,
+        *,
+        is_known: bool = True,
+    ) -> None:
+        self._held = dict(held)
+        self.is_known = is_known
+        self.is_common = fingerprints is None
+        self._used: dict[int, list[object]] = {}
+        self._fingerprints = fingerprints or {}
+        self._marks: dict[int, str] = {}
+        # By id, because a metaclass may make its classes unhashable. What is
+        # in here is kept alive by _held, so its id is its own.
+        self._conditions: dict[int, _Conditions] = {}
+        self._methods: dict[int, dict[str, object]] = {}
+        for thing in self._held.values():
+            for kind in _classes_in(thing):
+                self._methods[id(kind)] = dict(_methods(kind))
+
+    @classmethod
+    def forked(cls) -> HeldMain:
+        """For a supervisor forked now."""
+        return cls(dict(_definitions()))
+
+    @classmethod
+    def expected(cls) -> HeldMain:
+        """While it is not known what the workers hold."""
+        return cls(dict(_definitions()), is_known=False)
+
+    @classmethod
+    def imported(cls, fingerprints: Mapping[str, bytes], *, is_common: bool = True) -> HeldMain:
+        """For workers of which one, or the process that they are forked from, has told what
+        it holds."""
+        held = {
+            name: thing
+            for name, thing in _definitions()
+            if fingerprints.get(name) == _fingerprint(thing)
+        }
+        return cls(held, None if is_common else fingerprints)
+
+    def definition(self, name: str) -> object:
+        """The definition of this name; None: there is none."""
+        return self._held.get(name)
+
+    def used_by(self, thing: Any) -> list[object]:
+        """All that one of these definitions needs of the others, and itself."""
+        used = self._used.get(id(thing))
+        if used is None:
+            name: str = thing.__qualname__
+            if resolve(self._held, name) is not thing:
+                return [thing]
+            names = _used_definitions(name, self._held)
+            used = self._used[id(thing)] = [self._held[name] for name in names]
+        return used
+
+    def name_for(self, thing: Any) -> str:
+        """How to call a definition that they hold: its name; and if each has imported main
+        for itself, by what :func:`find_definition` sees that it is the same there."""
+        if self.is_common:
+            return str(thing.__qualname__)
+        mark = self._marks.get(id(thing))
+        if mark is None:
+            names = sorted(_used_definitions(thing.__qualname__, self._held))
+            mark = "\0".join([thing.__qualname__, _digest(names, self._fingerprints), *names])
+            if resolve(self._held, thing.__qualname__) is thing:
+                self._marks[id(thing)] = mark
+        return mark
+
+    def holds(self, thing: Any) -> bool:
+        """Whether the workers have this very definition, and all that it uses."""
+        conditions = self._conditions.get(id(thing))
+        if conditions is None:
+            return resolve(self._held, thing.__qualname__) is thing and self._judge(thing)
+        # Every submit comes by: written out, which costs half of a call and all().
+        same, sizes, data = conditions
+        for namespace, name, then in same:
+            if namespace.get(name) is not then:
+                return self._judge(thing)
+        return not (sizes or data) or conditions.still_hold() or self._judge(thing)
+
+    def _judge(self, thing: Any) -> bool:
+        conditions = _Conditions([], [], [])
+        todo, seen = [thing.__qualname__.partition(".")[0]], set()
+        while todo:
+            name = todo.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if not self._is_as_it_was(name, conditions):
+                return False
+            if name in self._held:
+                todo.extend(_names_used(self._held[name]))
+        if resolve(self._held, thing.__qualname__) is thing:
+            self._conditions[id(thing)] = conditions
+        return True
+
+    def _is_as_it_was(self, name: str, conditions: _Conditions) -> bool:
+        """What this name means now is what the workers think; and what must not
+        change for this to stay so is added to the conditions."""
+        now = vars(main_module())
+        thing = now.get(name)
+        if name in self._held:
+            if thing is not self._held[name]:
+                return False
+            conditions.same.append((now, name, thing))
+            return all(self._has_its_methods(kind, conditions) for kind in _classes_in(thing))
+        if is_definition(thing):
+            return False
+        if issubclass(type(thing), _FIXED):
+            conditions.same.append((now, name, thing))
+        else:
+            conditions.data.append(name)
+        return True
+
+    def _has_its_methods(self, kind: type, conditions: _Conditions) -> bool:
+        then, now = self._methods.get(id(kind), {}), dict(_methods(kind))
+        if now.keys() != then.keys() or any(now[name] is not then[name] for name in then):
+            return False
+        namespace = vars(kind)
+        conditions.same.extend((namespace, name, method) for name, method in then.items())
+        conditions.sizes.append((namespace, len(namespace)))
+        return True
+
+
+def main_module() -> types.ModuleType:
+    return sys.modules["__main__"]
+
+
+def is_here(thing: Any) -> bool:
+    """Whether this process's ``__main__`` has this definition under its name."""
+    return is_definition(thing) and resolve(vars(main_module()), thing.__qualname__) is thing
+
+
+def is_definition(thing: object) -> bool:
+    # type() and not isinstance(): what a proxy stands for must not be woken.
+    kind = type(thing)
+    if kind is types.FunctionType or issubclass(kind, type):
+        return getattr(thing, "__module__", None) in MAIN_NAMES
+    own = _own_attributes(thing)
+    return own.keys() >= {"__wrapped__", "__qualname__"} and own.get("__module__") in MAIN_NAMES
+
+
+def resolve(namespace: Mapping[str, object], qualname: str) -> object:
+    """What a dotted name means in a namespace, or None."""
+    if "." not in qualname:
+        return namespace.get(qualname)
+    head, *rest = qualname.split(".")
+    thing = namespace.get(head)
+    for name in rest:
+        thing = getattr(thing, name, None)
+    return thing
+
+
+def find_definition(called: str) -> Any:
+    """What :meth:`HeldMain.name_for` calls so.
+
+    Raises:
+        AttributeError: this process's ``__main__`` has nothing of this name.
+        RuntimeError: it has another than is meant.
+    """
+    name, *mark = called.split("\0")
+    thing = resolve(vars(main_module()), name)
+    if thing is None:
+        raise AttributeError(f"the worker's __main__ has no {name!r}")
+    if mark and _digest(mark[1:], _introduced) != mark[0]:
+        raise RuntimeError(
+            f"{name!r} of __main__, or what it uses, is not in this worker what it was when the "
+            "task was submitted: the script has been changed since the pool began"
+        )
+    return thing
+
+
+_introduced: dict[str, bytes] = {}
+"""What :func:`introduce_main` has told."""
+
+
+def _used_definitions(name: str, definitions: Mapping[str, object]) -> set[str]:
+    """Those of these definitions that one needs, directly or not, and itself."""
+    todo, seen = [name.partition(".")[0]], set()
+    while todo:
+        name = todo.pop()
+        if name in definitions and name not in seen:
+            seen.add(name)
+            todo.extend(_names_used(definitions[name]))
+    return seen
+
+
+def _digest(names: Iterable[str], fingerprints: Mapping[str, bytes]) -> str:
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        digest.update(fingerprints.get(name, bytes(16)))
+    return digest.hexdigest()
+
+
+def introduce_main() -> dict[str, bytes]:
+    """What this process's ``__main__``, imported anew, holds, for the other side's
+    comparison. Its definitions take its right name, so that they are known by it
+    when they come to the caller, whose ``__mp_main__`` may be no more."""
+    definitions = _definitions()
+    for part in (part for _, thing in definitions for part in (thing, *_classes_in(thing))):
+        with contextlib.suppress(AttributeError, TypeError):
+            part.__module__ = "__main__"
+    _introduced.update({name: _fingerprint(thing) for name, thing in definitions})
+    return dict(_introduced)
+
+
+def main_is_importable() -> bool:
+    """Whether multiprocessing will import ``__main__`` anew in what it spawns. It
+    tries, at least, if there is a file's name; a program that is read from standard
+    input says that its file is ``<stdin>``."""
+    main = main_module()
+    file = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is not None:
+        return True
+    return file is not None and os.path.exists(os.path.join(ORIGINAL_DIR or "", file))
+
+
+def how_to_import_main() -> dict[str, str]:
+    """What multiprocessing would tell a process that it spawns of ``__main__``; empty if
+    that is not to be imported. A program that is read from standard input says that its file
+    is ``<stdin>``: what its ``__main__`` has travels by value.
+
+    Raises:
+        RuntimeError: this process imports a main module itself, and may start none yet.
+    """
+    if not main_is_importable():
+        return {}
+    import multiprocessing.spawn  # Only who spawns needs it.
+
+    told = multiprocessing.spawn.get_preparation_data("")
+    return {key: value for key, value in told.items() if key.startswith("init_main")}
+
+
+def _definitions() -> list[tuple[str, Any]]:
+    namespace = vars(main_module())
+    return [(name, thing) for name, thing in list(namespace.items()) if is_definition(thing)]
+
+
+# --- what a definition consists of ----------------------------------------------------------
+
+
+def _own_attributes(thing: object) -> Mapping[str, Any]:
+    try:
+        own = object.__getattribute__(thing, "__dict__")
+    except Exception as error:
+        let_through(error)
+        return {}
+    return own if isinstance(own, dict) else {}
+
+
+def _classes_in(thing: object) -> Iterator[type]:
+    """The class itself, those inside it, and those of ``__main__`` it derives from."""
+    todo, seen = [thing], set()
+    while todo:
+        kind = todo.pop()
+        if issubclass(type(kind), type) and is_definition(kind) and id(kind) not in seen:
+            assert isinstance(kind, type)
+            seen.add(id(kind))
+            yield kind
+            todo.extend(kind.__bases__)
+            todo.extend(vars(kind).values())
+
+
+def _methods(kind: type) -> Iterator[tuple[str, object]]:
+    """Those attributes of a class that have code: methods, properties, classes."""
+    for name, member in list(vars(kind).items()):
+        if is_definition(member) or any(True for _ in _wrapped(member)):
+            yield name, member
+
+
+def _wrapped(thing: object) -> Iterator[object]:
+    """The functions that something wraps around."""
+    if isinstance(thing, _WRAPPERS):
+        yield thing.__func__
+    elif isinstance(thing, property):
+        yield from (part for part in (thing.fget, thing.fset, thing.fdel) if part is not None)
+    elif isinstance(thing, functools.cached_property | functools.partialmethod):
+        yield thing.func
+    elif "__wrapped__" in _own_attributes(thing):
+        yield _own_attributes(thing)["__wrapped__"]
+
+
+def _functions(thing: object) -> Iterator[types.FunctionType]:
+    """The functions of ``__main__`` that a definition consists of: itself or its
+    methods, what these wrap, and what their closures hold."""
+    todo: list[object] = [thing]
+    seen = set()
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        for kind in _classes_in(thing):
+            todo.extend(member for _, member in _methods(kind))
+        todo.extend(_wrapped(thing))
+        if isinstance(thing, types.FunctionType):
+            yield thing
+            todo.extend(part for part in _closure(thing) if is_definition(part))
+
+
+def _closure(function: types.FunctionType) -> Iterator[object]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:
+            continue  # A variable that has no value yet.
+
+
+def _names_used(thing: object) -> set[str]:
+    """The names in ``__main__`` that a definition's code can mean."""
+    now = vars(main_module())
+    return {
+        name
+        for function in _functions(thing)
+        if function.__globals__ is now
+        for code in _codes(function.__code__)
+        for name in _global_names(code)
+    }
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object and those inside it."""
+    todo = [code]
+    while todo:
+        code = todo.pop()
+        yield code
+        todo.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
+
+
+@functools.lru_cache(maxsize=4096)
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    import dis  # Only definitions that somebody may have changed need it.
+
+    return tuple(
+        {
+            step.argval: None
+            for step in dis.get_instructions(code)
+            if "GLOBAL" in step.opname or step.opname == "LOAD_NAME"
+        }
+    )
+
+
+# --- fingerprints ---------------------------------------------------------------------------
+
+
+def _fingerprint(thing: object) -> bytes:
+    import hashlib  # Only a supervisor that was not forked needs it.
+
+    digest = hashlib.blake2b(type(thing).__name__.encode(), digest_size=16)
+    for kind in _classes_in(thing):
+        bases = [base.__qualname__ for base in kind.__bases__]
+        # What has two underscores may come and go as Python pleases.
+        names = sorted(name for name in vars(kind) if not name.startswith("__"))
+        digest.update(repr((kind.__qualname__, bases, names)).encode())
+    for function in _functions(thing):
+        digest.update(function.__qualname__.encode())
+        for code in _codes(function.__code__):
+            digest.update(repr(_outline(code)).encode())
+            digest.update(code.co_code)
+    return digest.digest()
+
+
+def _outline(code: types.CodeType) -> tuple[object, ...]:
+    constants = [_constant(constant) for constant in code.co_consts]
+    names = (code.co_names, code.co_varnames, code.co_freevars)
+    return code.co_name, code.co_firstlineno, code.co_flags, names, constants
+
+
+def _constant(thing: object) -> str:
+    """The same in every process for the same constant; data says only its type."""
+    if thing is None or isinstance(thing, str | bytes | int | float | complex):
+        return repr(thing)
+    if isinstance(thing, tuple):
+        return f"({','.join(map(_constant, thing))})"
+    if isinstance(thing, frozenset):
+        return f"{{{','.join(sorted(map(_constant, thing)))}}}"
+    return type(thing).__name__

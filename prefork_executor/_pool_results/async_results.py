@@ -1,0 +1,280 @@
+"""What a `Pool` returns for tasks that it has submitted: their futures, asked in the words of
+``multiprocessing.pool``.
+
+There is nothing between the futures and whoever waits for them, unless there is a callback to
+call: the original has a result that is ready only when its callback was called, so then there is
+an event.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import multiprocessing.pool
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
+
+from ..errors import CallPicklingError, ResultPicklingError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    _AsyncResult = multiprocessing.pool.AsyncResult[Any]
+    _MapResult = multiprocessing.pool.MapResult[Any]
+else:
+    _AsyncResult = multiprocessing.pool.AsyncResult
+    _MapResult = multiprocessing.pool.MapResult
+
+
+def as_original(error: BaseException) -> BaseException:
+    """What multiprocessing.Pool raises where an executor has this error."""
+    cause = error.__cause__
+    if isinstance(error, ResultPicklingError):
+        wrapped: Any = MaybeEncodingError(cause, None)
+        wrapped.value = error.result  # Its own repr would be that of a text.
+        wrapped.args = (wrapped.exc, wrapped.value)
+        wrapped.__cause__ = error
+        error = wrapped
+    elif isinstance(error, CallPicklingError) and isinstance(cause, Exception):
+        if str(error) not in getattr(cause, "__notes__", ()):
+            cause.add_note(str(error))
+        error = cause
+    return error
+
+
+def throw(error: BaseException) -> NoReturn:
+    try:
+        raise error
+    finally:
+        del error  # Its traceback leads here.
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    """That of a future that has ended."""
+    try:
+        error = future.exception(0)
+    except CancelledError as cancelled:
+        return cancelled
+    return None if error is None else as_original(error)
+
+
+def _wait_for(future: Future[Any], timeout: float | None) -> bool:
+    """Whether it ends within so many seconds."""
+    if not future.done():
+        try:
+            future.exception(timeout)
+        except (TimeoutError, CancelledError):
+            return future.done()
+    return True
+
+
+class _Told:
+    """Whether the callback was called: an event, of which a pool makes very many."""
+
+    __slots__ = ("_lock", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        self.is_set = True
+        self._lock.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        if not self.is_set:
+            seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
+            if self._lock.acquire(timeout=seconds):
+                self._lock.release()  # For the next who waits.
+        return self.is_set
+
+
+class AsyncResult(_AsyncResult):
+    """What ``apply_async`` returns."""
+
+    _told: _Told | None = None
+
+    def __init__(
+        self,
+        future: Future[Any],
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._future = future
+        if callback is not None or error_callback is not None:
+            self._told = _Told()
+            self._callback = callback
+            self._error_callback = error_callback
+            future.add_done_callback(self._on_done)
+
+    def _on_done(self, future: Future[Any]) -> None:
+        assert self._told is not None
+        try:
+            error = _error_of(future)
+            if error is not None:
+                if self._error_callback is not None:
+                    self._error_callback(error)
+            elif self._callback is not None:
+                self._callback(future.result(0))
+        finally:
+            self._told.set()
+
+    @property
+    def futures(self) -> Sequence[Future[Any]]:
+        """Those of the executor, one a task."""
+        return (self._future,)
+
+    def ready(self) -> bool:
+        """Whether it has ended, and the callbacks were called."""
+        return self._future.done() if self._told is None else self._told.is_set
+
+    def successful(self) -> bool:
+        """Whether it has ended without an error.
+
+        Raises:
+            ValueError: it has not ended.
+        """
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return _error_of(self._future) is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for its end, for so many seconds at most."""
+        if self._told is None:
+            _wait_for(self._future, timeout)
+        else:
+            self._told.wait(timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The result.
+
+        Raises:
+            multiprocessing.TimeoutError: it is not there within so many seconds.
+            Exception: what the call raised; WorkerDied, and the executor's other errors.
+        """
+        if self._told is not None and not self._told.wait(timeout):
+            raise multiprocessing.TimeoutError
+        try:
+            return self._future.result(timeout)
+        except TimeoutError:
+            if self._future.done():
+                raise
+            raise multiprocessing.TimeoutError from None
+        except (CallPicklingError, ResultPicklingError) as error:
+            throw(as_original(error))
+
+
+class MapResult(AsyncResult, _MapResult):
+    """What ``map_async`` and ``starmap_async`` return. It has ended when all of its tasks
+    have; if some fail, it has the error of the first of them."""
+
+    def __init__(
+        self,
+        futures: list[Future[Any]],
+        chunksize: int,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._futures = futures
+        self._chunksize = chunksize
+        self._value: list[Any] | None = None
+        self._error: BaseException | None = None
+        self._is_complete = False
+        if futures and (callback is not None or error_callback is not None):
+            self._told = _Told()
+            self._callback = callback
+            self._error_callback = error_callback
+            self._left = set(futures)
+            self._last = [True]
+            for future in futures:
+                future.add_done_callback(self._on_done)
+
+    def _on_done(self, future: Future[Any]) -> None:
+        self._left.discard(future)
+        if self._left:
+            return
+        assert self._told is not None
+        try:
+            self._last.pop()
+        except IndexError:
+            return  # Another thread has seen the same.
+        try:
+            self._complete()
+            if self._error is not None:
+                if self._error_callback is not None:
+                    self._error_callback(self._error)
+            elif self._callback is not None:
+                self._callback(self._value)
+        finally:
+            self._told.set()
+
+    def _complete(self) -> None:
+        """All of its tasks have ended: take their results, and let go of the rest."""
+        if self._is_complete:
+            return
+        futures = self._futures
+        self._error = next(filter(None, map(_error_of, futures)), None)
+        if self._error is None:
+            results = [future.result(0) for future in futures]
+            is_flat = self._chunksize == 1
+            self._value = results if is_flat else list(itertools.chain.from_iterable(results))
+        self._is_complete = True
+        self._futures = []
+
+    @property
+    def futures(self) -> Sequence[Future[Any]]:
+        """Those of the executor, one a task; none when all have ended."""
+        return self._futures
+
+    @property
+    def _number_left(self) -> int:
+        # Progress bars read it.
+        return sum(not future.done() for future in self._futures)
+
+    def ready(self) -> bool:
+        """Whether all of its tasks have ended, and the callbacks were called."""
+        if self._told is not None:
+            return self._told.is_set
+        return all(future.done() for future in self._futures)
+
+    def successful(self) -> bool:
+        """Whether all of its tasks have ended without an error.
+
+        Raises:
+            ValueError: not all have ended.
+        """
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        self._complete()
+        return self._error is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the end of all, for so many seconds at most."""
+        if self._told is not None:
+            self._told.wait(timeout)
+            return
+        end = None if timeout is None else time.monotonic() + timeout
+        # The last will most likely be the last to end: so we are woken once.
+        for future in reversed(self._futures):
+            if not _wait_for(future, None if end is None else max(0.0, end - time.monotonic())):
+                return
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The results, as a list.
+
+        Raises:
+            multiprocessing.TimeoutError: not all are there within so many seconds.
+            Exception: what a call raised; WorkerDied, and the executor's other errors.
+        """
+        self.wait(timeout)
+        if not self.ready():
+            raise multiprocessing.TimeoutError
+        self._complete()
+        if self._error is not None:
+            throw(self._error)
+        return self._value

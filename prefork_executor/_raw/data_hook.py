@@ -1,0 +1,248 @@
+"""The reader of a raw pool's yells, in the main process or in one of its own.
+
+A hook that raises is logged, and the next yell goes to it all the same. A hook
+process that dies is logged and forked again: it loses the yell that it had taken,
+and no other, because those lie in the channel until somebody takes them. One that
+dies before it has taken any would do so in a loop; so the next comes later and later.
+
+The hook process has a leash, as a worker has: a pipe of which only the main process
+holds the writing end. When that is let go, the process reads what is left and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import pickle
+import posix
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .._messages import channels
+from .._messages.channels import DONTWAIT, Packet, Receiver
+from .._messages.wire import Kind
+from .._pool.regulator import BACKOFF_FIRST, BACKOFF_MOST
+from .._system import descriptors, processes, signals
+from .._system.descriptors import Socket, Waiter
+from ..errors import ProtocolError, describe_end
+from .child import YellFlags
+
+logger = logging.getLogger("prefork_executor")
+
+MOST_FAILURES = 5
+"""Hook processes in a row that get nowhere, after which the end of the pool waits for
+no more: a second and a half, with the waits between them."""
+
+DataHook = Callable[[int, Any, int | None], object]
+
+
+class YellReader:
+    """Takes yells from their channel and calls the hook for each."""
+
+    def __init__(self, yells: Socket, hook: DataHook | None) -> None:
+        self._receiver = Receiver(yells)
+        self._hook = hook
+        # Shared with the process that is forked to read. Only one reads at a time.
+        self._taken = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        self.unthawed: bytes = b""
+        """The bytes of the yell that the hook is called for, if they could not be
+        thawed."""
+
+    @property
+    def descriptor(self) -> int:
+        return self._receiver.end.fileno()
+
+    @property
+    def taken(self) -> int:
+        """Yells taken so far, in whichever process."""
+        return self._taken[0]
+
+    def drop(self) -> int:
+        """Take what is there and forget it. Returns how many yells it was."""
+        before, self._hook = self.taken, None
+        self.read()
+        return self.taken - before
+
+    def read(self, most: int | None = None) -> None:
+        """Read what is there now, ``most`` yells at most."""
+        while most is None or most > 0:
+            try:
+                packet = self._receiver.receive(DONTWAIT)
+            except (BlockingIOError, EOFError):
+                return
+            except ProtocolError:
+                logger.exception("a malformed yell was dropped")
+                continue
+            self._taken[0] += 1  # Before it is heard: that may be the end of us.
+            self._hear(packet)
+            most = None if most is None else most - 1
+
+    def _hear(self, packet: Packet) -> None:
+        if self._hook is None or packet.kind != Kind.YELL:
+            channels.discard(packet)
+            return
+        pid, flags = packet.number, YellFlags.from_int(packet.extra)
+        before = self.unthawed
+        try:
+            data = self._open(packet, flags.thaw)
+            self._hook(pid, data, flags.exitcode)
+        except Exception:
+            logger.exception("child_data_hook failed for a yell of child %d", pid)
+        finally:
+            self.unthawed = before
+
+    def _open(self, packet: Packet, thaw: bool) -> Any:
+        frozen = channels.open_parts(packet)[0]
+        if not thaw:
+            return bytes(frozen)
+        try:
+            return pickle.loads(frozen)
+        except Exception:
+            self.unthawed = bytes(frozen)
+            return None
+
+
+class HookProcess:
+    """The dedicated process in which the hook runs. Not yet forked.
+
+    Args:
+        reader: reads the yells there.
+        settle: called there once its handlers stand, to close what belongs to the
+            main process alone, and to open the signals.
+    """
+
+    def __init__(self, reader: YellReader, settle: Callable[[], None]) -> None:
+        self._reader = reader
+        self._settle = settle
+        self._pid = 0
+        self._leash = -1
+        self._taken_before = 0
+        self._forget_failures()
+
+    def ensure_running(self) -> None:
+        """Fork it, or fork it again if it has ended, unless it is too early for that:
+        to be called again after :meth:`due_in` seconds."""
+        if self._pid:
+            status = processes.try_reap(self._pid)
+            if status is None:
+                return
+            self._ended(status)
+        if time.monotonic() < self._due:
+            return
+        try:
+            self._fork()
+        except OSError as error:
+            logger.warning("the data hook's process could not be forked: %s", error)
+            self._failed()
+
+    def due_in(self) -> float | None:
+        """Seconds until it is to be forked again; None while it runs."""
+        return None if self._pid else max(0.0, self._due - time.monotonic())
+
+    def _ended(self, status: int) -> None:
+        self._pid = 0
+        self.let_go()
+        has_taken = self._reader.taken != self._taken_before
+        if status:
+            how = describe_end(*processes.split_status(status))
+            lost = "; what it had in hand is lost" if has_taken else " before it took a yell"
+            logger.error("the data hook's process %s%s", how, lost)
+        if has_taken:
+            self._forget_failures()
+        else:
+            self._failed()
+
+    def _forget_failures(self) -> None:
+        self._failures = 0
+        self._delay = 0.0
+        self._due = 0.0
+
+    def _failed(self) -> None:
+        self._failures += 1
+        self._delay = min(BACKOFF_MOST, 2 * self._delay or BACKOFF_FIRST)
+        self._due = time.monotonic() + self._delay
+
+    def let_go(self) -> None:
+        """In the main process: tell it that no more will come. In a child: close
+        the copy, which would keep it from ending."""
+        if self._leash >= 0:
+            posix.close(self._leash)
+            self._leash = -1
+
+    def _fork(self) -> None:
+        main = os.getpid()
+        self._taken_before = self._reader.taken
+        processes.flush_streams()
+        leash, self._leash = os.pipe()
+        try:
+            pid, mask = processes.fork_masked()
+        except OSError:
+            posix.close(leash)
+            self.let_go()
+            raise
+        if pid:
+            self._pid = pid
+            posix.close(leash)
+            signals.restore_mask(mask)
+            return
+        self._live_and_leave(main, leash)
+
+    def _live_and_leave(self, main: int, leash: int) -> None:
+        status = 1
+        try:
+            self._become_hook_process(main)
+            self._read_until_end_of(leash)
+            status = 0
+        except BaseException:
+            logger.exception("the data hook's process failed")
+        finally:
+            processes.leave(status)
+
+    def _become_hook_process(self, main: int) -> None:
+        signals.forget_handlers()
+        # It ends when the main process says so, after the last child's last yell. A
+        # handler, unlike SIG_IGN, is not passed on to programs that the hook runs.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _do_nothing)
+        processes.die_with_parent(main)
+        self.let_go()
+        self._settle()
+
+    def _read_until_end_of(self, leash: int) -> None:
+        waiter = Waiter()
+        waiter.register(leash)
+        waiter.register(self._reader.descriptor)
+        while True:
+            ready = waiter.wait()
+            self._reader.read()
+            if leash in ready:
+                return
+
+    def finish(self) -> None:
+        """Let it read what is left, and wait for its end. If it dies of that, what
+        is left goes to another, and is given up if MOST_FAILURES get nowhere."""
+        self._forget_failures()
+        while self._pid or descriptors.readable(self._reader.descriptor):
+            if self._failures == MOST_FAILURES:
+                self._give_up()
+                return
+            time.sleep(self.due_in() or 0.0)  # No child waits for us any more.
+            self.ensure_running()
+            if self._pid:
+                self.let_go()
+                self._ended(os.waitpid(self._pid, 0)[1])
+
+    def _give_up(self) -> None:
+        given_up = self._reader.drop()
+        logger.error(
+            "the data hook's process did not live to take a yell, %d times in a row; "
+            "yells given up: %d",
+            *(MOST_FAILURES, given_up),
+        )
+
+
+def _do_nothing(_signum: int, _frame: object) -> None:
+    """Stands where a signal is to have no effect."""

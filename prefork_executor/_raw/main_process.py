@@ -1,0 +1,336 @@
+"""What a raw pool does in its main process: fork, reap, wait, hear, and see all off.
+
+All signals but SIGCHLD are blocked while the pool works on its books, all of them
+while it forks. They are open while it waits and while a data hook runs. So a handler
+of yours runs between two steps, never within one, and may call ``pf_done``, which
+does everything then and there, except that what the interrupted step still uses is
+closed only when that step ends (``_depth`` counts the steps within one another).
+It may also raise, at any line at which they are open: so what must be undone is done
+within the ``try`` that undoes it, and is set back, not counted back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from .._board.scoreboard import RAW
+from .._fork_safety import random_streams
+from .._messages.channels import new_board
+from .._pool.regulator import Limits
+from .._pool.worker_pool import WorkerPool
+from .._system import descriptors, processes, signals
+from .._system.descriptors import Doorbell
+from .._system.signals import Handler
+from .child import Kid
+from .data_hook import DataHook, HookProcess, YellReader
+
+T = TypeVar("T")
+YELLS_A_TURN = 100
+"""Yells that a hook in the main process hears before the pool looks after its
+children again."""
+_ALL_BUT_CHILD = signals.ALL_SIGNALS - {signal.SIGCHLD}
+"""SIGCHLD's handler is the pool's own and does nothing but wake it."""
+
+
+class MainProcess:
+    """The process that has set up the pool; in a child, what it has left of it.
+
+    Args:
+        limits: how many children there may and should be.
+        handlers: signal dispositions that every child starts with.
+        hook: hears what children yell.
+        hook_in_main: whether it runs here, and not in a process of its own.
+        return_on_failure: whether a fork that failed is the caller's to retry.
+        term_timeout: seconds that a child may take to end.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        handlers: Mapping[int, Handler],
+        hook: DataHook | None,
+        *,
+        hook_in_main: bool,
+        return_on_failure: bool,
+        term_timeout: float,
+    ) -> None:
+        self._hook = hook
+        self._hook_in_main = hook_in_main
+        self._return_on_failure = return_on_failure
+        self._pid = os.getpid()
+        self.kid: Kid | None = None
+        """In a child: its side of the pool."""
+        self._owed = 0
+        self._failures = 0
+        self._is_done = False
+        self._raised: BaseException | None = None
+        self._depth = 0
+        self._mask: set[int] = set()
+        with contextlib.ExitStack() as opened:
+            self._open(opened, limits, handlers, term_timeout)
+            self._opened = opened.pop_all()
+
+    def _open(
+        self,
+        opened: contextlib.ExitStack,
+        limits: Limits,
+        handlers: Mapping[int, Handler],
+        term_timeout: float,
+    ) -> None:
+        self._yells, self._yells_far = descriptors.socket_pair()
+        opened.callback(self._yells.close)
+        opened.callback(self._yells_far.close)
+        self._doorbell = Doorbell.new()
+        opened.callback(self._doorbell.close)
+        self._board = new_board(limits.max_workers)
+        opened.callback(self._board.close)
+        self._board.introduce(RAW, self._pid, **limits.spares)
+        self._pool = WorkerPool(
+            limits,
+            self._board,
+            self._doorbell,
+            child_handlers=handlers,
+            disown=self._disown,
+            retire_signal=signal.SIGTERM,
+            leave_within=term_timeout,
+        )
+        opened.callback(self._pool.close)
+        self._reader = YellReader(self._yells, self._hook and self._call_hook)
+        self._hook_process: HookProcess | None = None
+        if self._hook is not None and not self._hook_in_main:
+            self._hook_process = HookProcess(self._reader, self._settle_hook_process)
+        else:
+            self._pool.waiter.register(self._yells.fileno())
+        _become_group_leader()
+
+    def _disown(self) -> None:
+        """In a new child: close what belongs to the main process alone."""
+        self._yells.close()
+        self._board.disarm()
+        if self._hook_process is not None:
+            self._hook_process.let_go()
+
+    def _settle_hook_process(self) -> None:
+        self._pool.disown_all()
+        self._yells_far.close()
+        signals.restore_mask(self._mask)
+
+    # --- what the caller's functions do here -----------------------------------------------------
+
+    @property
+    def pids(self) -> list[int]:
+        """The children that have not been waited for yet."""
+        return self._pool.pids
+
+    @property
+    def error(self) -> bytes | str:
+        """Of the yell that the hook is called for, the bytes that could not be thawed."""
+        return self._reader.unthawed or ""
+
+    def whip_kids(self, code: Callable[..., object], args: tuple[Any, ...]) -> int | None:
+        """See PreforkPool.whip_kids."""
+        with self._signals_held("pf_whip_kids"):
+            self._regulate()
+            while self._owed and not self._is_done:
+                if self._fork_one():
+                    self._run_and_exit(code, args)
+            if self._failed_fork():
+                return None
+            self._wait()
+        return 0 if self._is_done else 1
+
+    def kid_new(self) -> int | None:
+        """See PreforkPool.kid_new."""
+        with self._signals_held("pf_kid_new"):
+            while not self._is_done:
+                self._regulate()
+                before = set(self._pool.pids)
+                if self._owed and self._fork_one():
+                    signals.restore_mask(self._mask)
+                    return 0
+                if self._failed_fork():
+                    return None
+                for pid in set(self._pool.pids) - before:
+                    return pid
+                self._wait()
+        return -1
+
+    def reload(self) -> None:
+        """See PreforkPool.reload."""
+        if not self._is_main():
+            return
+        with self._signals_held("pf_reload"):
+            if not self._is_done:
+                self._pool.replace_all()
+                self._doorbell.ring()
+
+    def done(self, exitcode: int | None) -> None:
+        """See PreforkPool.done."""
+        if not self._is_main():
+            return
+        with self._signals_held("pf_done"):
+            if not self._is_done:  # Else a handler did it all, just before they were held.
+                self._is_done = True
+                self._see_all_off()
+        if exitcode is not None:
+            sys.exit(exitcode)
+
+    # --- the main process's steps, with signals held ------------------------------------------
+
+    def _is_main(self) -> bool:
+        return self.kid is None and os.getpid() == self._pid
+
+    @contextlib.contextmanager
+    def _signals_held(self, name: str) -> Iterator[None]:
+        if not self._is_main():
+            raise RuntimeError(f"{name} was called outside the process that set up the pool")
+        outer, depth, mask = self._mask, self._depth, signals.current_mask()
+        try:
+            self._mask, self._depth = mask, depth + 1
+            signals.block_signals(_ALL_BUT_CHILD)
+            yield
+        finally:
+            if self._is_main():
+                self._mask, self._depth = outer, depth
+                if self._is_done and not depth:
+                    self._opened.close()
+                signals.restore_mask(mask)
+
+    def _with_signals_open(self, call: Callable[..., T], *args: Any) -> T:
+        """Call with the signals as they were when we were called, except that nothing
+        may interrupt the end.
+
+        No context manager: a handler that raises just before its end is entered would
+        leave that for the garbage collector, and so the signals blocked for good."""
+        held = signals.current_mask()
+        try:
+            if not self._is_done:
+                signals.restore_mask(self._mask)
+            return call(*args)
+        finally:
+            if self._is_main():
+                signals.restore_mask(held)
+
+    def _regulate(self) -> None:
+        if self._is_done:
+            return
+        self._bury_the_dead()  # A handler may have raised before we came to that.
+        if self._hook_process is not None:
+            self._hook_process.ensure_running()
+        if not self._owed and not self._pool.is_quiet():
+            self._failures = self._pool.failed_forks
+            self._owed = self._pool.regulate(lambda _counts: 0).start
+
+    def _fork_one(self) -> bool:
+        """True in the new child, whose signals are still held: a handler may raise."""
+        self._owed -= 1
+        processes.flush_streams()
+        seat = self._pool.fork_worker()
+        if seat is None:
+            return False
+        random_streams.renew()
+        hooked = self._hook is not None
+        self.kid = Kid(
+            seat,
+            self._board,
+            self._yells_far,
+            self._doorbell,
+            hooked=hooked,
+            generation=self._pool.generation,
+        )
+        return True
+
+    def _failed_fork(self) -> bool:
+        if self._pool.failed_forks == self._failures:
+            return False
+        self._failures = self._pool.failed_forks
+        self._owed = 0
+        return self._return_on_failure
+
+    def _run_and_exit(self, code: Callable[..., object], args: tuple[Any, ...]) -> NoReturn:
+        status = 1
+        try:
+            signals.restore_mask(self._mask)
+            code(*args)
+            status = 0
+        except SystemExit as leave:
+            status = _exit_status(leave)
+        except BaseException:  # Whatever it was, the child ends here.
+            traceback.print_exc()
+        finally:
+            try:
+                assert self.kid is not None
+                self.kid.exit(status)
+            finally:  # A handler that raises ends it all the same.
+                processes.leave(status)
+
+    def _wait(self) -> None:
+        ready = self._with_signals_open(self._wait_for_events)
+        if not self._is_done:
+            self._look_after_events(ready)
+
+    def _wait_for_events(self) -> list[int]:
+        # A handler may have called done() as the signals opened.
+        return [] if self._is_done else self._pool.wait(self._hook_due_in())
+
+    def _hook_due_in(self) -> float | None:
+        return None if self._hook_process is None else self._hook_process.due_in()
+
+    def _look_after_events(self, ready: list[int]) -> None:
+        self._bury_the_dead()
+        if self._yells.fileno() in ready:
+            self._reader.read(YELLS_A_TURN)
+
+    def _bury_the_dead(self) -> None:
+        for death in self._pool.reap():
+            self._pool.bury(death)
+
+    def _call_hook(self, pid: int, data: Any, exitcode: int | None) -> None:
+        assert self._hook is not None
+        if not self._hook_in_main:
+            self._hook(pid, data, exitcode)
+            return
+        is_the_end = self._is_done
+        try:
+            self._with_signals_open(self._hook, pid, data, exitcode)
+        except BaseException as raised:
+            if not is_the_end or isinstance(raised, Exception):
+                raise
+            self._raised = self._raised or raised  # Nothing cuts the end short.
+
+    def _see_all_off(self) -> None:
+        self._pool.end_all(signal.SIGTERM)
+        while self._pool.pids:
+            if self._hook_process is not None:
+                self._hook_process.ensure_running()  # A full channel would hold children up.
+            self._look_after_events(self._pool.wait(self._hook_due_in()))
+            self._pool.see_off()
+        if self._hook_process is not None:
+            self._hook_process.finish()
+        else:
+            self._reader.read()
+        self._doorbell.ring()  # We may be within a wait, which is to end.
+        if self._raised is not None:
+            raise self._raised
+
+
+def _become_group_leader() -> None:
+    """A process group of our own, as the original has, unless we lead one."""
+    with contextlib.suppress(PermissionError):
+        if os.getpgrp() != os.getpid():
+            os.setpgid(0, 0)
+
+
+def _exit_status(leave: SystemExit) -> int:
+    if leave.code is None:
+        return 0
+    if isinstance(leave.code, int):
+        return leave.code & 0xFF
+    print(leave.code, file=sys.stderr)
+    return 1

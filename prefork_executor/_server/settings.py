@@ -1,0 +1,146 @@
+"""What the caller has asked for: of an executor, and of a task."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+
+from . import contexts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .._pool.regulator import Limits
+
+    _Initializer = tuple[Callable[..., object], tuple[Any, ...]]
+
+
+class Terms:
+    """What its caller asked for: seconds that one run of the task may take (None: as
+    long as it likes), and runs after the first if its worker dies or time is up."""
+
+    def __init__(self, timeout: float | None = None, retries: int = 0) -> None:
+        self.timeout = timeout
+        self.retries = retries
+
+
+NO_TERMS = Terms()
+
+
+class Settings:
+    """What a supervisor and its workers need to know, from the executor's constructor,
+    where most of it is described.
+
+    Forked, a supervisor has it as it is. On its way to a spawned one, what is the user's is
+    *sealed*: it travels as bytes, and nothing of it runs before it is unsealed, in the process
+    that needs it.
+
+    Attributes:
+        is_forked: the supervisor has the caller's ``__main__`` because it is forked.
+        context: what starts the supervisor. Only in the caller.
+        has_preload: there is a ``preload``, sealed or not.
+        is_preload_called: it is a callable.
+        share_main: True, False, or None for "auto".
+        added: further initializers and their arguments.
+        main: how the main module is to be imported, in multiprocessing's words; empty if
+            it is not.
+        initializer_modules: where the initializers come from.
+        sealed: the initializers and the finalizer, and their arguments.
+        sealed_preload: a ``preload`` that is called.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_forked: bool,
+        context: Any,
+        limits: Limits,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        finalizer: Callable[..., object] | None,
+        finalargs: tuple[Any, ...],
+        max_tasks_per_child: int | None,
+        max_memory_per_child: int | None,
+        preload: Callable[[], object] | tuple[str, ...],
+        share_main: bool | None,
+    ) -> None:
+        self.is_forked = is_forked
+        self.context = context
+        self.limits = limits
+        self.initializer = initializer
+        self.initargs = initargs
+        self.finalizer = finalizer
+        self.finalargs = finalargs
+        self.max_tasks_per_child = max_tasks_per_child
+        self.max_memory_per_child = max_memory_per_child
+        self.preload = preload
+        self.has_preload = callable(preload) or bool(preload)
+        self.is_preload_called = callable(preload)
+        self.share_main = share_main
+        self.added: tuple[_Initializer, ...] = ()
+        self.main: dict[str, str] = {}
+        self.initializer_modules: tuple[str, ...] = ()
+        self.sealed = b""
+        self.sealed_preload = b""
+
+    @property
+    def initializers(self) -> Iterator[_Initializer]:
+        """What a new worker calls, in this order: the user's own has the last word."""
+        yield from self.added
+        if self.initializer is not None:
+            yield self.initializer, self.initargs
+
+    @property
+    def users_things(self) -> dict[str, Any]:
+        """What may fail to travel to the supervisor, by the names that users know."""
+        return {
+            "initializer": self.initializer,
+            **{f"initargs[{i}]": argument for i, argument in enumerate(self.initargs)},
+            "finalizer": self.finalizer,
+            **{f"finalargs[{i}]": argument for i, argument in enumerate(self.finalargs)},
+            "preload": self.preload,
+        }
+
+    def unseal_initializers(self) -> None:
+        """Raises whatever unpickling them raises."""
+        self.__dict__.update(pickle.loads(self.sealed), sealed=b"")
+
+    def unseal_preload(self) -> None:
+        """If it is sealed. Raises whatever unpickling it raises."""
+        if self.sealed_preload:
+            self.preload = pickle.loads(self.sealed_preload)
+            self.sealed_preload = b""
+
+    def __getstate__(self) -> dict[str, Any]:
+        from .._pickling import calls
+
+        functions = [fn for fn, _ in (*self.initializers, (self.finalizer, ())) if fn is not None]
+        state = {
+            **self.__dict__,
+            "initializer": None,
+            "initargs": (),
+            "finalizer": None,
+            "finalargs": (),
+            "added": (),
+            "context": None,
+            "main": calls.how_to_import_main(),
+            "initializer_modules": tuple(dict.fromkeys(map(calls.module_name, functions))),
+        }
+        if functions or self.initargs or self.finalargs:
+            portable = calls.portable
+            theirs = {
+                "initializer": portable(self.initializer),
+                "initargs": tuple(map(portable, self.initargs)),
+                "finalizer": portable(self.finalizer),
+                "finalargs": tuple(map(portable, self.finalargs)),
+                "added": tuple((portable(fn), args) for fn, args in self.added),
+            }
+            state["sealed"] = self._seal(theirs)
+        if callable(self.preload):
+            state["preload"] = ()
+            state["sealed_preload"] = self._seal(calls.portable(self.preload))
+        return state
+
+    def _seal(self, thing: object) -> bytes:
+        return contexts.dumps(self.context, thing)

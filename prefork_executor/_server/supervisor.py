@@ -1,0 +1,290 @@
+"""The supervisor: a process that runs a `WorkerPool` for one executor.
+
+Single-threaded whenever it forks, for the life of the pool, whatever threads the
+caller's process has. It runs no task. Of the user's code it has run at most what was found
+to be fit to be shared by all workers, and that before there were any: `template.py` has how
+that comes about, and which process the pool then runs in. It must outlive no
+caller: it watches the caller's process (a pidfd where there is one) and its control
+socket, and when either ends it kills every worker and goes.
+
+What it tells upstream goes through the same yell channel as the workers'
+outcomes. A worker's death notice is sent after the worker has ended, so it lies
+behind the worker's last outcome: whoever reads it has read all that the worker
+ever said. The slot is cleared after the notice is sent, never before.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gc
+import logging
+import os
+import pickle
+import signal
+import time
+
+from .._board import fences
+from .._board import scoreboard as sb
+from .._messages import wire
+from .._messages.channels import DONTWAIT, WorkerChannels
+from .._messages.wire import Death, Kind
+from .._pool.regulator import Counts, Decision
+from .._pool.worker_pool import WorkerPool
+from .._support.named_tuples import NamedTuple
+from .._system import descriptors, green, machine, processes, signals
+from .._system.descriptors import Socket
+from ..errors import ProtocolError
+from . import contexts, end_signals
+from .settings import Settings
+from .template import Preparation
+from .users_code import UsersCode
+from .worker import Caller, live_as_worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+logger = logging.getLogger("prefork_executor")
+
+MOST_COMMANDS = 128
+"""Commands read at once, where they are not kept apart. Each was written whole."""
+RETRY_SEND = 0.005
+"""Seconds until a notice is tried again that the full yell channel did not take."""
+
+
+class Notice(NamedTuple):
+    """What the pool decided, for those who watch it."""
+
+    at: float
+    live: int
+    start: int
+    retire: int
+    reason: str
+
+
+class Supervisor:
+    """Runs the pool until the caller ends it or has ended."""
+
+    def __init__(
+        self,
+        control: Socket,
+        settings: Settings,
+        channels: WorkerChannels,
+        caller: Caller,
+        users: UsersCode,
+        preparation: Preparation,
+    ) -> None:
+        self._control = control
+        self._settings = settings
+        self._channels = channels
+        self._caller = caller
+        self._client = caller.pidfd
+        self._users = users
+        self._preparation = preparation
+        self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
+        self._closing = False
+        self._reload = 0
+        self._oom_kills = machine.oom_kills()
+        end_signals.survive()
+        self._pool = WorkerPool(
+            settings.limits,
+            self._channels.board,
+            self._channels.doorbell,
+            child_handlers={signal.SIGINT: signal.SIG_IGN},
+            disown=self._begin_worker,
+            most_memory=settings.max_memory_per_child,
+        )
+        self._pool.waiter.register(control.fileno())
+        if self._client is not None:
+            self._pool.waiter.register(self._client)
+        if preparation.parent is not None:
+            self._pool.waiter.register(preparation.parent.fileno())
+        limits = settings.limits
+        self._channels.board.words[sb.BELL] = int(limits.max_spare < limits.max_workers)
+
+    def _begin_worker(self) -> None:
+        """In a new worker: have its signal handlers, and close what belongs to the supervisor
+        alone."""
+        end_signals.heed()
+        signals.install_handlers(self._users.handlers)
+        self._control.close()
+        self._channels.lifeline.close()  # It hangs on this process's, which hangs on that.
+        self._preparation.close()
+
+    def run(self) -> None:
+        """Wait, reap, tell, regulate, act; until the end."""
+        self._tell(wire.pack(Kind.SUPERVISOR_READY, os.getpid()))
+        while not (self._closing and not self._pool.pids and not self._outbox):
+            self._obey(self._pool.wait(RETRY_SEND if self._outbox else self._preparation.patience))
+            self._preparation.look()
+            for death in self._pool.reap():
+                self._tell_unsent(death)
+                self._tell(wire.pack_death(self._with_cause(death)), death)
+            self._tell_of_stopped()
+            self._tell_of_reload()
+            self._flush()
+            if self._closing:
+                self._pool.see_off()
+            else:
+                outstanding = self._channels.board.words[sb.OUTSTANDING]
+                decision = self._pool.regulate(self._backlog, outstanding)
+                self._act(decision)
+                self._listen(decision.enough)
+        self._preparation.look(wait=True)
+        self._channels.board.words[sb.SIGN] = sb.NEVER
+
+    def _obey(self, ready: list[int]) -> None:
+        if self._client in ready or self._has_no_parent(ready):
+            self._abandon()
+        if self._control.fileno() in ready:
+            received = self._control.recv(MOST_COMMANDS * wire.HEADER.size, DONTWAIT)
+            if not received and descriptors.is_at_end(self._control):
+                self._abandon()
+            for start in range(0, len(received), wire.HEADER.size):
+                self._do(received[start : start + wire.HEADER.size])
+
+    def _has_no_parent(self, ready: list[int]) -> bool:
+        parent = self._preparation.parent
+        return parent is not None and parent.fileno() in ready
+
+    def _do(self, command: bytes) -> None:
+        try:
+            kind, number, extra = wire.unpack_command(command)
+        except ProtocolError as error:
+            logger.error("a malformed command was dropped: %s", error)  # noqa: TRY400
+            return
+        if kind == Kind.SHUTDOWN:
+            self._closing = True
+            # Told when every outcome has been read, and not before.
+            self._pool.retire_all(is_all_done=True)
+        elif kind == Kind.END_WORKERS:
+            self._pool.end_all(number)
+            self._tell(wire.pack(Kind.WORKERS_TOLD, extra))
+        elif kind == Kind.END_WORKER:
+            self._pool.end_worker(number, extra)
+        elif kind == Kind.END_TASK:
+            self._pool.end_task(extra, number)
+        elif kind == Kind.RELOAD:
+            self._reload = number
+            self._pool.replace_all()
+        elif kind == Kind.KEEP_OLD:
+            self._reload = 0
+            self._pool.keep_old()
+        elif kind == Kind.SIGN:
+            self._channels.board.words[sb.SIGN] = number
+
+    def _tell_unsent(self, death: Death) -> None:
+        """What it had ready to be sent lies before its death, as if it had sent it."""
+        unsent = self._channels.board.unsent(death.slot)
+        if unsent:
+            self._tell(wire.pack(Kind.OUTCOMES, death.pid, 0, unsent))
+
+    def _tell_of_stopped(self) -> None:
+        for pid in self._pool.stopped:
+            self._tell(wire.pack(Kind.STOPPED, pid))
+        self._pool.stopped.clear()
+
+    def _tell_of_reload(self) -> None:
+        if self._reload and not self._pool.is_replacing:
+            self._tell(wire.pack(Kind.RELOADED, self._reload))
+            self._reload = 0
+
+    def _with_cause(self, death: Death) -> Death:
+        """Add whether the system was killing for lack of memory, to a SIGKILL."""
+        if processes.split_status(death.status)[1] != signal.SIGKILL:
+            return death
+        before, self._oom_kills = self._oom_kills, machine.oom_kills()
+        if self._oom_kills <= before:
+            return death
+        return death._replace(flags=death.flags | wire.OUT_OF_MEMORY)
+
+    def _abandon(self) -> None:
+        """The caller has ended: nothing of the pool may stay."""
+        self._pool.kill_all()
+        os._exit(0)
+
+    def _backlog(self, counts: Counts) -> int:
+        if counts.idle and not descriptors.readable(self._channels.tasks.fileno()):
+            # Whatever is outstanding is being run, or is an outcome on its way.
+            return 0
+        return max(0, self._channels.board.words[sb.OUTSTANDING] - counts.busy)
+
+    def _act(self, decision: Decision) -> None:
+        if decision.start or decision.retire:
+            self._tell_decision(decision)
+        for _ in range(decision.start):
+            seat = self._pool.fork_worker()
+            if seat is not None:
+                live_as_worker(seat, self._channels, self._settings, self._caller, self._users)
+
+    def _listen(self, enough: int | None) -> None:
+        """Tell the client above how many tasks to ring. It writes its number and
+        then reads ours, we write ours and then read its: one of us notices."""
+        words = self._channels.board.words
+        limit = sb.NEVER if enough is None else enough
+        if words[sb.ENOUGH] != limit:  # Else the client has long seen it.
+            words[sb.ENOUGH] = limit
+            fences.everywhere(self._channels.board)
+        if words[sb.OUTSTANDING] > limit:
+            self._pool.look_again()
+
+    # --- upstream ---------------------------------------------------------------------
+
+    def _tell_decision(self, decision: Decision) -> None:
+        notice = Notice(
+            time.time(), len(self._pool.pids), decision.start, decision.retire, decision.reason
+        )
+        self._tell(wire.pack(Kind.DECISION, body=pickle.dumps(tuple(notice))))
+
+    def _tell(self, packet: bytes, death: Death | None = None) -> None:
+        self._outbox.append((packet, death))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what can be sent without waiting, in order."""
+        while self._outbox:
+            packet, death = self._outbox[0]
+            try:
+                self._channels.yells.send(packet, DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                self._abandon()
+            self._outbox.popleft()
+            if death is not None:
+                self._pool.bury(death)
+
+
+def supervise(connection: Any, settings: Settings, client: int) -> None:
+    """The supervisor process's main function. ``connection`` holds its end of the control
+    socket, ``client`` is the caller's process id."""
+    green.forget_hub()
+    signals.forget_handlers()
+    # Ctrl-C is the caller's to handle; the pool ends with it, in order.
+    signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
+    end_signals.survive()
+    control = Socket(fileno=contexts.detach(connection))
+    signals.restore_mask(set())
+    # Or nobody could wait for the processes that this one forks.
+    signals.install_handlers({signal.SIGCHLD: signal.SIG_DFL})
+    with contextlib.closing(control), contextlib.suppress(EOFError):
+        channels = WorkerChannels.receive(control, settings.limits.max_workers)
+        with contextlib.closing(channels):
+            caller = Caller(client, contexts.starters_name(), processes.open_pidfd(client))
+            _prepare_and_run(control, settings, channels, caller)
+
+
+def _prepare_and_run(
+    control: Socket, settings: Settings, channels: WorkerChannels, caller: Caller
+) -> None:
+    users = UsersCode(settings)
+    preparation = Preparation(settings, users, channels, control, caller.pidfd)
+    with contextlib.closing(preparation):
+        if not preparation.run():
+            return
+        # What has been inherited is never garbage here, and not looking at it keeps
+        # its pages shared with the caller and among the workers.
+        gc.freeze()
+        processes.flush_streams()
+        Supervisor(control, settings, channels, caller, users, preparation).run()

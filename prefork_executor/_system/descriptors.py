@@ -1,0 +1,213 @@
+"""Sockets, pipes, and waiting for them."""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import fcntl
+import math
+import os
+import posix
+import select
+import signal
+import socket
+from collections.abc import Iterable
+
+from . import green
+from .platform import FALLBACK
+
+SOCKET_TYPE = socket.SOCK_DGRAM if FALLBACK else socket.SOCK_SEQPACKET
+CMSG_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+EPOLLEXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
+EPOLLRDHUP = getattr(select, "EPOLLRDHUP", 0)
+F_SETSIG = 10
+SOCKET_BUFFER = 1024 * 1024
+"""Bytes asked for in each direction; the kernel may grant less. Some thousand
+small messages: nobody who sends one has to wait for a reader that is busy."""
+LONGEST_WAIT = 1e6
+"""Seconds, some eleven days. No system call takes more than twenty-four; whoever has
+waited for so long looks again."""
+Socket = _socket.socket
+"""Without what ``socket.socket`` adds, and what gevent and eventlet put in its place: see
+`green.py`."""
+
+
+def socket_pair() -> tuple[Socket, Socket]:
+    """Two connected sockets that keep messages whole."""
+    ends = _socket.socketpair(socket.AF_UNIX, SOCKET_TYPE)
+    for end in ends:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+    return ends
+
+
+def control_pair() -> tuple[Socket, Socket]:
+    """Two connected sockets for which the end of one side is seen at the other,
+    on every system. Only on Linux do they keep messages apart as well."""
+    kind = socket.SOCK_STREAM if FALLBACK else socket.SOCK_SEQPACKET
+    return _socket.socketpair(socket.AF_UNIX, kind)
+
+
+def is_at_end(end: Socket) -> bool:
+    """Whether nothing more will come, because the other end is gone. Reading nothing
+    does not say so where messages are kept whole: one may be empty."""
+    if FALLBACK:
+        try:
+            is_stream = end.type == socket.SOCK_STREAM
+            return is_stream and not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+    poll = green.poll()
+    poll.register(end.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def close_quietly(descriptors: Iterable[int]) -> None:
+    """Close descriptors of which some may be closed already."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            posix.close(descriptor)
+
+
+class Doorbell:
+    """A pipe that wakes the one process that waits for it. Rings coalesce: what
+    counts is that it rang, not how often. It also takes the interpreter's
+    signal wake-ups, so that no signal is missed between a look and a wait."""
+
+    def __init__(self, read_end: int, write_end: int) -> None:
+        self.read_end = read_end
+        self.write_end = write_end
+
+    @classmethod
+    def new(cls) -> Doorbell:
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        os.set_blocking(write_end, False)
+        return cls(read_end, write_end)
+
+    def ring(self) -> None:
+        """Wake the listener. Never blocks: a full pipe wakes it just as well."""
+        with contextlib.suppress(BlockingIOError):
+            posix.write(self.write_end, b"\0")
+
+    def hush(self) -> bytes:
+        """Forget all rings up to now. Returns what rang: a zero for a ring, a
+        signal's number for a signal that came."""
+        rung = b""
+        with contextlib.suppress(BlockingIOError):
+            while more := posix.read(self.read_end, 4096):
+                rung += more
+        return rung
+
+    def disown_read_end(self) -> None:
+        """For those who only ring."""
+        if self.read_end >= 0:
+            posix.close(self.read_end)
+            self.read_end = -1
+
+    def close(self) -> None:
+        close_quietly(end for end in (self.read_end, self.write_end) if end >= 0)
+        self.read_end = self.write_end = -1
+
+
+class Lifeline:
+    """A pipe whose writing end one process holds, and no other. When that has ended, however it
+    ended, the kernel kills those that hang on it: also one that is stopped, or has another
+    user's rights by now, which makes it forget PR_SET_PDEATHSIG. On other systems than Linux
+    it does nothing.
+
+    (A process that has asked for it gets a signal of its choice when a descriptor can be read,
+    or is at its end. Nobody ever writes here. What it asks for belongs to the open file, which
+    forks would share: so each opens the pipe anew.)"""
+
+    def __init__(self, read_end: int, write_end: int) -> None:
+        self.read_end = read_end
+        self._write_end = write_end
+        self._own = -1
+
+    @classmethod
+    def new(cls) -> Lifeline:
+        return cls(*os.pipe())
+
+    def hang_on(self) -> None:
+        """From now on this process dies with the one that has made the pipe."""
+        self.close(keep_read_end=True)
+        if FALLBACK:
+            return
+        with contextlib.suppress(OSError):  # There is no /proc, say.
+            self._own = os.open(f"/proc/self/fd/{self.read_end}", os.O_RDONLY | os.O_NONBLOCK)
+            fcntl.fcntl(self._own, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(self._own, F_SETSIG, signal.SIGKILL)
+            flags = fcntl.fcntl(self._own, fcntl.F_GETFL)
+            fcntl.fcntl(self._own, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if readable(self.read_end):
+            os._exit(1)  # It had ended before.
+
+    def close(self, *, keep_read_end: bool = False) -> None:
+        """Safe to call again. In the process that has made the pipe: kill all who hang on it."""
+        kept = self.read_end if keep_read_end else -1
+        ends = {self.read_end, self._write_end, self._own} - {kept, -1}
+        close_quietly(ends)
+        self.read_end, self._write_end, self._own = kept, -1, -1
+
+
+class Waiter:
+    """Waits until one of a few descriptors can be read.
+
+    A descriptor registered as *shared* is one that many processes wait for; on
+    Linux the kernel wakes one of them a message, and the same one first while it
+    is idle, so that a trickle of work leaves the others to grow tired and retire.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = None if FALLBACK else green.epoll()
+        self._polled: set[int] = set()
+
+    def register(self, descriptor: int, *, shared: bool = False, end_only: bool = False) -> None:
+        """``end_only``: wake when its other end has gone, whatever there is to be read.
+        Without epoll that is not told: the caller looks for himself, now and then."""
+        if self._epoll is not None:
+            mask = EPOLLRDHUP if end_only else select.EPOLLIN
+            self._epoll.register(descriptor, mask | (EPOLLEXCLUSIVE if shared else 0))
+        elif not end_only:
+            self._polled.add(descriptor)
+
+    def unregister(self, descriptor: int) -> None:
+        if self._epoll is not None:
+            self._epoll.unregister(descriptor)
+        else:
+            self._polled.discard(descriptor)
+
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """The descriptors that can be read, or are at their end; an empty list
+        after ``timeout`` seconds, or after LONGEST_WAIT if that is sooner."""
+        if self._epoll is not None:
+            seconds = -1 if timeout is None else min(timeout, LONGEST_WAIT)
+            return [fd for fd, _ in self._epoll.poll(seconds)]
+        # A new object for each call: a signal handler that runs within one may wait, too.
+        poll = green.poll()
+        for descriptor in self._polled:
+            poll.register(descriptor, select.POLLIN)
+        return [fd for fd, _ in poll.poll(_milliseconds(timeout))]
+
+    def close(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
+
+
+def _milliseconds(timeout: float | None) -> int | None:
+    return None if timeout is None else math.ceil(min(timeout, LONGEST_WAIT) * 1000)
+
+
+def pause(seconds: float) -> None:
+    """Wait. (``time.sleep`` is another function in a program that gevent has patched.)"""
+    green.poll().poll(_milliseconds(seconds))
+
+
+def readable(descriptor: int, timeout: float | None = 0.0) -> bool:
+    """Whether a read would not block, right now or within so many seconds; or LONGEST_WAIT,
+    if that is sooner."""
+    poll = green.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(_milliseconds(timeout)))

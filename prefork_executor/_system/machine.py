@@ -1,0 +1,96 @@
+"""The machine's memory and processors, as far as a process may use them."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+from .platform import FALLBACK
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+OOM_COUNTERS = (
+    "/sys/fs/cgroup/memory.events",
+    "/sys/fs/cgroup/memory/memory.oom_control",
+    "/proc/vmstat",
+)
+"""Where Linux counts the processes it has killed for lack of memory, in a line
+``oom_kill N``: in the control group (version 2, 1), or on the whole machine."""
+
+
+def resident_memory(pid: int) -> int | None:
+    """Bytes of a process's resident memory, pages it shares included. None: there is
+    no such process, or no way to tell."""
+    return None if FALLBACK else memory_in_proc(pid)
+
+
+def memory_in_proc(pid: int) -> int | None:
+    """The same, wherever there is a /proc."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+            return int(file.read(256).split()[1]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def own_memory() -> int:
+    """Bytes of this process's resident memory; where that cannot be told, of the
+    most it has ever been."""
+    now = resident_memory(os.getpid())
+    if now is not None:
+        return now
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+
+
+def oom_kills() -> int:
+    """How many processes the system has killed for lack of memory, as far as it tells:
+    the sum of its counters, of which only the growth means something."""
+    return sum(map(_oom_kills_in, OOM_COUNTERS))
+
+
+def _oom_kills_in(path: str) -> int:
+    try:
+        # As bytes: the codec would be imported at the start of every pool.
+        with open(path, "rb") as file:
+            found = [line.split()[1] for line in file if line.startswith(b"oom_kill ")]
+        return int(found[0]) if found else 0
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, lowered to its control group's
+    quota (rounded up), at least 1."""
+    count = getattr(os, "process_cpu_count", None)
+    cpus = count() if count is not None else _affinity()
+    quota = _cgroup_quota()
+    if quota is not None:
+        cpus = min(cpus or 1, math.ceil(quota))
+    return max(1, cpus or 1)
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs granted by the control group, version 2 or 1; None if unlimited."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        try:
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as file:
+                quota = file.read().strip()
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as file:
+                period = file.read().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1") or not quota.isdigit() or not period.isdigit():
+        return None
+    return int(quota) / int(period)

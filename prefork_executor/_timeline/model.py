@@ -1,0 +1,159 @@
+"""What a recording has kept, as plain data, and its curves. No sockets, no processes.
+
+Times are nanoseconds on the monotonic clock, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .._support.named_tuples import NamedTuple
+from ..stats import ScalingDecision
+
+FINEST = 1_000_000
+"""Nanoseconds of a curve's buckets at first: of what is shorter only the mean is seen."""
+MOST_BUCKETS = 4096
+"""Buckets of one curve. When they do not suffice, each becomes twice as long."""
+
+
+class Run(NamedTuple):
+    """One run of a task in a worker, ``number`` the task's then."""
+
+    number: int
+    begin: int
+    end: int
+    pid: int
+    slot: int
+
+
+class TaskRow(NamedTuple):
+    """A task that was submitted. All its ``runs`` but the last were lost, and so was the
+    last if ``outcome`` says so. ``error`` is the name of what its future got."""
+
+    name: str
+    submitted: int
+    ended: int
+    outcome: str
+    error: str
+    runs: tuple[Run, ...]
+
+    @property
+    def waited(self) -> int:
+        """Nanoseconds until it began, or until it was known that it never would."""
+        return max(0, (self.runs[0].begin if self.runs else self.ended) - self.submitted)
+
+
+class Life(NamedTuple):
+    """A worker from its fork on. ``how`` it ended: empty if it left in order, or lives."""
+
+    slot: int
+    pid: int
+    born: int
+    end: int
+    how: str
+
+
+class Point(NamedTuple):
+    """A stretch of a curve: from when on, its mean, and its level at the end."""
+
+    at: int
+    mean: float
+    level: int
+
+
+class Curve:
+    """A number of things over time, in buckets that double when they do not suffice.
+
+    Steps may come in any order of time; a mean is exact whatever a bucket's length."""
+
+    def __init__(self, begin: int, most: int = MOST_BUCKETS) -> None:
+        self._begin = begin
+        self._most = most
+        self._width = FINEST
+        self._steps: list[int] = []
+        self._areas: list[int] = []
+
+    def step(self, at: int, by: int) -> None:
+        """From then on there are so many more. What was before the beginning counts from there."""
+        since = max(0, at - self._begin)
+        while since // self._width >= self._most:
+            self._coarsen()
+        bucket = since // self._width
+        lack = bucket + 1 - len(self._steps)
+        if lack > 0:
+            self._steps += [0] * lack
+            self._areas += [0] * lack
+        self._steps[bucket] += by
+        self._areas[bucket] += by * ((bucket + 1) * self._width - since)
+
+    def _coarsen(self) -> None:
+        steps, areas, width = self._steps, self._areas, self._width
+        if len(steps) % 2:
+            steps.append(0)
+            areas.append(0)
+        self._areas = [areas[i] + steps[i] * width + areas[i + 1] for i in range(0, len(steps), 2)]
+        self._steps = [steps[i] + steps[i + 1] for i in range(0, len(steps), 2)]
+        self._width = 2 * width
+
+    def points(self, end: int, most: int = MOST_BUCKETS) -> list[Point]:
+        """So many at most, up to that time, one for each bucket."""
+        length = max(1, end - self._begin)
+        curve = copy.copy(self)  # Coarsening makes new lists, but for a last 0.
+        while length > most * curve._width:
+            curve._coarsen()
+        return list(curve._points(length))
+
+    def _points(self, length: int) -> Iterator[Point]:
+        level, width = 0, self._width
+        for bucket in range((length + width - 1) // width):
+            inside = bucket < len(self._steps)
+            step, area = (self._steps[bucket], self._areas[bucket]) if inside else (0, 0)
+            # The last one may be cut short: what its steps cover beyond counts for nothing.
+            span = min(width, length - bucket * width)
+            mean = (level * span + area - step * (width - span)) / span
+            level += step
+            yield Point(self._begin + bucket * width, mean, level)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """All that was kept.
+
+    ``epoch`` is the time at which it began, in seconds since 1970. ``outcomes`` counts
+    all tasks; ``rows`` has those that were kept, ``left_out`` says how many were not.
+    ``lives_left_out`` and ``decisions_left_out`` say the same of the others.
+    """
+
+    begin: int
+    end: int
+    epoch: float
+    max_workers: int
+    rows: Sequence[TaskRow]
+    lives: Sequence[Life]
+    decisions: Sequence[ScalingDecision]
+    outcomes: dict[str, int]
+    live: Curve
+    busy: Curve
+    waiting: Curve
+    left_out: int
+    lives_left_out: int
+    decisions_left_out: int
+    version: str
+
+    @property
+    def tasks(self) -> int:
+        """How many there were."""
+        return sum(self.outcomes.values())
+
+    @property
+    def failures(self) -> int:
+        """How many neither returned nor are under way nor were cancelled."""
+        fine = ("returned", "cancelled", "running", "waiting")
+        return sum(count for outcome, count in self.outcomes.items() if outcome not in fine)
+
+
+def quantile(values: Sequence[int], share: float) -> int:
+    """Of sorted values the one below which this share of them lies; 0 if there are none."""
+    return values[min(len(values) - 1, int(share * len(values)))] if values else 0
