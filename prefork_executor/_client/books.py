@@ -11,9 +11,9 @@ There are three kinds. Whoever takes more than one takes them in this order:
    result. Only the first start of a pool takes longer, and who submits meanwhile waits for it.
 3. The lock of one future, in which nothing else is taken.
 
-No code of the user's runs while any of them is held, with one exception: a signal handler
-runs wherever it comes in. So ``Books.lock`` is one that its holder may take again, and
-`_support/locks.py` says how it gets free when a handler raises.
+While a thread holds one of the last two, it runs no code of the user's, with one exception: a
+signal handler runs wherever it comes in. So ``Books.lock`` is one that its holder may take
+again, and `_support/locks.py` says how it gets free when a handler raises.
 """
 
 from __future__ import annotations
