@@ -14,8 +14,7 @@ import pytest
 from conftest import BOUND, eventually
 from light_tasks import run_until, square
 
-from prefork_executor import PreforkExecutor
-from prefork_executor._server import worker
+from prefork_executor import PreforkExecutor, worker_index
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's own means")
 
@@ -26,7 +25,7 @@ def lines(path: Path) -> list[str]:
 
 def in_worker() -> bool:
     """Whether this is a worker; for faults that all processes of a forked pool inherit."""
-    return worker._current is not None
+    return worker_index() is not None
 
 
 def supervisor_of(executor: PreforkExecutor) -> psutil.Process:

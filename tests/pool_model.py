@@ -577,8 +577,8 @@ class Client:
         if desk.index < 0:
             return self._open_audit(desk._replace(at="read"), board)
         suspects, takers, _ = desk.audits[desk.index]
-        audit = object.__new__(Audit)
-        audit.suspects, audit.marker, audit._takers = set(suspects), None, dict(takers)
+        # It goes on as if it had begun with those that have not moved since.
+        audit = Audit(suspects, [_taking(place, *taker) for place, taker in takers])
         everybody_left = audit.look(lambda: board)
         desk = _put_audit(desk, desk.index, audit)
         if everybody_left:
@@ -588,7 +588,7 @@ class Client:
     def _open_audit(self, desk: Desk, board: tuple[Slot, ...]) -> Desk:
         audit = Audit(dict(desk.in_flight), board)
         if "an audit waits for the takers to leave" not in self._rules:
-            audit._takers.clear()
+            audit.takers.clear()
         return _put_audit(desk, len(desk.audits), audit) if audit.suspects else desk
 
     def _mark(self, world: World, desk: Desk) -> tuple[World, Desk]:
@@ -673,9 +673,13 @@ def _read_board(desk: Desk) -> Desk:
     return desk._replace(at="scan", slots=(), place=0, words=())
 
 
+def _taking(place: int, pid: int, task: int) -> Slot:
+    return Slot(place, pid, 0, 0, sb.TAKING, task, 0, 0, 0, 0)
+
+
 def _put_audit(desk: Desk, index: int, audit: Audit) -> Desk:
     audits = list(desk.audits)
-    audits[index : index + 1] = [(frozenset(audit.suspects), tuple(audit._takers.items()), 0)]
+    audits[index : index + 1] = [(frozenset(audit.suspects), tuple(audit.takers.items()), 0)]
     return desk._replace(audits=tuple(audits))
 
 

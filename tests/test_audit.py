@@ -11,19 +11,24 @@ steps, and the real client must keep the promises in the model's world.
 
 from __future__ import annotations
 
-import collections
 import operator
+import os
 import pickle
 import random
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import BOUND, eventually
+from injection import ended_at_once, lines
+from light_tasks import die, note, square
 from pool_model import (
     FUNERAL,
     RULES,
@@ -41,23 +46,21 @@ from pool_model import (
     yell,
 )
 
-from prefork_executor import WorkerDied
+from prefork_executor import PreforkExecutor, WorkerDied
 from prefork_executor._board import fences
 from prefork_executor._board import scoreboard as sb
 from prefork_executor._client import batches, recovery
 from prefork_executor._client import client as client_module
 from prefork_executor._client.ledger import Ledger
 from prefork_executor._client.supervision import Supervision
-from prefork_executor._messages import wire
+from prefork_executor._messages import channels, wire
 from prefork_executor._messages.channels import Packet
 from prefork_executor._messages.payload_files import PayloadFiles
 from prefork_executor._messages.wire import Kind
 from prefork_executor._pickling import calls
-from prefork_executor._pickling.calls import HeldMain, HeldModules
 from prefork_executor._pool.regulator import Limits
-from prefork_executor._server import supervisor as supervisor_module
-from prefork_executor._server import worker as worker_module
 from prefork_executor._server.settings import NO_TERMS
+from prefork_executor._support import faults
 
 # --- the model ----------------------------------------------------------------------------
 
@@ -202,13 +205,6 @@ def test_a_task_that_is_sent_again_needs_a_new_number() -> None:
 
 # --- the real worker and the real supervisor take the model's steps ----------------------------
 
-taken: list[str] = []
-
-
-def begins() -> None:
-    taken.append("begin")
-
-
 MARKS: dict[int, str] = {
     sb.TAKING: "taking",
     sb.BUSY: "busy",
@@ -217,72 +213,82 @@ MARKS: dict[int, str] = {
 }
 
 
-class TracedWords(list[int]):
-    """A worker's words of the board. Writes to them are noted by the model's names."""
+class Trace:
+    """What the first worker of a forked pool goes through, by the model's names: what it says
+    on its slot, if that has changed, and then the step at which it was seen to say so."""
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if index == sb.Scoreboard.base(0) + sb.HOLDS:
-            taken.append(MARKS[value & sb.STATE_MASK])
-        super().__setitem__(index, value)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._said: int = sb.STARTING
+        self._at: tuple[sb.Scoreboard, int] | None = None
+        self.is_to_leave = False
+        """Whether the worker is told to leave as a message wakes it."""
 
+    def taken(self) -> list[str]:
+        """The steps of the first worker that there was."""
+        steps = [line.split() for line in lines(self._path)]
+        return [step for pid, step in steps if pid == steps[0][0]]
 
-class TracedPipe:
-    """The task pipe, and what a worker waits with: the k-th wait puts in the k-th
-    message and, if it is None, lets go the leash."""
+    def step(self, step: str, board: sb.Scoreboard, slot: int) -> None:
+        """In a worker."""
+        self._at = board, slot
+        state = board.read(slot).state
+        if state != self._said:
+            self._note(MARKS[state])
+            self._said = state
+        self._note(step)
 
-    def __init__(self, numbers: list[int], later: list[int | None]) -> None:
-        self.numbers = numbers
-        self.later = later
+    def _note(self, step: str) -> None:
+        note(str(self._path), f"{os.getpid()} {step}")
 
-    def receive(self, _flags: int) -> Packet:
-        taken.append("ask")
-        if not self.numbers:
-            raise BlockingIOError
-        held, modules = HeldMain.forked(), HeldModules(is_forked=True)
-        (body,), _ = calls.dump_call(begins, (), {}, held, modules)
-        assert isinstance(body, bytes)
-        return Packet(Kind.CALL, 0, 1, self.numbers.pop(0), 0, memoryview(body), -1)
+    def asks(self, board: sb.Scoreboard, slot: int) -> None:
+        self.step("ask", board, slot)
 
-    def wait(self, _seconds: None) -> list[int]:
-        taken.append("wait")
-        number = self.later.pop(0)
-        if number is None:
-            return [LEASH]
-        self.numbers.append(number)
-        return [PIPE, LEASH] if None in self.later else [PIPE]
+    def begins(self) -> None:
+        assert self._at is not None
+        self.step("begin", *self._at)
 
+    def sent(self, kind: int, board: sb.Scoreboard, slot: int) -> None:
+        if kind == Kind.RESULT:
+            self.step("send", board, slot)
 
-PIPE, LEASH, BELL = 100, 101, 102
+    def woke(self, board: sb.Scoreboard, slot: int) -> None:
+        self.step("wait", board, slot)
+        if self.is_to_leave:
+            board.words[board.base(slot) + sb.RETIRE] = 1
 
-
-def real_worker(pipe: TracedPipe, most_tasks: int | None = None) -> worker_module.Worker:
-    worker: Any = object.__new__(worker_module.Worker)
-    board = sb.Scoreboard.base(1)
-    vars(worker).update(
-        pid=worker_module.os.getpid(),
-        _seat=types.SimpleNamespace(slot=0, leash=LEASH),
-        _words=TracedWords([0] * board),
-        _base=sb.Scoreboard.base(0),
-        _receiver=pipe,
-        _waiter=pipe,
-        _bell=types.SimpleNamespace(read_end=BELL),
-        _settings=types.SimpleNamespace(max_tasks_per_child=most_tasks, max_memory_per_child=None),
-        _runs_user_code=False,
-        _files=PayloadFiles(),
-        _name=0,
-        _last=0,
-        _fence=None,
-        _channels=types.SimpleNamespace(
-            tasks=types.SimpleNamespace(fileno=lambda: PIPE),
-            yells=types.SimpleNamespace(send=lambda *_: taken.append("send")),
-        ),
-    )
-    return worker
+    def leaves(self) -> None:
+        self._note("leave")
 
 
-@pytest.fixture(autouse=True)
-def _no_old_trace() -> None:
-    taken.clear()
+traces: list[Trace] = []
+"""In a worker: the one."""
+
+
+def begins() -> None:
+    traces[-1].begins()
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Iterator[Trace]:
+    trace = Trace(tmp_path / "trace")
+    traces.append(trace)
+    with (
+        faults.injected("worker.starts", lambda: wait_for(tmp_path / "gate")),
+        faults.injected("worker.asks", trace.asks),
+        faults.injected("worker.sent", trace.sent),
+        faults.injected("worker.woke", trace.woke),
+        faults.injected("worker.leaves", trace.leaves),
+    ):
+        yield trace
+    traces.clear()
+
+
+def wait_for(gate: Path) -> None:
+    """In a worker."""
+    deadline = time.monotonic() + BOUND
+    while not gate.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def model_trace(tasks: int, steps: int) -> list[str]:
@@ -295,59 +301,99 @@ def model_trace(tasks: int, steps: int) -> list[str]:
     return trace
 
 
-def test_the_real_worker_takes_the_models_steps() -> None:
-    real_worker(TracedPipe([1, 2], [None]))._serve_all()
-    two_tasks_and_a_wait = 2 * len(WORK) + 4
-    assert taken == model_trace(tasks=2, steps=two_tasks_and_a_wait)
+def submit_both(executor: PreforkExecutor, gate: Path) -> None:
+    """Two tasks, which lie in the pipe before the worker asks for the first time."""
+    futures = [executor.submit(begins) for _ in range(2)]
+    eventually(lambda: executor.stats().in_flight == 2, "both are sent")
+    gate.touch()
+    for future in futures:
+        future.result(BOUND)
 
 
-def test_the_real_worker_takes_what_has_woken_it_before_it_leaves() -> None:
-    real_worker(TracedPipe([], [1, None]))._serve_all()
-    idle = ["taking", "ask", "idle", "wait"]
-    assert taken == idle + model_trace(tasks=1, steps=len(WORK)) + idle
+IDLE = ["taking", "ask", "idle", "wait"]
 
 
-def test_the_real_worker_leaves_after_its_last_task() -> None:
-    real_worker(TracedPipe([1, 2, 3], []), most_tasks=2)._serve_all()
-    assert taken == model_trace(tasks=2, steps=2 * len(WORK))
+def test_the_real_worker_takes_the_models_steps(trace: Trace, tmp_path: Path) -> None:
+    with ended_at_once(PreforkExecutor(1, "fork", idle_timeout=None)) as executor:
+        submit_both(executor, tmp_path / "gate")
+        eventually(lambda: executor.stats().idle == 1, "the worker waits")
+        executor.submit(begins).result(BOUND)
+    two_tasks_and_a_wait = 2 * len(WORK) + len(IDLE)
+    assert trace.taken()[:two_tasks_and_a_wait] == model_trace(tasks=2, steps=two_tasks_and_a_wait)
+    assert trace.taken()[two_tasks_and_a_wait:][: len(WORK)] == model_trace(1, len(WORK))
 
 
-def test_the_real_supervisor_tells_of_a_death_before_it_clears_the_slot() -> None:
-    death = wire.Death(1, 9, 0, sb.BUSY, 7, 0)
-    supervisor: Any = object.__new__(supervisor_module.Supervisor)
-    supervisor._outbox = collections.deque([(wire.pack_death(death), death)])
-    supervisor._channels = types.SimpleNamespace(
-        yells=types.SimpleNamespace(send=lambda *_: taken.append("tell"))
-    )
-    supervisor._pool = types.SimpleNamespace(bury=lambda _: taken.append("clear"))
-    supervisor._flush()
-    assert taken == ["tell", "clear"]
+def test_the_real_worker_takes_what_has_woken_it_before_it_leaves(
+    trace: Trace, tmp_path: Path
+) -> None:
+    trace.is_to_leave = True
+    with ended_at_once(PreforkExecutor(1, "fork", idle_timeout=None)) as executor:
+        submit_both(executor, tmp_path / "gate")
+        eventually(lambda: executor.stats().idle == 1, "the worker waits")
+        executor.submit(begins).result(BOUND)
+    expected = model_trace(tasks=2, steps=2 * len(WORK)) + IDLE + model_trace(1, len(WORK))
+    assert trace.taken() == [*expected, "leave"]
+
+
+def test_the_real_worker_leaves_after_its_last_task(trace: Trace, tmp_path: Path) -> None:
+    with ended_at_once(PreforkExecutor(1, "fork", max_tasks_per_child=2)) as executor:
+        submit_both(executor, tmp_path / "gate")
+        executor.submit(begins).result(BOUND)
+    assert trace.taken() == [*model_trace(tasks=2, steps=2 * len(WORK)), "leave"]
+
+
+def test_the_real_supervisor_tells_of_a_death_before_it_clears_the_slot(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+
+    def look(death: wire.Death | None, board: sb.Scoreboard) -> None:
+        if death is not None:
+            note(str(told), f"{death.pid} {board.read(death.slot).pid}")
+
+    with faults.injected("supervisor.told", look):
+        with ended_at_once(PreforkExecutor(1, "fork")) as executor:
+            error = executor.submit(die).exception(BOUND)
+            assert isinstance(error, WorkerDied)
+            eventually(lambda: lines(told))
+            assert executor.submit(square, 3).result(BOUND) == 9
+    assert lines(told)[0] == f"{error.pid} {error.pid}"
     assert FUNERAL[0] == "tell"
 
 
-def test_a_death_that_could_not_be_told_yet_leaves_the_slot() -> None:
-    def full(*_: object) -> None:
-        raise BlockingIOError
+def test_a_death_that_could_not_be_told_yet_leaves_the_slot(tmp_path: Path) -> None:
+    room, tries = tmp_path / "room", tmp_path / "tries"
 
-    death = wire.Death(1, 9, 0, sb.BUSY, 7, 0)
-    supervisor: Any = object.__new__(supervisor_module.Supervisor)
-    supervisor._outbox = collections.deque([(wire.pack_death(death), death)])
-    supervisor._channels = types.SimpleNamespace(yells=types.SimpleNamespace(send=full))
-    supervisor._pool = types.SimpleNamespace(bury=lambda _: taken.append("clear"))
-    supervisor._flush()
-    assert taken == []
-    assert len(supervisor._outbox) == 1
+    def full(death: wire.Death | None, board: sb.Scoreboard) -> None:
+        if death is not None and not room.exists():
+            note(str(tries), f"{death.pid} {board.read(death.slot).pid}")
+            raise BlockingIOError
+
+    with faults.injected("supervisor.tells", full):
+        with ended_at_once(PreforkExecutor(1, "fork")) as executor:
+            future = executor.submit(die)
+            eventually(lambda: len(lines(tries)) > 3, "it is tried again and again")
+            assert not future.done()
+            room.touch()
+            error = future.exception(BOUND)
+            assert isinstance(error, WorkerDied)
+            assert executor.submit(square, 3).result(BOUND) == 9
+    assert set(lines(tries)) == {f"{error.pid} {error.pid}"}
 
 
 def test_the_real_board_clears_the_pid_first() -> None:
+    cleared: list[str] = []
+
     class Words(list[int]):
         def __setitem__(self, index: Any, value: Any) -> None:
-            taken.append("clear pid" if index == sb.Scoreboard.base(0) + sb.PID else "clear rest")
+            cleared.append("clear pid" if index == sb.Scoreboard.base(0) + sb.PID else "clear rest")
 
-    board: Any = object.__new__(sb.Scoreboard)
-    board.words = Words([1] * sb.Scoreboard.base(1))
-    board.clear(0)
-    assert taken == [FUNERAL[1]] + [FUNERAL[2]] * (sb.SLOT_WORDS - 1)
+    board = channels.new_board(1)
+    try:
+        words, board.words = board.words, Words(board.words)  # type: ignore[assignment]
+        board.clear(0)
+        board.words = words
+    finally:
+        board.close()
+    assert cleared == [FUNERAL[1]] + [FUNERAL[2]] * (sb.SLOT_WORDS - 1)
 
 
 # --- the real client in the model's world --------------------------------------------------------
@@ -376,8 +422,7 @@ class Stage:
         client._main.look()
         client._thread = threading.current_thread()
         client._waiter = types.SimpleNamespace(wait=self.wait)
-        board: Any = object.__new__(StageBoard)
-        board.words, board.slots, board.stage = StageWords(self), workers, self
+        board = StageBoard(self, workers)
         channels: Any = types.SimpleNamespace(
             tasks=types.SimpleNamespace(send=self.send_task),
             upstream=types.SimpleNamespace(receive=self.read_yell),
@@ -557,7 +602,9 @@ class StageWords:
 class StageBoard(sb.Scoreboard):
     """The board, with areas in which the kept outcomes of the model's workers lie."""
 
-    stage: Stage
+    def __init__(self, stage: Stage, slots: int) -> None:
+        self.words: Any = StageWords(stage)
+        self.slots, self.stage = slots, stage
 
     def states(self) -> list[int]:
         return [self.read(place).state for place in range(self.slots)]
@@ -576,9 +623,12 @@ def fence_on_stage(board: StageBoard) -> None:
     board.stage.others_move()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _fences_on_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fences, "everywhere", fence_on_stage)
+
+
+on_stage = pytest.mark.usefixtures("_fences_on_stage")
 
 
 def play(seed: int, **sizes: int) -> Stage:
@@ -596,6 +646,7 @@ def play(seed: int, **sizes: int) -> Stage:
     return stage
 
 
+@on_stage
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -612,6 +663,7 @@ def test_the_real_client_keeps_the_promises_in_the_models_world(sizes: dict[str,
     assert deaths, "some runs cost a task"
 
 
+@on_stage
 def test_the_real_client_keeps_the_promises_with_messages_of_several_tasks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -622,6 +674,7 @@ def test_the_real_client_keeps_the_promises_with_messages_of_several_tasks(
     assert sum(stage.recalls for stage in stages) > 10
 
 
+@on_stage
 def test_the_real_client_sends_again_what_had_woken_a_worker_that_died() -> None:
     stage = Stage(0, workers=2, tasks=1, kills=1, retirements=0)
     stage.others_move = lambda: None  # type: ignore[method-assign]
@@ -661,6 +714,7 @@ def make_no_fence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fences, "everywhere", lambda _: None)
 
 
+@on_stage
 @pytest.mark.parametrize("fault", [settle_late, keep_the_number, make_no_fence])
 def test_the_stage_finds_a_client_with_a_fault(fault: Callable[[Any], None]) -> None:
     with pytest.raises((AssertionError, Violation)):

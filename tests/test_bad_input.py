@@ -31,8 +31,7 @@ from conftest import BOUND
 from hypothesis import example, given, settings
 
 from prefork_executor import PreforkExecutor, yell
-from prefork_executor._board import scoreboard as sb
-from prefork_executor._messages.channels import PoolChannels
+from prefork_executor._support import faults
 
 HUGE = 10**5000
 """More digits than Python prints, and far beyond any float."""
@@ -541,18 +540,15 @@ def test_what_workers_cannot_unpickle_breaks_the_pool_and_no_future_hangs(
     capfd.readouterr()
 
 
-def test_a_supervisor_that_ends_before_it_was_given_its_channels_is_no_other_case(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    give_to = PoolChannels.give_to
-
-    def give_late(channels: PoolChannels, control: socket.socket) -> None:
-        os.kill(channels.board.words[sb.MAIN], signal.SIGABRT)
+def test_a_supervisor_that_ends_before_it_was_given_its_channels_is_no_other_case() -> None:
+    def end_it(pid: int, control: socket.socket) -> None:
+        os.kill(pid, signal.SIGABRT)
         assert select.select([control], [], [], BOUND)[0], "it has ended"
-        give_to(channels, control)
 
-    monkeypatch.setattr(PoolChannels, "give_to", give_late)
-    with PreforkExecutor(2, "forkserver") as executor:
+    with (
+        faults.injected("client.gives_channels", end_it),
+        PreforkExecutor(2, "forkserver") as executor,
+    ):
         error = executor.submit(square, 1).exception(BOUND)
         assert "supervisors in a row ended before they were ready" in str(error)
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +19,7 @@ from conftest import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, TaskAborted, TaskTimeout, WorkerDied, yell
 from prefork_executor._client import batches as batches_module
-from prefork_executor._messages import wire
+from prefork_executor._support import faults
 
 FOREVER = 3600.0
 WARM_UP = 500
@@ -55,17 +54,11 @@ def executor(start_method: str) -> Iterator[PreforkExecutor]:
 def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The numbers of tasks that were sent in one message; the test must have some."""
     sizes: list[int] = []
-    pack_calls = wire.pack_calls
-
-    def noted(number: int, bodies: list[bytes], *about: Any) -> bytes:
-        sizes.append(len(bodies))
-        return pack_calls(number, bodies, *about)
-
-    monkeypatch.setattr(wire, "pack_calls", noted)
     # What is short is a matter of the machine, too, and of what else it does.
     monkeypatch.setattr(batches_module, "SHORT", 10**12)
     monkeypatch.setattr(batches_module, "SPAN", 10**15)
-    yield sizes
+    with faults.injected("client.sends_batch", lambda _number, count: sizes.append(count)):
+        yield sizes
     assert max(sizes, default=0) > 3, "tasks have travelled together"
 
 
@@ -188,18 +181,14 @@ def test_one_worker_begins_tasks_in_their_order_though_one_turns_out_to_be_long(
 
 
 def test_what_waits_behind_a_long_task_is_sent_again_once_and_not_at_every_look(
-    batches: list[int], monkeypatch: pytest.MonkeyPatch
+    batches: list[int],
 ) -> None:
     looks: list[float] = []
-    look = batches_module.Batches.look
 
-    def noted_look(self: batches_module.Batches) -> None:
-        if self.look_at is not None and time.monotonic() >= self.look_at:
-            looks.append(self.look_at)
-        look(self)
+    def note_look() -> None:
+        looks.append(time.monotonic())
 
-    monkeypatch.setattr(batches_module.Batches, "look", noted_look)
-    with PreforkExecutor(1) as executor:
+    with faults.injected("client.looks_for_slow", note_look), PreforkExecutor(1) as executor:
         warm(executor)
         batches.clear()
         futures = many(executor, {20: "sleep"}, 200)
@@ -256,24 +245,28 @@ def test_many_kills_among_many_short_tasks_lose_only_what_ran(
     assert len(lost) <= kills
 
 
-def test_tasks_that_are_not_known_to_be_short_travel_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(wire, "pack_calls", None)  # Whoever called it would fail.
-    with PreforkExecutor(2) as executor:
+def test_tasks_that_are_not_known_to_be_short_travel_alone() -> None:
+    together: list[int] = []
+    alone: list[None] = []
+    with (
+        faults.injected("client.sends_batch", lambda _number, count: together.append(count)),
+        faults.injected("client.sent_task", lambda: alone.append(None)),
+        PreforkExecutor(2) as executor,
+    ):
         list(executor.map(time.sleep, [0.001] * 300))
+    assert (len(together), len(alone)) == (0, 300)
 
 
-def test_a_fault_of_ours_leaves_no_future_unresolved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fault(*_: object) -> bytes:
+def test_a_fault_of_ours_leaves_no_future_unresolved() -> None:
+    def fault(*_: object) -> None:
         raise TypeError("a fault of ours")
 
     with PreforkExecutor(1, "fork") as executor:
         list(executor.map(task, range(30)))
-        monkeypatch.setattr(wire, "pack_calls", fault)
         futures: list[Future[int]] = []
-        with contextlib.suppress(BrokenProcessPool):  # It may be known before all are there.
-            futures.extend(executor.submit(task, i) for i in range(300))
-        errors = [future.exception(BOUND) for future in futures]
+        with faults.injected("client.sends_batch", fault):
+            with contextlib.suppress(BrokenProcessPool):  # It may be known before all are there.
+                futures.extend(executor.submit(task, i) for i in range(300))
+            errors = [future.exception(BOUND) for future in futures]
     assert any(errors)
     assert all(error is None or isinstance(error, BrokenProcessPool) for error in errors)

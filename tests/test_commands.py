@@ -21,8 +21,9 @@ from injection import Running, all_go_on, ended_at_once, is_alive, lines, pool_o
 from light_tasks import note, run_until, square
 
 from prefork_executor import PreforkExecutor, TaskAborted
-from prefork_executor._client import dispatch, notices, phases, supervisor_handle
+from prefork_executor._client import phases
 from prefork_executor._messages.wire import Kind
+from prefork_executor._support import faults
 
 MANY = 2000
 """Commands, more than a socket takes that nobody reads."""
@@ -117,25 +118,25 @@ def test_a_command_that_is_repeated_does_not_queue_up_behind_the_others(tmp_path
 
 
 def test_the_answer_to_an_earlier_request_to_end_the_workers_does_not_stand_for_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """The second is made just as the answer to the first is read. What is submitted then
     would be taken, and taken along, by the worker that is there already."""
-    read_notice = notices.read_notice
     stopped: list[psutil.Process] = []
     gate, started = tmp_path / "gate", tmp_path / "started"
 
-    def read_and_end_again(packet: Any) -> Any:
-        if packet.kind == Kind.WORKERS_TOLD and not stopped:
+    def end_again(kind: int) -> None:
+        if kind == Kind.WORKERS_TOLD and not stopped:
             eventually(lambda: executor.stats().idle, "a new worker waits")
             supervisor.suspend()
             executor.kill_workers()
             stopped.append(supervisor)
-        return read_notice(packet)
 
-    with ended_at_once(pool_of(1, "fork")) as executor:
+    with (
+        ended_at_once(pool_of(1, "fork")) as executor,
+        faults.injected("client.heeds", end_again),
+    ):
         supervisor = supervisor_of(executor)
-        monkeypatch.setattr(notices, "read_notice", read_and_end_again)
         executor.kill_workers()
         eventually(lambda: stopped)
         try:
@@ -178,37 +179,30 @@ def test_workers_may_be_ended_again_and_again_while_the_supervisor_preloads(
 
 
 def test_workers_whose_end_is_asked_for_as_they_start_take_along_nothing_submitted_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    start, report = supervisor_handle.SupervisorHandle.start, dispatch.Dispatcher.report
-    read_notice = notices.read_notice
     gate, started = tmp_path / "gate", tmp_path / "started"
     ends: list[str] = []
     later: list[Future[int]] = []
 
-    def start_and_end(handle: Any, *args: Any) -> None:
-        executor.kill_workers()
-        start(handle, *args)
+    def wait() -> None:
         eventually(lambda: executor.stats().idle, "a worker waits")
-        ends.append("asked for")
 
-    def report_and_submit(dispatcher: Any) -> None:
-        report(dispatcher)
-        if ends == ["asked for"]:
-            # The supervisor has started, and the request has not been looked at.
-            ends.append("submitted")
-            later.append(executor.submit(run_until, str(gate), str(started)))
-            eventually(lambda: executor.stats().waiting or lines(started))
+    def submit() -> None:
+        later.append(executor.submit(run_until, str(gate), str(started)))
+        eventually(lambda: executor.stats().waiting or lines(started))
 
-    def read_and_note(packet: Any) -> Any:
-        if packet.kind == Kind.WORKERS_TOLD:
+    def note_end(kind: int) -> None:
+        if kind == Kind.WORKERS_TOLD:
             ends.append("done")
-        return read_notice(packet)
 
-    with ended_at_once(pool_of(1, "fork")) as executor:
-        monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", start_and_end)
-        monkeypatch.setattr(dispatch.Dispatcher, "report", report_and_submit)
-        monkeypatch.setattr(notices, "read_notice", read_and_note)
+    with (
+        ended_at_once(pool_of(1, "fork")) as executor,
+        faults.injected("client.starts_supervisor", lambda: executor.kill_workers()),
+        faults.injected("client.started_supervisor", wait),
+        faults.injected("client.replaced_supervisor", submit),
+        faults.injected("client.heeds", note_end),
+    ):
         supervisor_of(executor).kill()
         eventually(lambda: "done" in ends and lines(started))
         gate.touch()

@@ -24,9 +24,8 @@ from light_tasks import square
 
 from prefork_executor import PreforkExecutor
 from prefork_executor._board.scoreboard import Slot
-from prefork_executor._messages.channels import Packet, Receiver
+from prefork_executor._support import faults
 from prefork_executor._system import descriptors
-from prefork_executor._system.descriptors import Socket
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -145,62 +144,46 @@ def one_by_one(executor: PreforkExecutor) -> None:
 # --- messages ---------------------------------------------------------------------------------
 
 
-class Sent:
-    """The end of the task pipe that the client sends by, which counts."""
-
-    def __init__(self, end: Socket) -> None:
-        self._end = end
-        self.messages = 0
-
-    def send(self, *packet: Any) -> int:
-        size = self._end.send(*packet)
-        self.messages += 1
-        return size
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._end, name)
+@pytest.fixture
+def there(executor: PreforkExecutor) -> Iterator[list[int]]:
+    """How many tasks each message of the client to its workers has."""
+    sizes: list[int] = []
+    with (
+        faults.injected("client.sent_task", lambda: sizes.append(1)),
+        faults.injected("client.sends_batch", lambda _first, count: sizes.append(count)),
+    ):
+        yield sizes
 
 
 @pytest.fixture
-def sent(executor: PreforkExecutor) -> Sent:
-    """The messages of the executor's client to its workers."""
-    channels: Any = executor._client._channels
-    channels.tasks = Sent(channels.tasks)
-    counted: Sent = channels.tasks
-    return counted
-
-
-@pytest.fixture
-def received(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The kinds of those that this process has received."""
-    kinds: list[int] = []
-    open_packet = Receiver.packet
-
-    def noted(receiver: Receiver, *taken: Any) -> Packet:
-        packet = open_packet(receiver, *taken)
-        kinds.append(packet.kind)
-        return packet
-
-    monkeypatch.setattr(Receiver, "packet", noted)
-    return kinds
+def back() -> Iterator[Calls]:
+    """The messages of the workers, of a pool that is forked from now on."""
+    messages = Calls()
+    with faults.injected("worker.sent", messages.counted(lambda *_: None)):
+        yield messages
+    messages.close()
 
 
 def test_under_backlog_eight_tasks_or_more_share_a_message_either_way(
-    received: list[int], sent: Sent, executor: PreforkExecutor
+    back: Calls, executor: PreforkExecutor, there: list[int]
 ) -> None:
-    came = len(received)
+    pids = workers(executor)
+    before = back.of(*pids)
     backlog(executor)
-    assert sent.messages < TASKS / 8
-    assert len(received) - came < TASKS / 8
+    assert 0 < len(there) < TASKS / 8
+    assert 0 < back.of(*pids) - before < TASKS / 8
 
 
 def test_one_at_a_time_is_a_message_there_and_a_message_back(
-    received: list[int], sent: Sent, executor: PreforkExecutor
+    back: Calls, executor: PreforkExecutor, there: list[int]
 ) -> None:
-    came = len(received)
+    pids = workers(executor)
+    before = back.of(*pids)
     one_by_one(executor)
-    assert sent.messages == ONE_BY_ONE
-    assert ONE_BY_ONE <= len(received) - came < 2 * ONE_BY_ONE
+    assert there == [1] * ONE_BY_ONE
+    # One is counted after it was sent, when its outcome may be here already.
+    eventually(lambda: back.of(*pids) - before >= ONE_BY_ONE)
+    assert back.of(*pids) - before == ONE_BY_ONE
 
 
 # --- system calls -----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from strikes import Strike, handler_of_sigusr1
 from prefork_executor import PreforkExecutor, TaskAborted, WorkerDied, yell
 from prefork_executor._client import client, futures
 from prefork_executor._client import direct as direct_module
+from prefork_executor._support import faults
 from prefork_executor._system import descriptors
 from prefork_executor._system.platform import WAKES_ONE
 
@@ -45,17 +46,11 @@ def executor() -> Iterator[PreforkExecutor]:
 
 
 @pytest.fixture
-def direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def direct() -> Iterator[list[bool]]:
     """Whether each message that a caller has read was done with by him."""
     taken: list[bool] = []
-    take = direct_module.DirectReader._take
-
-    def noted(reader: Any, bell: Any) -> bool:
-        taken.append(take(reader, bell))
-        return taken[-1]
-
-    monkeypatch.setattr(direct_module.DirectReader, "_take", noted)
-    return taken
+    with faults.injected("client.read_directly", taken.append):
+        yield taken
 
 
 # --- by himself, and when not -------------------------------------------------------------

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -32,9 +32,8 @@ from injection import (
 from light_tasks import BIG, big, die, noted, square
 
 from prefork_executor import PreforkExecutor, WorkerDied, yell
-from prefork_executor._messages import channels, payload_files
-from prefork_executor._server import worker as worker_module
-from prefork_executor._system import descriptors
+from prefork_executor._messages.wire import Kind
+from prefork_executor._support import faults
 
 # --- stopped processes ---
 
@@ -80,22 +79,20 @@ def test_a_worker_that_is_stopped_as_it_asks_for_the_next_task_does_not_hold_up_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_patience(monkeypatch)
-    receive, armed = channels.Receiver.receive, tmp_path / "armed"
+    armed = tmp_path / "armed"
 
-    def stop_first(receiver: channels.Receiver, flags: int = 0) -> channels.Packet:
-        if worker_module._current is not None:
-            with contextlib.suppress(FileNotFoundError):
-                armed.unlink()
-                os.kill(os.getpid(), signal.SIGSTOP)
-        return receive(receiver, flags)
+    def stop_first(*_: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            armed.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
-    monkeypatch.setattr(channels.Receiver, "receive", stop_first)
-    with ended_at_once(pool_of(2, "fork")) as executor:
+    with faults.injected("worker.asks", stop_first), ended_at_once(pool_of(2, "fork")) as executor:
         idle_workers(executor)
         armed.touch()
         # Woken by this, one of them stops; or, if the other took it, after it.
         assert executor.submit(square, 5).result(BOUND) == 25
         executor.submit(square, 6).result(BOUND)
+        eventually(lambda: not armed.exists(), "one of them stops")
         executor.shutdown(wait=False)
         assert executor.join(BOUND)
 
@@ -118,18 +115,17 @@ def test_a_worker_that_was_stopped_just_after_its_outcome_holds_up_no_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lose_patience(monkeypatch)
-    send = worker_module.Worker._send_outcome
 
-    def send_and_stop(worker: Any, *outcome: Any) -> None:
-        send(worker, *outcome)
-        os.kill(os.getpid(), signal.SIGSTOP)  # Its slot says that it is busy.
+    def stop(kind: int, *_: object) -> None:
+        if kind == Kind.RESULT:
+            os.kill(os.getpid(), signal.SIGSTOP)  # Its slot says that it is busy.
 
-    monkeypatch.setattr(worker_module.Worker, "_send_outcome", send_and_stop)
-    executor = PreforkExecutor(1, "fork")
-    assert executor.submit(square, 3).result(BOUND) == 9
-    assert executor.stats().busy == 1
-    executor.shutdown(wait=False)
-    assert executor.join(BOUND)
+    with faults.injected("worker.sent", stop):
+        executor = PreforkExecutor(1, "fork")
+        assert executor.submit(square, 3).result(BOUND) == 9
+        assert executor.stats().busy == 1
+        executor.shutdown(wait=False)
+        assert executor.join(BOUND)
 
 
 def test_while_the_supervisor_is_stopped_its_workers_do_the_work(start_method: str) -> None:
@@ -145,22 +141,17 @@ def test_while_the_supervisor_is_stopped_its_workers_do_the_work(start_method: s
 
 @linux
 def test_a_task_whose_wake_up_went_to_a_worker_that_was_stopped_is_run_by_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """A message wakes one worker of those that wait; here that one gets no further."""
-    waits, armed = descriptors.Waiter.wait, tmp_path / "armed"
+    armed = tmp_path / "armed"
 
-    def wait(waiter: descriptors.Waiter, timeout: float | None = None) -> list[int]:
-        ready = waits(waiter, timeout)
-        worker = worker_module._current
-        if worker and worker._channels.tasks.fileno() in ready:
-            with contextlib.suppress(FileNotFoundError):
-                armed.unlink()
-                os.kill(os.getpid(), signal.SIGSTOP)
-        return ready
+    def stop(*_: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            armed.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
-    monkeypatch.setattr(descriptors.Waiter, "wait", wait)
-    with ended_at_once(pool_of(2, "fork")) as executor:
+    with faults.injected("worker.woke", stop), ended_at_once(pool_of(2, "fork")) as executor:
         processes = idle_workers(executor)
         armed.touch()
         future = executor.submit(square, 5)
@@ -169,6 +160,7 @@ def test_a_task_whose_wake_up_went_to_a_worker_that_was_stopped_is_run_by_anothe
         finally:
             for process in processes:
                 process.resume()
+    assert not armed.exists(), "one of them stopped"
 
 
 # --- signals that end a process ---
@@ -239,48 +231,35 @@ def test_workers_that_ignore_every_signal_end_at_shutdown(start_method: str) -> 
 # --- a kill in the middle of a big payload ---
 
 
-def injected(module: Any, name: str, *, before: bool, patch: pytest.MonkeyPatch) -> None:
-    """Workers die as they enter this function, or as they leave it."""
-    original = getattr(module, name)
-
-    def wrapped(*args: Any) -> Any:
-        if in_worker() and before:
-            die()
-        answer = original(*args)
-        if in_worker():
-            die()
-        return answer
-
-    patch.setattr(module, name, wrapped)
-
-
-def die_half_written(descriptor: int, view: memoryview, offset: int) -> None:
-    if in_worker():
-        view = view[: view.nbytes // 2]
-    os.pwrite(descriptor, view, offset)
+def worker_dies(*_: object) -> None:
+    """The caller comes to these points as well."""
     if in_worker():
         die()
 
 
-@pytest.fixture
-def sends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A forked pool's workers die at this point of sending a big message."""
-    point = str(request.param)
-    if point == "half written":
-        monkeypatch.setattr(channels, "_write_all", die_half_written)
-    elif point == "no file yet":
-        injected(payload_files, "shared_file", before=True, patch=monkeypatch)
-    else:
-        before = point == "written, not sent"
-        injected(channels, "send_descriptors", before=before, patch=monkeypatch)
-    return point
+def worker_dies_half_written(descriptor: int, view: memoryview, offset: int) -> None:
+    if in_worker():
+        os.pwrite(descriptor, view[: view.nbytes // 2], offset)
+        die()
 
 
 def yell_big() -> None:
     yell(bytes(BIG))
 
 
-POINTS = ["no file yet", "half written", "written, not sent", "sent"]
+POINTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "no file yet": ("payload.makes_file", worker_dies),
+    "half written": ("payload.writes", worker_dies_half_written),
+    "written, not sent": ("payload.sends", worker_dies),
+    "sent": ("payload.sent", worker_dies),
+}
+
+
+@pytest.fixture
+def sends(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A forked pool's workers die at this point of sending a big message."""
+    with faults.injected(*POINTS[request.param]):
+        yield request.param
 
 
 @pytest.mark.parametrize("sends", POINTS, indirect=True)
@@ -307,25 +286,16 @@ def test_a_kill_as_a_big_message_is_yelled_costs_one_task(sends: str) -> None:
     assert heard == ([bytes(BIG), "small"] if sends == "sent" else ["small"])
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_kill_as_a_big_argument_is_mapped_costs_that_task(
-    before: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("point", ["payload.opens", "payload.opened"])
+@pytest.mark.parametrize("argument", [numpy.zeros(BIG, "u1"), bytes(BIG)], ids=["mapped", "read"])
+def test_a_kill_as_a_big_argument_is_mapped_or_read_costs_that_task(
+    point: str, argument: Sized
 ) -> None:
-    injected(channels, "map_private", before=before, patch=monkeypatch)
-    with ended_at_once(PreforkExecutor(2, "fork")) as executor:
-        futures = [executor.submit(len, numpy.zeros(BIG, "u1")) for _ in range(3)]
-        for future in futures:
-            assert isinstance(future.exception(BOUND), WorkerDied)
-        all_go_on(executor)
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_a_kill_as_big_bytes_are_read_costs_that_task(
-    before: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    injected(channels, "_read", before=before, patch=monkeypatch)
-    with ended_at_once(PreforkExecutor(2, "fork")) as executor:
-        futures = [executor.submit(len, bytes(BIG)) for _ in range(3)]
+    with (
+        faults.injected(point, worker_dies),
+        ended_at_once(PreforkExecutor(2, "fork")) as executor,
+    ):
+        futures = [executor.submit(len, argument) for _ in range(3)]
         for future in futures:
             assert isinstance(future.exception(BOUND), WorkerDied)
         all_go_on(executor)

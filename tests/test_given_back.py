@@ -21,10 +21,7 @@ from light_tasks import note
 from prefork_executor import PreforkExecutor, WorkerDied
 from prefork_executor._board import scoreboard
 from prefork_executor._client import batches as batches_module
-from prefork_executor._client import deaths
-from prefork_executor._messages import wire
-from prefork_executor._pool import leaving
-from prefork_executor._server import worker
+from prefork_executor._support import faults
 
 MANY = 300
 WARM_UP = 20
@@ -48,18 +45,12 @@ def step(ran: str, i: int, gate: str = "") -> int:
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[range]]:
-    """The numbers of the tasks of each message of several; the test must have some."""
-    sent: list[range] = []
-    pack_calls = wire.pack_calls
-
-    def noted(number: int, bodies: list[bytes], *about: Any) -> bytes:
-        sent.append(range(number, number + len(bodies)))
-        return pack_calls(number, bodies, *about)
-
-    monkeypatch.setattr(wire, "pack_calls", noted)
-    yield sent
-    assert max(map(len, sent), default=0) > 3, "tasks have travelled together"
+def batches() -> Iterator[list[int]]:
+    """How many tasks each message of several has; the test must have some."""
+    sizes: list[int] = []
+    with faults.injected("client.sends_batch", lambda _number, count: sizes.append(count)):
+        yield sizes
+    assert max(sizes, default=0) > 3, "tasks have travelled together"
 
 
 @pytest.fixture
@@ -100,30 +91,21 @@ def numbers(ran: Path) -> list[int]:
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def told(tmp_path: Path) -> Iterator[Path]:
     """A file that is there once the client has been told of tasks that came back."""
-    path, take_back = tmp_path / "told", deaths.Deaths.take_back
-
-    def take_back_and_say(client: Any, number: int, count: int) -> None:
-        take_back(client, number, count)
-        path.touch()
-
-    monkeypatch.setattr(deaths.Deaths, "take_back", take_back_and_say)
-    return path
+    path = tmp_path / "told"
+    with faults.injected("client.took_back", path.touch):
+        yield path
 
 
 def test_what_a_worker_gives_back_at_its_last_task_is_run_before_what_lay_in_the_pipe(
-    batches: list[range], ran: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+    batches: list[int], ran: Path, told: Path
 ) -> None:
-    leave = worker.Worker._leave
-
-    def leave_when_told(worker: Any) -> None:
-        wait_for(str(told))
-        leave(worker)
-
-    monkeypatch.setattr(worker.Worker, "_leave", leave_when_told)
     # Its last task is amid the first message after the warming up.
-    with ended_at_once(one_worker(max_tasks_per_child=WARM_UP + 5)) as executor:
+    with (
+        faults.injected("worker.leaves", lambda: wait_for(str(told))),
+        ended_at_once(one_worker(max_tasks_per_child=WARM_UP + 5)) as executor,
+    ):
         futures = submit_together(executor, ran, MANY, {})
         assert [future.result(BOUND) for future in futures] == list(range(MANY))
         assert told.exists(), "tasks have come back"
@@ -134,17 +116,16 @@ def test_what_a_worker_gives_back_at_its_last_task_is_run_before_what_lay_in_the
 
 
 def test_what_came_after_a_task_that_died_is_run_before_what_lay_in_the_pipe(
-    batches: list[range], ran: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+    batches: list[int], ran: Path, told: Path
 ) -> None:
-    initialize = worker.Worker._initialize
-
-    def initialize_when_told(worker: Any) -> bool:
+    def wait_until_told() -> None:
         if lines(ran):  # The one that there was has died.
             wait_for(str(told))
-        return initialize(worker)
 
-    monkeypatch.setattr(worker.Worker, "_initialize", initialize_when_told)
-    with ended_at_once(one_worker()) as executor:
+    with (
+        faults.injected("worker.starts", wait_until_told),
+        ended_at_once(one_worker()) as executor,
+    ):
         futures = submit_together(executor, ran, MANY, {100: "die"})
         errors = [future.exception(BOUND) for future in futures]
         assert isinstance(errors.pop(100), WorkerDied)
@@ -157,19 +138,19 @@ def test_what_came_after_a_task_that_died_is_run_before_what_lay_in_the_pipe(
 
 
 def test_a_kill_as_a_worker_gives_tasks_back_costs_none_of_them(
-    batches: list[range], ran: Path, monkeypatch: pytest.MonkeyPatch
+    batches: list[int], ran: Path
 ) -> None:
     gate, struck = ran.with_name("gate"), ran.with_name("struck")
-    give_back = worker.Worker._give_back
 
-    def die_first(worker: Any, number: int, count: int) -> None:
+    def die_first(_number: int, _count: int) -> None:
         if not struck.exists():
             struck.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        give_back(worker, number, count)
 
-    monkeypatch.setattr(worker.Worker, "_give_back", die_first)
-    with ended_at_once(one_worker()) as executor:
+    with (
+        faults.injected("worker.gives_back", die_first),
+        ended_at_once(one_worker()) as executor,
+    ):
         futures = submit_together(executor, ran, 100, {0: str(gate)})
         eventually(lambda: lines(ran), "the first of a message runs")
         reload = executor.reload()
@@ -183,7 +164,7 @@ def test_a_kill_as_a_worker_gives_tasks_back_costs_none_of_them(
 
 
 def test_a_request_to_end_a_task_that_comes_late_does_not_hit_the_next_of_its_message(
-    batches: list[range], ran: Path
+    batches: list[int], ran: Path
 ) -> None:
     gates = {i: ran.with_name(f"gate {i}") for i in (0, 1)}
     with ended_at_once(one_worker()) as executor:
@@ -210,36 +191,31 @@ def test_a_request_to_end_a_task_that_comes_late_does_not_hit_the_next_of_its_me
 
 
 def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_of_its_message(
-    batches: list[range], ran: Path, monkeypatch: pytest.MonkeyPatch
+    batches: list[int], ran: Path
 ) -> None:
     """Between the supervisor's last look and its signal the task ends, and the worker has
     all the time that it wants to go on."""
     gates = {i: ran.with_name(f"gate {i}") for i in (0, 1)}
-    moved, signalled = ran.with_name("moved"), ran.with_name("signalled")
-    holds, is_to_stop = leaving.PoolWorker._holds, worker.Worker._is_to_stop
-    looks: list[bool] = []
+    moved, survived = ran.with_name("moved"), ran.with_name("survived")
 
-    def look_and_dawdle(worker: Any, task: int) -> bool:
-        looks.append(holds(worker, task))
-        if len(looks) == 2:
-            gates[0].touch()
-            wait_for(str(moved))
-        return looks[-1]
+    def dawdle(_task: int) -> None:
+        gates[0].touch()
+        wait_for(str(moved))
 
-    def stop_and_wait(worker: Any, last: int) -> bool:
-        stops: bool = is_to_stop(worker, last)
+    def say_so() -> None:
         if lines(ran) == ["0"]:
             moved.touch()
-        return stops
 
-    def give_back_later(worker: Any, number: int, count: int) -> None:
-        # In here the signal ends it. Were there none, it would go on.
-        wait_for(str(signalled), 10)
+    def wait_for_the_signal(_number: int, _count: int) -> None:
+        wait_for(str(survived), 10)
+        survived.touch()
 
-    monkeypatch.setattr(leaving.PoolWorker, "_holds", look_and_dawdle)
-    monkeypatch.setattr(worker.Worker, "_is_to_stop", stop_and_wait)
-    monkeypatch.setattr(worker.Worker, "_give_back", give_back_later)
-    with ended_at_once(one_worker()) as executor:
+    with (
+        faults.injected("supervisor.ends_task", dawdle),
+        faults.injected("worker.named_next", say_so),
+        faults.injected("worker.gives_back", wait_for_the_signal),
+        ended_at_once(one_worker()) as executor,
+    ):
         futures = submit_together(executor, ran, 100, {i: str(gates[i]) for i in gates})
         eventually(lambda: lines(ran), "the first of a message runs")
         executor.abort(futures[0])
@@ -247,40 +223,30 @@ def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_
         gates[1].touch()
         assert [future.result(BOUND) for future in futures] == list(range(100))
     assert sorted(numbers(ran)) == list(range(100))
+    assert not survived.exists(), "the signal came as the worker gave back the rest"
 
 
 # --- a system that has no room -------------------------------------------------------------
 
 
-class Refuses:
-    """The task pipe's end, which the system refuses to send to, this often."""
-
-    def __init__(self, end: Any, number: int, often: int) -> None:
-        self._end, self._number, self.left = end, number, often
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._end, name)
-
-    def send(self, packet: bytes, flags: int = 0) -> int:
-        if packet[0] == wire.Kind.CALLS and self.left:
-            self.left -= 1
-            raise OSError(self._number, os.strerror(self._number))
-        return int(self._end.send(packet, flags))
-
-
 @pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN])
 @pytest.mark.parametrize("in_flight", [True, False], ids=["others in flight", "none in flight"])
 def test_a_message_that_the_system_has_no_room_for_is_sent_later_and_its_tasks_run_once(
-    number: int, in_flight: bool, batches: list[range], ran: Path
+    number: int, in_flight: bool, ran: Path
 ) -> None:
-    with ended_at_once(one_worker()) as executor:
-        client = executor._client
-        refuses = Refuses(client._channels.tasks, number, 20)
-        client._channels.tasks = refuses  # type: ignore[assignment]
+    refused: list[int] = []
+
+    def refuse(_first: int, count: int) -> None:
+        if len(refused) < 20:
+            refused.append(count)
+            raise OSError(number, os.strerror(number))
+
+    with ended_at_once(one_worker()) as executor, faults.injected("client.sends_batch", refuse):
         if in_flight:
             futures = [executor.submit(step, str(ran), i) for i in range(MANY)]
         else:
             futures = submit_together(executor, ran, MANY, {})
         assert [future.result(BOUND) for future in futures] == list(range(MANY))
-        assert refuses.left == 0
+        assert len(refused) == 20
+        assert max(refused) > 3, "they would have travelled together"
     assert numbers(ran) == list(range(MANY))

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -17,8 +16,7 @@ import pytest
 from conftest import eventually
 
 from prefork_executor import PreforkExecutor, WorkerDied
-from prefork_executor._client import supervisors
-from prefork_executor._messages import channels
+from prefork_executor._support import faults
 
 
 def square(x: int) -> int:
@@ -53,27 +51,19 @@ def test_a_future_that_somebody_else_resolves_harms_no_other(tmp_path: Path) -> 
         assert executor.submit(square, 4).result() == 16
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["client.sends_task", "client.sent_task"])
 def test_an_interrupt_as_a_task_is_sent_neither_loses_it_nor_runs_it_twice(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, tmp_path: Path
 ) -> None:
     ran = tmp_path / "ran"
-    send, interrupted = channels.send, []
 
-    def interrupted_send(*args: Any) -> None:
-        strikes = threading.current_thread() is threading.main_thread() and not interrupted
-        if strikes:
-            interrupted.append(1)
-        if strikes and moment == "before":
-            signal.raise_signal(signal.SIGINT)
-        send(*args)
-        if strikes:
+    def interrupt() -> None:
+        if threading.current_thread() is threading.main_thread():
             signal.raise_signal(signal.SIGINT)
 
     with PreforkExecutor(1) as executor:
         executor.submit(square, 1).result()
-        monkeypatch.setattr(channels, "send", interrupted_send)
-        with pytest.raises(KeyboardInterrupt):
+        with faults.injected(moment, interrupt), pytest.raises(KeyboardInterrupt):
             executor.submit(note, str(ran), "interrupted")
         assert executor.submit(square, 2).result() == 4
         eventually(lambda: ran.exists() and executor.stats().in_flight == 0)
@@ -111,9 +101,7 @@ def test_a_timeouts_handler_may_raise_anywhere_in_submit() -> None:
     assert struck
 
 
-def test_a_finalizer_that_submits_within_submit_does_not_deadlock(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_finalizer_that_submits_within_submit_does_not_deadlock() -> None:
     followed = []
 
     class Submits:
@@ -124,29 +112,18 @@ def test_a_finalizer_that_submits_within_submit_does_not_deadlock(
             followed.append(self.executor.submit(square, 5))
             self.executor.stats()
 
-    send = channels.send
-
     with PreforkExecutor(1) as executor:
         executor.submit(square, 1).result()
         victims = [Submits(executor)]
-
-        def collecting_send(*args: Any) -> None:
-            victims.clear()  # As a garbage collection would, with the lock held.
-            send(*args)
-
-        monkeypatch.setattr(channels, "send", collecting_send)
-        assert executor.submit(square, 2).result() == 4
+        # As a garbage collection would, with the lock held.
+        with faults.injected("client.sends_task", victims.clear):
+            assert executor.submit(square, 2).result() == 4
         assert followed[0].result() == 25
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from prefork_executor._client import supervisor_handle
-
+def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death() -> None:
     children: list[int] = []
-    supervise = supervisor_handle.supervise
 
     def fork_in_another_thread() -> None:
         def fork() -> None:
@@ -160,23 +137,11 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
         thread.start()
         thread.join()
 
-    class StartsSlowly(supervisors.SupervisorHandle):
-        def start(self, context: Any, settings: Any, give_channels: Any) -> None:
-            process = context.Process
-
-            def process_after_a_fork(*args: Any, **options: Any) -> Any:
-                fork_in_another_thread()
-                return process(*args, **options)
-
-            with monkeypatch.context() as patch:
-                patch.setattr(type(context), "Process", staticmethod(process_after_a_fork))
-                super().start(context, settings, give_channels)
-
-    monkeypatch.setattr(supervisors, "SupervisorHandle", StartsSlowly)
     try:
         with PreforkExecutor(1, "fork") as executor:
-            assert executor.submit(square, 2).result() == 4
-            monkeypatch.undo()
+            with faults.injected("client.starts_supervisor", fork_in_another_thread):
+                assert executor.submit(square, 2).result() == 4
+            assert children
             future = executor.submit(time.sleep, 600)
             eventually(lambda: executor.stats().busy)
             supervisor = psutil.Process(executor.stats().workers[0].pid).parent()
@@ -188,7 +153,6 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death(
         for pid in children:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    assert supervise is supervisor_handle.supervise
 
 
 def test_an_executor_made_before_a_fork_may_be_used_first_in_the_child() -> None:

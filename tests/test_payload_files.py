@@ -14,10 +14,13 @@ import pytest
 from conftest import eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from injection import lines
+from light_tasks import note
 
 from prefork_executor import PreforkExecutor
 from prefork_executor._messages import payload_files as payload_files_module
 from prefork_executor._messages.payload_files import GRAIN, MOST_BYTES, MOST_FILES, PayloadFiles
+from prefork_executor._support import faults
 from prefork_executor._system.shared_files import map_private, shared_file
 
 SIZE = 200_000
@@ -56,21 +59,15 @@ def executor() -> Iterator[PreforkExecutor]:
 
 
 @pytest.mark.parametrize("payload", [full(7), full(7).tobytes(), [full(1), full(2).tobytes()]])
-def test_no_new_files_are_made_while_there_are_spare_ones(
-    payload: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    made = tmp_path / "made"
-
-    def noted(name: str, size: int) -> int:
-        with made.open("a") as file:
-            file.write(name + "\n")
-        return shared_file(name, size)
-
-    monkeypatch.setattr(payload_files_module, "shared_file", noted)
-    with PreforkExecutor(1, "fork") as executor:
+def test_no_new_files_are_made_while_there_are_spare_ones(payload: object, tmp_path: Path) -> None:
+    made = str(tmp_path / "made")
+    with (
+        faults.injected("payload.makes_file", lambda size: note(made, str(size))),
+        PreforkExecutor(1, "fork") as executor,
+    ):
         for _ in range(50):
             executor.submit(same, payload).result()
-    assert made.read_text().count("prefork-payload") <= 2 * MOST_FILES
+    assert 0 < len(lines(Path(made))) <= 2 * MOST_FILES
 
 
 def test_results_that_are_kept_never_change(executor: PreforkExecutor) -> None:
@@ -272,35 +269,28 @@ def fail_with(array: numpy.ndarray) -> None:
     raise ValueError(int(array[0]))
 
 
-def files_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the payload files that this process makes from now on."""
-    made: list[int] = []
-    monkeypatch.setattr(
-        payload_files_module,
-        "shared_file",
-        lambda name, size: made.append(size) or shared_file(name, size),
-    )
-    return made
+@pytest.fixture
+def made() -> Iterator[list[int]]:
+    """The sizes of the payloads for which this process makes files."""
+    sizes: list[int] = []
+    with faults.injected("payload.makes_file", sizes.append):
+        yield sizes
 
 
 def test_a_callers_file_comes_back_with_an_outcome_that_needs_none(
-    executor: PreforkExecutor, monkeypatch: pytest.MonkeyPatch
+    executor: PreforkExecutor, made: list[int]
 ) -> None:
-    made = files_made(monkeypatch)
     for value in range(50):
         assert executor.submit(first, full(value)).result() == value
-    assert len(made) <= MOST_FILES
+    assert 0 < len(made) <= MOST_FILES
 
 
-def test_it_comes_back_with_a_failure_as_well(
-    executor: PreforkExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = files_made(monkeypatch)
+def test_it_comes_back_with_a_failure_as_well(executor: PreforkExecutor, made: list[int]) -> None:
     for value in range(50):
         error = executor.submit(fail_with, full(value)).exception()
         assert isinstance(error, ValueError)
         assert error.args == (value,)
-    assert len(made) <= MOST_FILES
+    assert 0 < len(made) <= MOST_FILES
 
 
 def test_a_file_that_a_worker_still_looks_into_does_not_come_back(

@@ -28,17 +28,8 @@ from light_tasks import square
 from strikes import Strike, handler_of_sigusr1
 
 from prefork_executor import PreforkExecutor
-from prefork_executor._board import scoreboard
-from prefork_executor._client import (
-    client,
-    dispatch,
-    phases,
-    reloads,
-    requests,
-    supervisor_handle,
-    supervisors,
-)
-from prefork_executor._system import processes
+from prefork_executor._client import client, dispatch, phases, reloads, requests, supervisors
+from prefork_executor._support import faults
 
 # --- a signal handler within submit --------------------------------------------------
 
@@ -129,15 +120,13 @@ def test_an_interrupt_as_the_io_thread_starts_leaves_nothing_and_the_executor_us
 STARTS_AT_THE_END = """
     import threading
     from prefork_executor import PreforkExecutor
-    from prefork_executor._client import client
+    from prefork_executor._support import faults
 
-    channels, at_the_end = client.PoolChannels, threading.Event()
-    begun = threading.Event()
+    begun, at_the_end = threading.Event(), threading.Event()
 
-    def slow_channels(*args):
+    def wait():
         begun.set()
         assert at_the_end.wait(180)
-        return channels(*args)
 
     def submit():
         try:
@@ -145,11 +134,11 @@ STARTS_AT_THE_END = """
         except RuntimeError as error:
             print(error)
 
-    client.PoolChannels = slow_channels
     executor = PreforkExecutor(1)
     thread = threading.Thread(target=submit, daemon=True)
-    thread.start()
-    begun.wait()
+    with faults.injected("client.starts_pool", wait):
+        thread.start()
+        begun.wait()
 
     def go_on():
         at_the_end.set()
@@ -271,24 +260,16 @@ def test_a_logging_handler_may_wait_for_a_thread_that_submits_as_junk_is_dropped
         all_go_on(executor)
 
 
-@pytest.mark.parametrize("step", ["libc", "introduce", "start"])
-def test_what_a_handler_submits_while_the_first_submit_starts_the_pool_is_run(
-    step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    owner: Any = {
-        "libc": processes,
-        "introduce": scoreboard.Scoreboard,
-        "start": supervisor_handle.SupervisorHandle,
-    }[step]
-    real, inner = getattr(owner, step), []
+@pytest.mark.parametrize(
+    "point", ["client.starts_pool", "client.made_channels", "client.starts_supervisor"]
+)
+def test_what_a_handler_submits_while_the_first_submit_starts_the_pool_is_run(point: str) -> None:
+    inner: list[Future[int]] = []
 
-    def submit_first(*args: Any, **options: Any) -> Any:
-        if not inner:
-            inner.append(executor.submit(square, 3))
-        return real(*args, **options)
+    def submit() -> None:
+        inner.append(executor.submit(square, 3))
 
-    monkeypatch.setattr(owner, step, submit_first)
-    with PreforkExecutor(2, "fork") as executor:
+    with faults.injected(point, submit), PreforkExecutor(2, "fork") as executor:
         assert executor.submit(square, 2).result(BOUND) == 4
         assert inner[0].result(BOUND) == 9
 

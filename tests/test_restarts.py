@@ -3,12 +3,14 @@ rarely while that does not help, and nobody waits for it but the tasks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,25 +22,36 @@ from injection import all_go_on, ended_at_once, lines, pool_of, supervisor_of
 from light_tasks import note, square
 
 from prefork_executor import PreforkExecutor
-from prefork_executor._client import phases, restarts, supervisor_handle
+from prefork_executor._client import phases, restarts
 from prefork_executor._client.restarts import Restarts
-from prefork_executor._pool import worker_pool
+from prefork_executor._pool import regulator
+from prefork_executor._support import faults
 
 
 @pytest.fixture
-def cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cause(tmp_path: Path) -> Iterator[Path]:
     """While this file is there, every forked supervisor dies as soon as it is ready, and
     says when in the file ``died``."""
-    cause, died, wait = tmp_path / "cause", tmp_path / "died", worker_pool.WorkerPool.wait
+    cause, died = tmp_path / "cause", tmp_path / "died"
 
-    def die(pool: Any, at_most: float | None = None) -> list[int]:
+    def die() -> None:
         if cause.exists():
             note(str(died), str(time.monotonic()))
             os.kill(os.getpid(), signal.SIGKILL)
-        return wait(pool, at_most)
 
-    monkeypatch.setattr(worker_pool.WorkerPool, "wait", die)
-    return cause
+    with faults.injected("supervisor.waits", die):
+        yield cause
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Makes every wait until the next supervisor as long as this."""
+
+    def set_all(seconds: float) -> None:
+        monkeypatch.setattr(regulator, "BACKOFF_FIRST", seconds)
+        monkeypatch.setattr(regulator, "BACKOFF_MOST", seconds)
+
+    return set_all
 
 
 def deaths(cause: Path) -> list[float]:
@@ -66,9 +79,9 @@ def test_supervisors_that_end_soon_are_replaced_after_waits_that_double_until_th
 
 
 def test_while_the_next_supervisor_is_awaited_tasks_wait_and_their_caller_does_not(
-    cause: Path, monkeypatch: pytest.MonkeyPatch
+    cause: Path, pauses: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(restarts, "backoff", lambda waits: 3600.0)
+    pauses(3600.0)
     executor = PreforkExecutor(2, "fork")
     cause.touch()
     futures = [executor.submit(square, 1)]
@@ -88,9 +101,9 @@ def test_while_the_next_supervisor_is_awaited_tasks_wait_and_their_caller_does_n
 
 
 def test_a_pool_that_awaits_its_next_supervisor_for_nothing_more_ends_at_once(
-    cause: Path, monkeypatch: pytest.MonkeyPatch
+    cause: Path, pauses: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(restarts, "backoff", lambda waits: 3600.0)
+    pauses(3600.0)
     executor = PreforkExecutor(2, "fork")
     executor.submit(square, 1).result(BOUND)
     cause.touch()
@@ -102,19 +115,19 @@ def test_a_pool_that_awaits_its_next_supervisor_for_nothing_more_ends_at_once(
 
 
 def test_nobody_waits_while_another_supervisor_starts(
-    start_method: str, monkeypatch: pytest.MonkeyPatch
+    start_method: str,
 ) -> None:
-    start = supervisor_handle.SupervisorHandle.start
-    starts: list[object] = []
+    starts: list[None] = []
     may_start = threading.Event()
 
-    def start_slowly(handle: Any, *args: Any) -> None:
-        starts.append(handle)
+    def wait() -> None:
+        starts.append(None)
         assert may_start.wait(BOUND)
-        start(handle, *args)
 
-    with ended_at_once(pool_of(2, start_method)) as executor:
-        monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", start_slowly)
+    with (
+        ended_at_once(pool_of(2, start_method)) as executor,
+        faults.injected("client.starts_supervisor", wait),
+    ):
         supervisor_of(executor).kill()
         eventually(lambda: starts)
         done: list[Future[Any]] = []
@@ -139,32 +152,25 @@ def test_nobody_waits_while_another_supervisor_starts(
         assert len(starts) == 1
 
 
-def start_fails(number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """From now on a supervisor's start fails so often, with this error's number. When it
-    was tried."""
-    start, tries = supervisor_handle.SupervisorHandle.start, list[float]()
+@contextlib.contextmanager
+def start_fails(number: int, times: int = 10**9) -> Iterator[list[float]]:
+    """A supervisor's start fails so often, with this error's number. When it was tried."""
+    tries: list[float] = []
 
-    class NoProcesses:
-        def get_start_method(self) -> str:
-            return "fork"
-
-        def Process(self, **_: object) -> None:
+    def fail() -> None:
+        tries.append(time.monotonic())
+        if len(tries) <= times:
             raise OSError(number, os.strerror(number))
 
-    def start_none(handle: Any, context: Any, *args: Any) -> None:
-        tries.append(time.monotonic())
-        start(handle, context if len(tries) > times else NoProcesses(), *args)
-
-    monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", start_none)
-    return tries
+    with faults.injected("client.starts_supervisor", fail):
+        yield tries
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE])
 def test_a_supervisor_that_the_system_has_no_room_for_is_tried_again_after_waits_that_double(
-    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with ended_at_once(pool_of(1, "fork")) as executor:
-        tries = start_fails(number, 3, monkeypatch)
+    with ended_at_once(pool_of(1, "fork")) as executor, start_fails(number, 3) as tries:
         supervisor_of(executor).kill()
         eventually(lambda: len(tries) >= 1)
         futures = [executor.submit(square, i) for i in range(5)]
@@ -176,11 +182,8 @@ def test_a_supervisor_that_the_system_has_no_room_for_is_tried_again_after_waits
     assert "trying again in 0.4 s" in caplog.text
 
 
-def test_a_pool_without_a_supervisor_that_could_be_started_can_be_shut_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with ended_at_once(pool_of(1, "fork")) as executor:
-        tries = start_fails(errno.EAGAIN, 10**9, monkeypatch)
+def test_a_pool_without_a_supervisor_that_could_be_started_can_be_shut_down() -> None:
+    with ended_at_once(pool_of(1, "fork")) as executor, start_fails(errno.EAGAIN) as tries:
         supervisor_of(executor).kill()
         eventually(lambda: len(tries) >= 2)
         future = executor.submit(square, 1)
@@ -189,11 +192,10 @@ def test_a_pool_without_a_supervisor_that_could_be_started_can_be_shut_down(
 
 
 def test_one_that_there_is_never_room_for_breaks_the_pool_in_the_end(
-    monkeypatch: pytest.MonkeyPatch,
+    pauses: Callable[[float], None],
 ) -> None:
-    monkeypatch.setattr(restarts, "backoff", lambda _failures: 0.01)
-    with ended_at_once(pool_of(1, "fork")) as executor:
-        tries = start_fails(errno.EAGAIN, 10**9, monkeypatch)
+    pauses(0.01)
+    with ended_at_once(pool_of(1, "fork")) as executor, start_fails(errno.EAGAIN) as tries:
         supervisor_of(executor).kill()
         eventually(lambda: len(tries) >= 1)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):
@@ -202,29 +204,27 @@ def test_one_that_there_is_never_room_for_breaks_the_pool_in_the_end(
         assert len(tries) == restarts.MOST_NOT_STARTED
 
 
-def test_a_reload_that_is_asked_for_meanwhile_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, reloads = supervisor_handle.SupervisorHandle.start, list[Future[None]]()
+def test_a_reload_that_is_asked_for_meanwhile_is_resolved() -> None:
+    reloads: list[Future[None]] = []
 
-    class NoProcesses:
-        def get_start_method(self) -> str:
-            return "spawn"
-
-        def Process(self, **_: object) -> None:
+    def fail_once() -> None:
+        if not reloads:
             reloads.append(executor.reload())
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    def fail_once(handle: Any, context: Any, *args: Any) -> None:
-        start(handle, context if reloads else NoProcesses(), *args)
-
-    with ended_at_once(pool_of(1, "fork")) as executor:
-        monkeypatch.setattr(supervisor_handle.SupervisorHandle, "start", fail_once)
+    with (
+        ended_at_once(pool_of(1, "fork")) as executor,
+        faults.injected("client.starts_supervisor", fail_once),
+    ):
         supervisor_of(executor).kill()
         eventually(lambda: len(reloads) == 1)
         assert reloads[0].result(BOUND) is None
         all_go_on(executor)
 
 
-def test_forks_that_fail_leave_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forks_that_fail_leave_no_descriptor_open(
+    pauses: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fork, tries, opened = os.fork, list[int](), list[int]()
 
     def refuse() -> int:
@@ -234,7 +234,7 @@ def test_forks_that_fail_leave_no_descriptor_open(monkeypatch: pytest.MonkeyPatc
         opened.append(len(os.listdir("/proc/self/fd")))
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(restarts, "backoff", lambda _failures: 0.01)
+    pauses(0.01)
     with ended_at_once(pool_of(1, "fork")) as executor:
         monkeypatch.setattr(os, "fork", refuse)
         supervisor_of(executor).kill()
@@ -243,11 +243,8 @@ def test_forks_that_fail_leave_no_descriptor_open(monkeypatch: pytest.MonkeyPatc
     assert len(set(opened)) == 1
 
 
-def test_a_supervisor_that_cannot_be_started_breaks_the_pool_and_says_why(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with ended_at_once(pool_of(1, "fork")) as executor:
-        start_fails(errno.ENOENT, 10**9, monkeypatch)
+def test_a_supervisor_that_cannot_be_started_breaks_the_pool_and_says_why() -> None:
+    with ended_at_once(pool_of(1, "fork")) as executor, start_fails(errno.ENOENT):
         supervisor_of(executor).kill()
         eventually(lambda: executor._client._life.phase is phases.Phase.ENDED)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):

@@ -1,14 +1,19 @@
-"""How the package is built: no circles, and nobody writes another's private attributes."""
+"""How the package is built: no circles, nobody writes another's private attributes, and the points
+at which tests inject faults are those that are listed."""
 
 from __future__ import annotations
 
+import ast
 import textwrap
+from collections.abc import Iterator
 
 import pytest
 
 pytest.importorskip("grimp")
 
 from support import structure
+
+from prefork_executor._support import faults
 
 
 def writes_in(code: str) -> list[str]:
@@ -79,3 +84,20 @@ def test_a_class_may_write_its_own_private_attributes_of_any_object() -> None:
                 return door
     """
     assert writes_in(code) == []
+
+
+def fault_points() -> Iterator[tuple[str, str, int]]:
+    """Each point that the code passes: its name, the file, and how much is given there."""
+    for file, code in structure.sources().items():
+        for node in ast.walk(ast.parse(code)):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="faults"), attr="at"),
+                    args=[ast.Constant(value=str(name)), *given],
+                ):
+                    yield name, file, len(given)
+
+
+def test_each_fault_point_is_listed_and_each_that_is_listed_lies_in_the_code_once() -> None:
+    listed = [(name, point.file, len(point.given)) for name, point in faults.POINTS.items()]
+    assert sorted(fault_points()) == sorted(listed)

@@ -18,8 +18,7 @@ from conftest import BOUND, eventually
 
 from prefork_executor import PreforkExecutor
 from prefork_executor._board import scoreboard as sb
-from prefork_executor._server import worker as worker_module
-from prefork_executor._system import descriptors
+from prefork_executor._support import faults
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -117,41 +116,42 @@ def test_one_task_after_the_other_leaves_the_supervisor_asleep() -> None:
 # --- nobody sleeps while a task lies there -----------------------------------------------------
 
 
-def the_first_woken(does: Callable[[Any], None], tmp_path: Path) -> Callable[..., list[int]]:
-    """The wait of all processes of the pool, in which the first worker that a
-    message wakes, once it is armed, does this before it knows that it was woken."""
-    waits = descriptors.Waiter.wait
+Does = Callable[[sb.Scoreboard, int], None]
+
+
+def the_first_woken(does: Does, tmp_path: Path) -> Does:
+    """The first worker that a message wakes, once it is armed, does this before it takes the
+    message."""
     armed, done = tmp_path / "armed", tmp_path / "done"
 
-    def wait(waiter: descriptors.Waiter, timeout: float | None = None) -> list[int]:
-        ready = waits(waiter, timeout)
-        worker = worker_module._current
-        if worker and worker._channels.tasks.fileno() in ready and armed.exists():
+    def woke(board: sb.Scoreboard, slot: int) -> None:
+        if armed.exists():
             with contextlib.suppress(FileExistsError):
                 done.touch(exist_ok=False)
-                does(worker)
-        return ready
+                does(board, slot)
 
-    return wait
+    return woke
 
 
-def dies(_: Any) -> None:
+def dies(_board: sb.Scoreboard, _slot: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def leaves(worker: Any) -> None:
+def leaves(board: sb.Scoreboard, slot: int) -> None:
     """It has been told to just now."""
-    worker._words[worker._base + sb.RETIRE] = 1
+    board.words[board.base(slot) + sb.RETIRE] = 1
 
 
 @linux
 @pytest.mark.parametrize("does", [dies, leaves])
 def test_a_task_whose_wake_up_went_to_a_worker_that_ends_is_run_by_another(
-    does: Callable[[Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    does: Does, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(descriptors.Waiter, "wait", the_first_woken(does, tmp_path))
     # More idle workers than are kept ready: nobody is started for the one that ends.
-    with new_executor(4, min_spare_workers=1, start_workers=4) as executor:
+    with (
+        faults.injected("worker.woke", the_first_woken(does, tmp_path)),
+        new_executor(4, min_spare_workers=1, start_workers=4) as executor,
+    ):
         come_to_rest(executor)
         assert executor.stats().idle == 4
         (tmp_path / "armed").touch()

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import eventually
 from scripts import run_script
 
 from prefork_executor import PreforkExecutor, TaskAborted
+from prefork_executor._support import faults
 
 BIG = 5_000_000
 """Bytes of a pickle of which not many fit the budget."""
@@ -242,22 +242,14 @@ def test_abort_of_many_that_wait_takes_no_longer_the_more_there_are(tmp_path: Pa
         assert [future.result() for future in left] == [i for i in range(30_000) if i % 100]
 
 
-def test_no_lock_is_held_while_a_big_payload_is_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefork_executor._messages import channels
-
+def test_no_lock_is_held_while_a_big_payload_is_copied() -> None:
     copying, go_on = threading.Event(), threading.Event()
-    write_all = channels._write_all
 
-    def slowly(descriptor: int, view: memoryview, offset: int) -> None:
-        if view.nbytes == BIG:
-            copying.set()
-            assert go_on.wait(60)
-        write_all(descriptor, view, offset)
+    def wait(_descriptor: int, _view: memoryview, _offset: int) -> None:
+        copying.set()
+        assert go_on.wait(60)
 
-    monkeypatch.setattr(channels, "_write_all", slowly)
-    with PreforkExecutor(2) as executor:
+    with faults.injected("payload.writes", wait), PreforkExecutor(2) as executor:
         executor.submit(same, 1).result()
         futures = []
         thread = threading.Thread(target=lambda: futures.append(executor.submit(len, bytes(BIG))))

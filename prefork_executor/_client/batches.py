@@ -29,6 +29,7 @@ import time
 from .._board import fences
 from .._board import scoreboard as sb
 from .._board.scoreboard import Scoreboard, Slot
+from .._support import faults
 from .ledger import Ledger, Task
 from .recovery import Auditor
 
@@ -81,6 +82,7 @@ class Batches:
         now = time.monotonic()
         if self.look_at is None or now < self.look_at:
             return
+        faults.at("client.looks_for_slow")
         slow = [slot for slot in self._board.read_all() if _is_slow(slot, now)]
         news = [slot for slot in slow if slot.unsent and slot.task not in self._told]
         for slot in news:

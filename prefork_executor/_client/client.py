@@ -28,7 +28,7 @@ from .._messages.channels import PoolChannels
 from .._messages.wire import Kind
 from .._pickling import calls
 from .._server.settings import Settings, Terms
-from .._support import exit_hooks
+from .._support import exit_hooks, faults
 from .._support.handlers import let_through
 from .._support.locks import depth, leaves_unlocked, release_to
 from .._system import green, processes
@@ -487,6 +487,7 @@ class Client:
 
     def _start_all(self) -> None:
         """With the lock held."""
+        faults.at("client.starts_pool")
         processes.import_for_children()
         channels = PoolChannels(self._settings.limits.max_workers)
         try:
@@ -495,6 +496,7 @@ class Client:
         except BaseException:
             channels.close()
             raise
+        faults.at("client.made_channels")
         spares = self._settings.limits.spares
         channels.board.introduce(sb.EXECUTOR, os.getpid(), **spares)
         self._take(channels, fences.begin(channels.board))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from .._board import scoreboard as sb
 from .._messages import wire
 from .._messages.wire import Death, Kind
+from .._support import faults
 from .._system import processes
 from ..errors import ReloadFailed, WorkerDied, describe_end
 from .books import Books
@@ -100,6 +101,7 @@ class Deaths:
             # worker took meanwhile would begin before what had been sent before that.
             if unbegun := [n for n in numbers if n in self._ledger.in_flight]:
                 self._auditor.recall(unbegun)
+        faults.at("client.took_back")
 
     def lose(
         self,

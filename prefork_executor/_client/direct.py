@@ -44,6 +44,7 @@ from pickle import UnpicklingError
 from .._messages.channels import DONTWAIT, Packet, PoolChannels, Receiver
 from .._messages.wire import HEADER, Kind
 from .._pickling import calls
+from .._support import faults
 from .._support.handlers import is_by_handler
 from .._support.locks import release_to
 from .._system import descriptors, platform
@@ -323,6 +324,8 @@ class DirectReader:
             # Only if the I/O thread waits: it may be at work for long.
             acquired.extend(map(self.reading.acquire, (False,)))
             is_done = acquired[0] and self._take(bell)
+            if faults.points and acquired[0]:
+                faults.at("client.read_directly", is_done)
         finally:
             if acquired and acquired[0]:
                 self.reading.release()

@@ -17,6 +17,7 @@ from .._board import scoreboard as sb
 from .._messages import channels, wire
 from .._messages.channels import DONTWAIT, Parcel, PoolChannels
 from .._messages.wire import Kind
+from .._support import faults
 from . import batches
 from .batches import Batches
 from .deadlines import Endings
@@ -187,6 +188,8 @@ class Dispatcher:
         first, last = batch[0].number, batch[-1].number
         extra, names = self._about_all(batch)
         try:
+            if faults.points:
+                faults.at("client.sends_batch", first, len(batch))
             self._channels.tasks.send(wire.pack_calls(first, bodies, extra, names), DONTWAIT)
         except OSError as error:
             # Full; or the system has no memory for it, which comes to the same.
@@ -243,11 +246,15 @@ class Dispatcher:
             extra = task.timing.index or self._enter_name(task)
             if task.submitted:
                 extra = wire.about(extra, task.submitted)
+            if faults.points:
+                faults.at("client.sends_task")
             if task.parcel is not None:
                 self._send_parcel(task, task.parcel, extra)
             elif task.parts is not None:
                 tasks = self._channels.tasks
                 channels.send(tasks, Kind.CALL, task.number, extra, task.parts, DONTWAIT)
+            if faults.points:
+                faults.at("client.sent_task")
         except (BlockingIOError, ConnectionError) as error:
             ledger.take_back([task.number])
             self._on_full_pipe(error)

@@ -27,6 +27,7 @@ from .._board.scoreboard import Slot
 from .._messages import wire
 from .._messages.channels import PoolChannels
 from .._server.settings import Settings
+from .._support import faults
 from .._support.named_tuples import NamedTuple
 from .._system.descriptors import Waiter
 from .._system.green import GreenWaiter
@@ -352,6 +353,7 @@ class IoLoop:
             else:
                 logger.error("%s", what)  # noqa: TRY400 - where it failed says nothing
                 self._reloads.end_all()  # Asked of one that has never been.
+        faults.at("client.replaced_supervisor")
         with self._books.lock:
             self.dispatcher.report()
 

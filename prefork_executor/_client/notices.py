@@ -17,6 +17,7 @@ from .._messages.wire import Death, Kind
 from .._pickling import calls, exceptions
 from .._pickling.blame import describe
 from .._server.users_code import failure_phrase
+from .._support import faults
 from .._system import processes
 from ..errors import ProtocolError
 from .batches import Batches
@@ -114,6 +115,7 @@ class Notices:
     def heed(self, packet: Packet, outcomes: list[Outcome]) -> None:
         """Read it, and do what it asks for; log it if it is malformed. ``outcomes`` have been
         read before it, and are not in the books yet."""
+        faults.at("client.heeds", packet.kind)
         try:
             told = read_notice(packet)
         except BaseException as error:

@@ -66,17 +66,18 @@ class Audit:
     def __init__(self, suspects: Iterable[int], board: Sequence[Slot]) -> None:
         self.suspects = set(suspects) - _held(board)
         self.marker: int | None = None
-        self._takers = {
+        self.takers = {
             slot.place: (slot.pid, slot.task) for slot in board if slot.state == sb.TAKING
         }
+        """Those that have not said yet what they got, as they were then."""
 
     def look(self, read_board: Callable[[], Sequence[Slot]]) -> bool:
         """Take a look at the scoreboard. True when every taker has left and the
         marker is to be sent."""
         board = {slot.place: slot for slot in read_board()}
-        for place in [place for place in self._takers if self._has_left(board.get(place))]:
-            del self._takers[place]
-        if self._takers:
+        for place in [place for place in self.takers if self._has_left(board.get(place))]:
+            del self.takers[place]
+        if self.takers:
             return False
         self.suspects -= _held(board.values())
         return True
@@ -85,7 +86,7 @@ class Audit:
         return (
             slot is None
             or slot.state != sb.TAKING
-            or (slot.pid, slot.task) != self._takers[slot.place]
+            or (slot.pid, slot.task) != self.takers[slot.place]
         )
 
 

@@ -23,6 +23,7 @@ from .._pickling import calls
 from .._server import contexts
 from .._server.settings import Settings
 from .._server.supervisor import supervise
+from .._support import faults
 from .._system import descriptors, green, processes, signals
 from .._system.descriptors import Socket
 from ..errors import describe_end
@@ -197,6 +198,7 @@ class SupervisorHandle:
         try:
             given_as = contexts.connection_type(context)
             self._given = given_as(self._theirs.detach())
+            faults.at("client.starts_supervisor")
             process = _start_process(context, (self._given, settings, os.getpid()))
         except Exception as error:
             _close_what_a_failed_fork_leaves(error)
@@ -215,6 +217,7 @@ class SupervisorHandle:
         with contextlib.suppress(ConnectionError):
             give_channels(self.control)
         self._is_started = True
+        faults.at("client.started_supervisor")
 
     def _close_theirs(self) -> None:
         self._theirs.close()

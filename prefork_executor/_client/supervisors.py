@@ -20,6 +20,7 @@ from .._board.scoreboard import Slot
 from .._messages.channels import PoolChannels
 from .._messages.wire import Kind
 from .._server.settings import Settings
+from .._support import faults
 from .._system import descriptors, processes
 from .._system.green import GreenWaiter
 from .books import Books
@@ -104,7 +105,9 @@ class Supervisors:
 
     def _give_channels(self, control: descriptors.Socket) -> None:
         # From now on the word is written by those over there.
-        self._channels.board.words[sb.MAIN] = (self.current and self.current.pid) or 0
+        pid = self.current and self.current.pid
+        self._channels.board.words[sb.MAIN] = pid or 0
+        faults.at("client.gives_channels", pid, control)
         self._channels.give_to(control)
 
     def is_ready(self, main: int) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pickle import PickleBuffer
 
 from .._board.scoreboard import FILE_NAME, Scoreboard
+from .._support import faults
 from .._support.named_tuples import NamedTuple
 from .._system.descriptors import (
     CMSG_CLOEXEC,
@@ -88,7 +89,9 @@ class Parcel:
         if self._file is None:
             raise ValueError("a parcel that has been sent")
         packet = wire.pack_big(kind, number, extra, self.table)
+        faults.at("payload.sends")
         send_descriptors(end, packet, [self._file[0]], flags)
+        faults.at("payload.sent")
 
     def give_to(self, files: PayloadFiles) -> None:
         """It will not be sent: its file may carry another."""
@@ -119,6 +122,7 @@ def wrap(parts: Sequence[Part], files: PayloadFiles | None = None) -> Parcel:
     file = (files.take if files is not None else new_file)(starts[-1])
     parcel = Parcel(file, _table(views))
     for view, start in zip(views, starts, strict=False):
+        faults.at("payload.writes", file[0], view, start)
         _write_all(file[0], view, start)
     return parcel
 
@@ -313,6 +317,7 @@ def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memory
         size = os.fstat(descriptor).st_size
         if not 0 < starts[-1] <= size:
             raise ProtocolError(f"a shared file of {size} bytes that does not hold {starts[-1]}")
+        faults.at("payload.opens")
         is_mapped = not all(entry & wire.READ for entry in table)
         whole = map_private(descriptor, starts[-1]) if is_mapped else None
         parts = [
@@ -321,6 +326,7 @@ def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memory
             else whole[start : start + part]
             for entry, part, start in zip(table, sizes, starts, strict=False)
         ]
+        faults.at("payload.opened")
         if files is not None:
             # Its own before it is given away, or an interrupt would have it closed twice.
             file, descriptor = (descriptor, size), -1

@@ -26,6 +26,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+from .._support import faults
 from .._system.shared_files import file_size_limit, shared_file
 
 MOST_FILES = 4
@@ -49,6 +50,7 @@ def new_file(size: int) -> _File:
     Raises:
         OSError: no descriptor, or no room.
     """
+    faults.at("payload.makes_file", size)
     grown, most = -(-size // GRAIN) * GRAIN, file_size_limit()
     if most is not None:
         grown = max(size, min(grown, most))

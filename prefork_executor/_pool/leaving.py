@@ -36,6 +36,7 @@ import time
 from .._board import fences
 from .._board import scoreboard as sb
 from .._board.scoreboard import Scoreboard, Slot
+from .._support import faults
 from .._support.named_tuples import NamedTuple
 from .._system import processes, signals
 
@@ -135,6 +136,7 @@ class PoolWorker:
         fences.everywhere(self._board)
         if not self._holds(task):
             return False
+        faults.at("supervisor.ends_task", task)
         self._ended_at, self._patience = time.monotonic_ns(), TASK_GRACE
         self._doom(signal.SIGTERM)
         return True

@@ -31,6 +31,7 @@ from .._messages.channels import DONTWAIT, WorkerChannels
 from .._messages.wire import Death, Kind
 from .._pool.regulator import Counts, Decision
 from .._pool.worker_pool import WorkerPool
+from .._support import faults
 from .._support.named_tuples import NamedTuple
 from .._system import descriptors, green, machine, processes, signals
 from .._system.descriptors import Socket
@@ -116,6 +117,7 @@ class Supervisor:
         """Wait, reap, tell, regulate, act; until the end."""
         self._tell(wire.pack(Kind.SUPERVISOR_READY, os.getpid()))
         while not (self._closing and not self._pool.pids and not self._outbox):
+            faults.at("supervisor.waits")
             self._obey(self._pool.wait(RETRY_SEND if self._outbox else self._preparation.patience))
             self._preparation.look()
             for death in self._pool.reap():
@@ -246,12 +248,14 @@ class Supervisor:
         while self._outbox:
             packet, death = self._outbox[0]
             try:
+                faults.at("supervisor.tells", death, self._channels.board)
                 self._channels.yells.send(packet, DONTWAIT)
             except BlockingIOError:
                 return
             except ConnectionError:
                 self._abandon()
             self._outbox.popleft()
+            faults.at("supervisor.told", death, self._channels.board)
             if death is not None:
                 self._pool.bury(death)
 

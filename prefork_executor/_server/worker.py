@@ -43,6 +43,7 @@ from .._messages.payload_files import UNUSED, PayloadFiles
 from .._messages.wire import Kind
 from .._pickling import calls, exceptions
 from .._pool.worker_pool import Seat
+from .._support import faults
 from .._support.named_tuples import NamedTuple
 from .._system import machine, signals
 from .._system.descriptors import Waiter
@@ -178,6 +179,7 @@ class Worker:
             time.sleep(0.005)
 
     def _leave(self) -> None:
+        faults.at("worker.leaves")
         self._mark(sb.LEAVING)
         self._let_be_taken()
         # For the supervisor, if there still is one, to kill us if it takes too long.
@@ -194,6 +196,7 @@ class Worker:
             raise KeyboardInterrupt
 
     def _initialize(self) -> bool:
+        faults.at("worker.starts")
         step = INITIALIZER
         try:
             self._runs_user_code = True
@@ -250,6 +253,8 @@ class Worker:
             # The message that has woken us has woken nobody else: first take it.
             if words[retire] and not was_woken:
                 return
+            if faults.points:
+                faults.at("worker.asks", self._channels.board, self.index)
             try:
                 packet = self._receiver.receive(DONTWAIT)
             except BlockingIOError:
@@ -299,6 +304,8 @@ class Worker:
         while self._words[self._base + sb.RETIRE] == 0:
             ready = self._waiter.wait(UNUSED if self._files.drop_at is not None else None)
             if self._channels.tasks.fileno() in ready:
+                if faults.points:
+                    faults.at("worker.woke", self._channels.board, self.index)
                 # Even if told to leave: the message has woken nobody else.
                 if self._settings.max_memory_per_child:
                     self._channels.doorbell.ring()  # Its owner looks while anybody works.
@@ -405,13 +412,17 @@ class Worker:
         signals.run_handlers()
         words, base = self._words, self._base
         most = self._settings.max_tasks_per_child
-        return bool(
+        is_to_stop = bool(
             words[base + sb.RETIRE]
             or words[base + sb.RECALL] == last
             or words[base + sb.DONE] == most
         )
+        if faults.points:
+            faults.at("worker.named_next")
+        return is_to_stop
 
     def _give_back(self, number: int, count: int) -> None:
+        faults.at("worker.gives_back", number, count)
         self._send_kept()
         self._send(Kind.UNBEGUN, number, count, [b""])
 
@@ -506,6 +517,8 @@ class Worker:
             # A datagram socket says only once that the caller has gone; this is what it
             # says after that, when a task has come by the first, as it yelled.
             raise ConnectionResetError(*error.args) from error
+        if faults.points:
+            faults.at("worker.sent", kind, self._channels.board, self.index)
 
 
 class _WorkerProcess(multiprocessing.process.BaseProcess):
