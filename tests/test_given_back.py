@@ -226,6 +226,36 @@ def test_the_signal_that_ends_a_task_which_ends_just_then_does_not_hit_the_next_
     assert not survived.exists(), "the signal came as the worker gave back the rest"
 
 
+def test_the_signal_that_ends_a_task_and_comes_as_the_next_is_named_does_not_cost_that(
+    batches: list[int], ran: Path
+) -> None:
+    """The worker has named it, and has seen that it is not to begin it."""
+    gate = ran.with_name("gate")
+    named, survived = ran.with_name("named"), ran.with_name("survived")
+
+    def dawdle(_task: int) -> None:
+        gate.touch()
+        wait_for(str(named))
+
+    def wait_for_the_signal() -> None:
+        if lines(ran) == ["0"]:
+            named.touch()
+            wait_for(str(survived), 10)
+            survived.touch()
+
+    with (
+        faults.injected("supervisor.ends_task", dawdle),
+        faults.injected("worker.named_next", wait_for_the_signal),
+        ended_at_once(one_worker()) as executor,
+    ):
+        futures = submit_together(executor, ran, 100, {0: str(gate)})
+        eventually(lambda: lines(ran), "the first of a message runs")
+        executor.abort(futures[0])
+        assert [future.exception(BOUND) for future in futures] == [None] * 100
+    assert sorted(numbers(ran)) == list(range(100))
+    assert not survived.exists(), "the signal came before the worker took the name back"
+
+
 # --- a system that has no room -------------------------------------------------------------
 
 

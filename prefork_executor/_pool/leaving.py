@@ -85,6 +85,7 @@ class PoolWorker:
         self._taking: tuple[int, int] | None = None
         self._remind_at = 0
         self._may_insist = False
+        self._ended_task: int | None = None
 
     @property
     def is_told(self) -> bool:
@@ -94,6 +95,17 @@ class PoolWorker:
     def look(self) -> Slot:
         """What it says on its slot."""
         return self._board.read(self.slot)
+
+    def last_look(self) -> Slot:
+        """What its slot says now that it has ended, and means.
+
+        A worker names the next task of its message before it sees that it is not to begin it.
+        If the signal that was to end the task before comes just then, the slot names a task that
+        has not begun."""
+        slot = self.look()
+        if slot.state == sb.BUSY and slot.head and slot.task - 1 == self._ended_task:
+            return slot._replace(task=slot.task - 1, head=slot.head - 1, tail=slot.tail + 1)
+        return slot
 
     # --- the steps --------------------------------------------------------------------
 
@@ -128,7 +140,8 @@ class PoolWorker:
         it in TASK_GRACE seconds. Otherwise do nothing. Returns whether it is to end now.
 
         The signal can hit no other task: the worker is told to leave first, and if it
-        still holds the task after that, it will take no other (see _server/worker.py)."""
+        still holds the task after that, it will take no other (see _server/worker.py). Of its
+        message it may name the next, but begins it no more: see :meth:`last_look`."""
         if self._ended_at is not None or not self._holds(task):
             return False
         self._tell()
@@ -137,6 +150,7 @@ class PoolWorker:
         if not self._holds(task):
             return False
         faults.at("supervisor.ends_task", task)
+        self._ended_task = task
         self._ended_at, self._patience = time.monotonic_ns(), TASK_GRACE
         self._doom(signal.SIGTERM)
         return True

@@ -200,7 +200,7 @@ class WorkerPool:
         self._old.discard(worker.pid)
         del self._workers[worker.pid]
         worker.let_go()
-        slot = worker.look()
+        slot = worker.last_look()
         self._unburied += 1
         is_crash = not worker.is_told and _is_crash(slot)
         self._chronicle.ended(slot, was_told=worker.is_told, is_crash=is_crash)
