@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 from ._client.process_pool import ProcessPool
 from ._server import contexts
-from ._server.settings import Settings, Terms
+from ._server.settings import Settings, TaskOptions
 from ._support.arguments import (
     brief,
     check_callable,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExecutorView", "PreforkExecutor"]
 
-MOST_WORKERS = 4096
+MAX_WORKERS = 4096
 """Beyond this the default limits of every system are in the way."""
 _INTERRUPTED = "the program was interrupted"
 _ENDED_BY = "the workers were ended at the caller's request: {}_workers() was called"
@@ -55,10 +55,10 @@ class _Keep(enum.Enum):
 
 
 class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
-    """What an executor and its views share: ``submit`` and the maps, on some terms."""
+    """What an executor and its views share: ``submit`` and the maps, with some options."""
 
     _client: Client
-    _terms: Terms
+    _task_options: TaskOptions
 
     def _owner(self) -> PreforkExecutor:
         """The executor itself."""
@@ -86,14 +86,14 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
                 ``initargs`` or ``preload`` cannot travel to it.
         """
         check_function("fn", fn)
-        return self._client.submit(fn, args, kwargs, self._terms)
+        return self._client.submit(fn, args, kwargs, self._task_options)
 
     def submit_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
         if self._has_another_submit():
             return super().submit_all(calls)
         futures: list[Future[Any]] = []
         try:
-            self._client.submit_all(calls, self._terms, futures)
+            self._client.submit_all(calls, self._task_options, futures)
         except BaseException:
             cancel_all(futures)
             raise
@@ -108,10 +108,10 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         if self._has_another_submit():
             submitter = weakref.ref(self)
             return lambda: getattr(submitter(), "submit", None)
-        client, terms, owner = self._client, self._terms, weakref.ref(self._owner())
+        client, options, owner = self._client, self._task_options, weakref.ref(self._owner())
 
         def submit(fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
-            return client.submit(fn, args, {}, terms)
+            return client.submit(fn, args, {}, options)
 
         return lambda: None if owner() is None else submit
 
@@ -169,7 +169,7 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         timeout: float | _Keep | None = _Keep.KEEP,
         retries: int | _Keep = _Keep.KEEP,
     ) -> ExecutorView:
-        """The same pool, for tasks on other terms.
+        """The same pool, for tasks with other options.
 
         Args:
             timeout: seconds that a task may run, from its beginning in a worker on.
@@ -185,24 +185,24 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         Raises:
             TypeError, ValueError: at this call, for a bad argument.
         """
-        kept = self._terms
-        terms = _terms(
+        kept = self._task_options
+        options = _make_options(
             "timeout",
             kept.timeout if timeout is _Keep.KEEP else timeout,
             kept.retries if retries is _Keep.KEEP else retries,
         )
-        return ExecutorView(self._owner(), terms)
+        return ExecutorView(self._owner(), options)
 
 
 class ExecutorView(_Submitter):
-    """A :class:`PreforkExecutor`, for tasks on terms of their own. Made by
+    """A :class:`PreforkExecutor`, for tasks with options of their own. Made by
     :meth:`PreforkExecutor.with_options`; any number may be in use at a time."""
 
-    def __init__(self, executor: PreforkExecutor, terms: Terms) -> None:
+    def __init__(self, executor: PreforkExecutor, options: TaskOptions) -> None:
         self._executor = executor
         self._client = executor._client
         self._max_workers = executor._max_workers
-        self._terms = terms
+        self._task_options = options
 
     def _owner(self) -> PreforkExecutor:
         return self._executor
@@ -298,10 +298,10 @@ class PreforkExecutor(_Submitter):
         check_callable("finalizer", finalizer)
         check_callable("on_yell", on_yell)
         if max_tasks_per_child is not None:
-            check_count("max_tasks_per_child", max_tasks_per_child, least=1, takes_bool=True)
+            check_count("max_tasks_per_child", max_tasks_per_child, minimum=1, takes_bool=True)
         if max_memory_per_child is not None:
-            check_count("max_memory_per_child", max_memory_per_child, least=1)
-        self._terms = _terms("task_timeout", task_timeout, retries)
+            check_count("max_memory_per_child", max_memory_per_child, minimum=1)
+        self._task_options = _make_options("task_timeout", task_timeout, retries)
         settings = Settings(
             is_forked=context.get_start_method() == "fork",
             context=context,
@@ -458,13 +458,13 @@ def _limits(
         max_workers = machine.available_cpus()
     _check_max_workers(max_workers)
     max_workers = int(max_workers)
-    check_count("min_spare_workers", min_spare, least=0)
+    check_count("min_spare_workers", min_spare, minimum=0)
     if max_spare is None:
         max_spare = max_workers
-    check_count("max_spare_workers", max_spare, least=0)
+    check_count("max_spare_workers", max_spare, minimum=0)
     if start is None:
         start = min(min_spare, max_workers)
-    check_count("start_workers", start, least=0)
+    check_count("start_workers", start, minimum=0)
     check_order("min_spare_workers", min_spare, "max_workers", max_workers)
     check_order("min_spare_workers", min_spare, "max_spare_workers", max_spare)
     check_order("start_workers", start, "max_workers", max_workers)
@@ -483,8 +483,8 @@ def _check_max_workers(max_workers: int) -> None:
     if max_workers <= 0:
         # The standard library's words, which programs may look for.
         raise ValueError("max_workers must be greater than 0")
-    if max_workers > MOST_WORKERS:
-        raise ValueError(f"max_workers must be at most {MOST_WORKERS}, not {brief(max_workers)}")
+    if max_workers > MAX_WORKERS:
+        raise ValueError(f"max_workers must be at most {MAX_WORKERS}, not {brief(max_workers)}")
 
 
 def _idle_timeout(value: float | None) -> float | None:
@@ -494,10 +494,10 @@ def _idle_timeout(value: float | None) -> float | None:
     return seconds
 
 
-def _terms(timeout_name: str, timeout: float | None, retries: int) -> Terms:
+def _make_options(timeout_name: str, timeout: float | None, retries: int) -> TaskOptions:
     timeout = time_limit(timeout_name, timeout)
-    check_count("retries", retries, least=0)
-    return Terms(timeout, int(retries))
+    check_count("retries", retries, minimum=0)
+    return TaskOptions(timeout, int(retries))
 
 
 def _share_main(share_main: bool | str) -> bool | None:

@@ -116,10 +116,10 @@ class Maps:
         """
         check_function("fn", fn)
         sources = [check_iterable(f"iterables[{i}]", items) for i, items in enumerate(iterables)]
-        terms = _checked(timeout, chunksize, buffersize)
-        calls = calls_of(fn, sources, terms.chunksize)
+        options = _checked(timeout, chunksize, buffersize)
+        calls = calls_of(fn, sources, options.chunksize)
         is_at_hand = all(map(at_hand, iterables))
-        return self._map(calls, length_of(*iterables), terms, ordered, is_at_hand)
+        return self._map(calls, length_of(*iterables), options, ordered, is_at_hand)
 
     def starmap(
         self,
@@ -135,40 +135,40 @@ class Maps:
         of a call. Everything else is as for :meth:`map`."""
         check_function("fn", fn)
         rows = check_iterable("iterable", iterable)
-        terms = _checked(timeout, chunksize, buffersize)
-        calls = starred_calls_of(fn, rows, terms.chunksize)
-        return self._map(calls, length_of(iterable), terms, ordered, at_hand(iterable))
+        options = _checked(timeout, chunksize, buffersize)
+        calls = starred_calls_of(fn, rows, options.chunksize)
+        return self._map(calls, length_of(iterable), options, ordered, at_hand(iterable))
 
     def _map(
         self,
         calls: Iterator[Call],
         length: int | None,
-        terms: _Terms,
+        options: _MapOptions,
         ordered: bool,
         is_at_hand: bool,
     ) -> Iterator[Any]:
         # What is still to come of others should not hold up what is there.
         submit_all = self.submit_all if is_at_hand else functools.partial(Maps.submit_all, self)
-        futures = submit_all(itertools.islice(calls, terms.buffersize))
-        following = _following(self._submitter(), calls) if terms.buffersize else iter(())
+        futures = submit_all(itertools.islice(calls, options.buffersize))
+        following = _following(self._submitter(), calls) if options.buffersize else iter(())
         take = _in_order if ordered else _as_they_come
-        tasks = take(futures, following, terms.end)
-        is_flat = terms.chunksize == 1
+        tasks = take(futures, following, options.end)
+        is_flat = options.chunksize == 1
         items = tasks if is_flat else itertools.chain.from_iterable(_emptied(tasks))
         return _Results(items, tasks, futures, length)
 
 
-class _Terms(NamedTuple):
+class _MapOptions(NamedTuple):
     end: float | None
     chunksize: int
     buffersize: int | None
 
 
-def _checked(timeout: float | None, chunksize: int, buffersize: int | None) -> _Terms:
+def _checked(timeout: float | None, chunksize: int, buffersize: int | None) -> _MapOptions:
     seconds = check_seconds("timeout", timeout)
-    check_count("chunksize", chunksize, least=1, takes_bool=True)
+    check_count("chunksize", chunksize, minimum=1, takes_bool=True)
     end = None if seconds is None else time.monotonic() + seconds
-    return _Terms(end, min(chunksize, sys.maxsize), check_buffersize(buffersize))
+    return _MapOptions(end, min(chunksize, sys.maxsize), check_buffersize(buffersize))
 
 
 # --- what is submitted ------------------------------------------------------------------------

@@ -365,7 +365,7 @@ class Pool(multiprocessing.pool.Pool):
         return self._life.executor
 
     def with_options(self, **options: Any) -> Pool:
-        """The same pool, for tasks on other terms.
+        """The same pool, for tasks with other options.
 
         Args:
             options: those of :meth:`PreforkExecutor.with_options`: ``timeout``, the seconds
@@ -428,7 +428,7 @@ class Pool(multiprocessing.pool.Pool):
         check_function("func", func)
         if chunksize is None:
             return -(-length // (CHUNKS_PER_WORKER * self._processes)) or 1
-        check_count("chunksize", chunksize, least=1, takes_bool=True)
+        check_count("chunksize", chunksize, minimum=1, takes_bool=True)
         return chunksize
 
     def _map_async_of(

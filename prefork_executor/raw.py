@@ -182,13 +182,13 @@ class PreforkPool:
 
     def kid_busy(self) -> None:
         """In a child: say that it works. Idempotent; no effect elsewhere."""
-        if self._main.kid is not None:
-            self._main.kid.busy()
+        if self._main.child is not None:
+            self._main.child.busy()
 
     def kid_idle(self) -> None:
         """In a child: say that it is idle again. Idempotent; no effect elsewhere."""
-        if self._main.kid is not None:
-            self._main.kid.idle()
+        if self._main.child is not None:
+            self._main.child.idle()
 
     def kid_accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
         """In a child: wait for a connection, take it, and be busy, with no moment
@@ -204,15 +204,15 @@ class PreforkPool:
         Raises:
             RuntimeError: called outside of a child.
         """
-        if self._main.kid is None:
+        if self._main.child is None:
             raise RuntimeError("pf_kid_accept works only in a child of the pool")
-        return self._main.kid.accept(listener)
+        return self._main.child.accept(listener)
 
     def kid_leaving(self) -> bool:
         """In a child: whether it should take nothing more after what it holds,
         because it is retired, or the pool reloads. A server that keeps connections
         alive asks this before it promises to keep one. False elsewhere."""
-        return self._main.kid is not None and self._main.kid.leaving()
+        return self._main.child is not None and self._main.child.leaving()
 
     def kid_yell(self, data: Any, thaw: bool = False) -> bool:
         """In a child: send data upstream, of any size, now.
@@ -229,9 +229,9 @@ class PreforkPool:
         Raises:
             ConnectionError: the main process was killed, and the hook's with it.
         """
-        if self._main.kid is None or data is None:
+        if self._main.child is None or data is None:
             return False
-        return self._main.kid.yell(data, YellFlags(thaw=bool(thaw)))
+        return self._main.child.yell(data, YellFlags(thaw=bool(thaw)))
 
     def kid_exit(self, exitcode: int = 0, data: Any = None, thaw: bool = False) -> None:
         """In a child: yell ``data``, if any, with the exit code, and exit. No effect
@@ -241,16 +241,16 @@ class PreforkPool:
             exitcode: its lower 8 bits are the child's exit status.
             data, thaw: as for :meth:`kid_yell`.
         """
-        if self._main.kid is None:
+        if self._main.child is None:
             return
         try:
             if data is not None:
-                self._main.kid.yell(data, YellFlags(thaw=bool(thaw), exitcode=exitcode & 0xFF))
+                self._main.child.yell(data, YellFlags(thaw=bool(thaw), exitcode=exitcode & 0xFF))
         except ConnectionError:
             pass  # The main process was killed: nobody is left who could hear it.
         except Exception:  # noqa: BLE001 - it was told to exit, with this code
             traceback.print_exc()
-        self._main.kid.exit(exitcode & 0xFF)
+        self._main.child.exit(exitcode & 0xFF)
 
 
 # --- the functions ------------------------------------------------------------------------------

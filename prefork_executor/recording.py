@@ -95,7 +95,7 @@ def start(
     client: Client, paths: tuple[str | os.PathLike[str], ...], max_tasks: int, max_workers: int
 ) -> Recording:
     """See PreforkExecutor.record."""
-    check_count("max_tasks", max_tasks, least=1)
+    check_count("max_tasks", max_tasks, minimum=1)
     if not paths:
         raise TypeError('record() needs a path, as "run.json" or "run.html"')
     checked = [_checked(f"paths[{i}]", path) for i, path in enumerate(paths)]

@@ -49,9 +49,9 @@ __all__ = [
 ]
 
 PROC = "/proc"
-MOST_SLOTS = 1 << 16
+MAX_SLOTS = 1 << 16
 """A board that claims to have more is not believed."""
-MOST_PID = 1 << 22
+MAX_PID = 1 << 22
 """Linux has no larger process ids."""
 _LINK = re.compile(rf"(/memfd:{sb.FILE_NAME}|.*/{sb.FILE_NAME}[^/]*) \(deleted\)")
 _KINDS = {sb.EXECUTOR: "executor", sb.RAW: "raw"}
@@ -361,7 +361,7 @@ class _Board:
             idle_timeout=None if timeout == sb.NEVER else timeout / 1e3,
             outstanding=header[sb.OUTSTANDING],
             backlog=backlog,
-            max_backlog=max(backlog, header[sb.MOST_BACKLOG]),
+            max_backlog=max(backlog, header[sb.PEAK_BACKLOG]),
             tasks_done=header[sb.DONE_BEFORE] + sum(slot.done for slot in slots),
             generation=header[sb.GENERATION],
             workers=tuple(_worker(slot, now, self._reader.name_of(slot)) for slot in slots),
@@ -399,8 +399,8 @@ def _checked_slots(path: str, header: Sequence[int], size: int) -> int:
             f"scoreboard has layout {header[sb.LAYOUT]}, this one reads {sb.LAYOUT_VERSION}. Use "
             "the command of the environment in which that process runs"
         )
-    is_sound = 0 < slots <= MOST_SLOTS and Sections.of(slots).least_end <= size
-    if not is_sound or header[sb.KIND] not in _KINDS or not 0 < header[sb.CLIENT] <= MOST_PID:
+    is_sound = 0 < slots <= MAX_SLOTS and Sections.of(slots).minimum_end <= size
+    if not is_sound or header[sb.KIND] not in _KINDS or not 0 < header[sb.CLIENT] <= MAX_PID:
         raise UnreadablePool(f"{path} is no sound scoreboard")
     return slots
 

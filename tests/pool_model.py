@@ -5,7 +5,7 @@ One step of the model is what others can observe of a process: one mark on the
 scoreboard, one message sent or taken, one word read. What happens between two
 of them happens inside one process and belongs to the step before. The worker
 follows `_server/worker.py`, the supervisor `_server/supervisor.py`, the client `_client/client.py`;
-the audits are the real ones (`_client.recovery.Audit`), fed with readings that are taken
+the recoveries are the real ones (`_client.recovery.Recovery`), fed with readings that are taken
 word by word. That the real worker and the real client take these very steps is
 tested beside it.
 
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from prefork_executor._board import scoreboard as sb
 from prefork_executor._board.scoreboard import Slot
-from prefork_executor._client.recovery import Audit
+from prefork_executor._client.recovery import Recovery
 
 WORK = ("taking", "ask", "busy", "begin", "send")
 """A worker's steps with a message of one task, as in `Worker._serve_all` and `_serve`."""
@@ -53,7 +53,7 @@ RULES = frozenset(
     {
         "a worker that a message woke asks before it leaves",
         "the pipe is emptied after a death in IDLE",
-        "an audit waits for the takers to leave",
+        "a recovery waits for the takers to leave",
         "suspects are sent again when the marker has come round",
         "outcomes that lie before the marker are settled before it",
         "a task that is sent again has a new number",
@@ -71,7 +71,8 @@ class Violation(AssertionError):
 
 
 class Holds(NamedTuple):
-    """The word of a slot by which its worker says what it does: see `_board.scoreboard.held`."""
+    """The word of a slot by which its worker says what it does: see
+    `_board.scoreboard.pack_holds`."""
 
     state: int
     task: int = 0
@@ -143,7 +144,7 @@ class World(NamedTuple):
 
 class Desk(NamedTuple):
     """The client. ``outcomes`` is what the batch has brought, ``slots``
-    and ``words`` are what the present reading has, for the audit under ``index`` (-1:
+    and ``words`` are what the present reading has, for the recovery under ``index`` (-1:
     the one to be opened). ``unseen`` is a recall that it has
     said and nobody has seen yet: the slot's place, and the word."""
 
@@ -152,7 +153,7 @@ class Desk(NamedTuple):
     fates: tuple[str, ...]
     waiting: tuple[tuple[int, int], ...] = ()
     outcomes: tuple[Message, ...] = ()
-    audits: tuple[tuple[frozenset[int], tuple[tuple[int, tuple[int, int]], ...], int], ...] = ()
+    recoveries: tuple[tuple[frozenset[int], tuple[tuple[int, tuple[int, int]], ...], int], ...] = ()
     last_marker: int = 0
     recalled: tuple[int, ...] = ()
     opens: bool = False
@@ -476,7 +477,7 @@ class Client:
                 message = world.yells[0]
                 rest = world._replace(yells=world.yells[1:])
                 yield f"client: reads {message.kind}", rest, self._read(desk, message)
-            if desk.outcomes or (not world.yells and (desk.audits or desk.waiting)):
+            if desk.outcomes or (not world.yells and (desk.recoveries or desk.waiting)):
                 yield "client: settles", world, self._settle(world, desk)
         else:
             after = getattr(self, f"_{desk.at}")(world, desk)
@@ -518,10 +519,12 @@ class Client:
         unresolved = set(dict(desk.in_flight))
         if "outcomes that lie before the marker are settled before it" in self._rules:
             unresolved -= _numbers(desk.outcomes)
-        for audit in desk.audits:
-            if audit[2] == marker:
-                desk = _take_back(desk, audit[0] & unresolved)
-        return desk._replace(audits=tuple(audit for audit in desk.audits if audit[2] != marker))
+        for recovery in desk.recoveries:
+            if recovery[2] == marker:
+                desk = _take_back(desk, recovery[0] & unresolved)
+        return desk._replace(
+            recoveries=tuple(recovery for recovery in desk.recoveries if recovery[2] != marker)
+        )
 
     # --- settling, looking, sending -----------------------------------------------------------
 
@@ -542,10 +545,10 @@ class Client:
         return self._look_after(desk, 0)
 
     def _look_after(self, desk: Desk, index: int) -> Desk:
-        """Go on to the first audit from ``index`` on that waits for its takers."""
-        while index < len(desk.audits) and desk.audits[index][2]:
+        """Go on to the first recovery from ``index`` on that waits for its takers."""
+        while index < len(desk.recoveries) and desk.recoveries[index][2]:
             index += 1
-        if index < len(desk.audits):
+        if index < len(desk.recoveries):
             return _read_board(desk._replace(index=index))
         return desk._replace(at="send" if desk.waiting else "read", index=-1)
 
@@ -571,32 +574,32 @@ class Client:
         return Slot(place, pid, 0, 0, state, task, 0, 0, head, tail)
 
     def _judge(self, desk: Desk) -> Desk:
-        """The board is read: open the audit, or let it have its look."""
+        """The board is read: open the recovery, or let it have its look."""
         board = desk.slots
         desk = desk._replace(slots=(), place=0)
         if desk.index < 0:
             return self._open_audit(desk._replace(at="read"), board)
-        suspects, takers, _ = desk.audits[desk.index]
+        suspects, takers, _ = desk.recoveries[desk.index]
         # It goes on as if it had begun with those that have not moved since.
-        audit = Audit(suspects, [_taking(place, *taker) for place, taker in takers])
-        everybody_left = audit.look(lambda: board)
-        desk = _put_audit(desk, desk.index, audit)
+        recovery = Recovery(suspects, [_taking(place, *taker) for place, taker in takers])
+        everybody_left = recovery.look(lambda: board)
+        desk = _put_recovery(desk, desk.index, recovery)
         if everybody_left:
             return desk._replace(at="mark")
         return self._look_after(desk, desk.index + 1)
 
     def _open_audit(self, desk: Desk, board: tuple[Slot, ...]) -> Desk:
-        audit = Audit(dict(desk.in_flight), board)
-        if "an audit waits for the takers to leave" not in self._rules:
-            audit.takers.clear()
-        return _put_audit(desk, len(desk.audits), audit) if audit.suspects else desk
+        recovery = Recovery(dict(desk.in_flight), board)
+        if "a recovery waits for the takers to leave" not in self._rules:
+            recovery.takers.clear()
+        return _put_recovery(desk, len(desk.recoveries), recovery) if recovery.suspects else desk
 
     def _mark(self, world: World, desk: Desk) -> tuple[World, Desk]:
         marker = desk.last_marker + 1
-        suspects, takers, _ = desk.audits[desk.index]
-        audits = list(desk.audits)
-        audits[desk.index] = (suspects, takers, marker)
-        desk = desk._replace(audits=tuple(audits), last_marker=marker)
+        suspects, takers, _ = desk.recoveries[desk.index]
+        recoveries = list(desk.recoveries)
+        recoveries[desk.index] = (suspects, takers, marker)
+        desk = desk._replace(recoveries=tuple(recoveries), last_marker=marker)
         if "suspects are sent again when the marker has come round" in self._rules:
             world = yell(world, Message("marker", marker))
             return world, self._look_after(desk, desk.index + 1)
@@ -677,10 +680,12 @@ def _taking(place: int, pid: int, task: int) -> Slot:
     return Slot(place, pid, 0, 0, sb.TAKING, task, 0, 0, 0, 0)
 
 
-def _put_audit(desk: Desk, index: int, audit: Audit) -> Desk:
-    audits = list(desk.audits)
-    audits[index : index + 1] = [(frozenset(audit.suspects), tuple(audit.takers.items()), 0)]
-    return desk._replace(audits=tuple(audits))
+def _put_recovery(desk: Desk, index: int, recovery: Recovery) -> Desk:
+    recoveries = list(desk.recoveries)
+    recoveries[index : index + 1] = [
+        (frozenset(recovery.suspects), tuple(recovery.takers.items()), 0)
+    ]
+    return desk._replace(recoveries=tuple(recoveries))
 
 
 def _take_back(desk: Desk, numbers: Sequence[int] | set[int] | frozenset[int]) -> Desk:

@@ -299,7 +299,7 @@ class Simulation:
             backlog=max(0, self._outstanding - states["busy"]) if may_be_readable else 0,
             outstanding=self._outstanding,
             settled=any(map(self._has_settled, self._workers.values())),
-            **self._tiredness(),
+            **self._idle_times(),
             **self._seen,
         )
         self._seen = dict.fromkeys(self._seen, 0)
@@ -317,7 +317,7 @@ class Simulation:
         self._ended.clear()
         return ended
 
-    def _tiredness(self) -> dict[str, Any]:
+    def _idle_times(self) -> dict[str, Any]:
         timeout = self.limits.idle_timeout
         if timeout is None:
             return {}

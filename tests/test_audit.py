@@ -59,7 +59,7 @@ from prefork_executor._messages.payload_files import PayloadFiles
 from prefork_executor._messages.wire import Kind
 from prefork_executor._pickling import calls
 from prefork_executor._pool.regulator import Limits
-from prefork_executor._server.settings import NO_TERMS
+from prefork_executor._server.settings import DEFAULT_OPTIONS
 from prefork_executor._support import faults
 
 # --- the model ----------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_the_supervisor_must_tell_of_a_death_before_it_clears_the_slot() -> None
 @pytest.mark.parametrize(
     ("rule", "sizes", "what"),
     [
-        ("an audit waits for the takers to leave", (1, 2, 1), "ran twice"),
+        ("a recovery waits for the takers to leave", (1, 2, 1), "ran twice"),
         ("suspects are sent again when the marker has come round", (1, 2, 1), "ran twice"),
         ("outcomes that lie before the marker are settled before it", (1, 2, 1), "ran twice"),
         ("the pipe is emptied after a death in IDLE", (2, 0, 1, 0, 1), "never resolved"),
@@ -421,12 +421,12 @@ class Stage:
         client: Any = client_module.Client(None, settings, None)  # type: ignore[arg-type]
         client._main.look()
         client._thread = threading.current_thread()
-        client._waiter = types.SimpleNamespace(wait=self.wait)
+        client._poller = types.SimpleNamespace(wait=self.wait)
         board = StageBoard(self, workers)
         channels: Any = types.SimpleNamespace(
             tasks=types.SimpleNamespace(send=self.send_task),
             upstream=types.SimpleNamespace(receive=self.read_yell),
-            recall=types.SimpleNamespace(receive=self.read_task),
+            task_reader=types.SimpleNamespace(receive=self.read_task),
             doorbell=types.SimpleNamespace(ring=lambda: None),
             board=board,
             send_marker=self.send_marker,
@@ -473,7 +473,7 @@ class Stage:
 
     def submit(self) -> None:
         task = len(self.futures)
-        self.futures.append(self.client.submit(operator.neg, (task,), {}, NO_TERMS))
+        self.futures.append(self.client.submit(operator.neg, (task,), {}, DEFAULT_OPTIONS))
 
     def play(self) -> None:
         """Turn after turn, as the I/O thread does, until every task is resolved."""
@@ -565,7 +565,7 @@ class StageWords:
         return sb.Scoreboard.base(len(self.stage.world.workers))
 
     def __setitem__(self, index: int, value: int) -> None:
-        if index in (sb.OUTSTANDING, sb.MOST_BACKLOG):
+        if index in (sb.OUTSTANDING, sb.PEAK_BACKLOG):
             return
         place, word = divmod(index - sb.HEADER_WORDS, sb.SLOT_WORDS)
         assert word == sb.RECALL
@@ -593,7 +593,7 @@ class StageWords:
         worker = self.stage.world.workers[place]
         words = {
             sb.PID: worker.pid,
-            sb.HOLDS: sb.held(*worker.seen),
+            sb.HOLDS: sb.pack_holds(*worker.seen),
             sb.UNSENT: len(self.stage.results(worker.kept)),
         }
         return words.get(word, 0)
@@ -668,7 +668,7 @@ def test_the_real_client_keeps_the_promises_with_messages_of_several_tasks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Every worker that has not finished with its message seems to be slow.
-    monkeypatch.setattr(batches, "SLOW", 0.0)
+    monkeypatch.setattr(batches, "SLOW_AFTER", 0.0)
     stages = [play(seed, workers=2, tasks=8, kills=3, retirements=2) for seed in range(300)]
     assert max(stage.largest for stage in stages) >= 3
     assert sum(stage.recalls for stage in stages) > 10
@@ -696,8 +696,10 @@ def real_audits_that(fault: Callable[[pytest.MonkeyPatch], None]) -> None:
 
 
 def settle_late(patch: pytest.MonkeyPatch) -> None:
-    marker = recovery.Auditor.on_marker
-    patch.setattr(recovery.Auditor, "on_marker", lambda self, number, _: marker(self, number, ()))
+    marker = recovery.Recoveries.on_marker
+    patch.setattr(
+        recovery.Recoveries, "on_marker", lambda self, number, _: marker(self, number, ())
+    )
 
 
 def keep_the_number(patch: pytest.MonkeyPatch) -> None:
@@ -710,7 +712,7 @@ def keep_the_number(patch: pytest.MonkeyPatch) -> None:
 
 
 def make_no_fence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(batches, "SLOW", 0.0)
+    patch.setattr(batches, "SLOW_AFTER", 0.0)
     patch.setattr(fences, "everywhere", lambda _: None)
 
 

@@ -55,8 +55,8 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The numbers of tasks that were sent in one message; the test must have some."""
     sizes: list[int] = []
     # What is short is a matter of the machine, too, and of what else it does.
-    monkeypatch.setattr(batches_module, "SHORT", 10**12)
-    monkeypatch.setattr(batches_module, "SPAN", 10**15)
+    monkeypatch.setattr(batches_module, "BATCHABLE_NS", 10**12)
+    monkeypatch.setattr(batches_module, "MAX_SPAN_NS", 10**15)
     with faults.injected("client.sends_batch", lambda _number, count: sizes.append(count)):
         yield sizes
     assert max(sizes, default=0) > 3, "tasks have travelled together"

@@ -92,7 +92,7 @@ def test_a_pool_shuts_down_though_hundreds_of_commands_lie_before_that() -> None
                 reloads = fill_control(executor)
                 executor.shutdown(wait=False)
                 # It is told as soon as nothing is left to do.
-                eventually(lambda: executor._client._life.phase is phases.Phase.ENDING)
+                eventually(lambda: executor._client._lifecycle.phase is phases.Phase.ENDING)
             assert executor.join(BOUND)
         assert all(reload.done() for reload in reloads)
 
@@ -105,9 +105,11 @@ def test_a_command_that_is_repeated_does_not_queue_up_behind_the_others(tmp_path
             handle: Any = executor._client._supervisors.current
             unsent = len(handle._unsent)
             executor.abort(running.future)
-            eventually(lambda: executor._client._books.endings._asked, "its end has been asked for")
-            first = dict(executor._client._books.endings._asked)
-            eventually(lambda: executor._client._books.endings._asked != first, "and again")
+            eventually(
+                lambda: executor._client._books.deadlines._asked, "its end has been asked for"
+            )
+            first = dict(executor._client._books.deadlines._asked)
+            eventually(lambda: executor._client._books.deadlines._asked != first, "and again")
             # And the sign that is expected of it, once.
             assert len(handle._unsent) <= unsent + 1
         assert isinstance(running.future.exception(BOUND), TaskAborted)

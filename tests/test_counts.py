@@ -40,7 +40,7 @@ MOST_PIDS = 2**22
 CALLS: list[tuple[Any, str]] = [
     *((socket.socket, name) for name in ("send", "sendmsg", "recv", "recvmsg", "recvmsg_into")),
     *((os, name) for name in ("read", "write")),
-    *((descriptors.Waiter, "wait"), (select, "poll")),
+    *((descriptors.Poller, "wait"), (select, "poll")),
 ]
 """Where the package enters the kernel while tasks run."""
 

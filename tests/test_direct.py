@@ -197,9 +197,9 @@ def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_sam
     executor: PreforkExecutor,
 ) -> None:
     reader: Any = executor._client._direct
-    future, real = executor.submit(slow_square, 3), reader._waiter
+    future, real = executor.submit(slow_square, 3), reader._poller
 
-    class Waiter:
+    class Poller:
         def wait(self, timeout: float | None) -> list[int]:
             ready = real.wait(timeout)
             with contextlib.suppress(InvalidStateError):  # The I/O thread was quicker.
@@ -208,9 +208,9 @@ def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_sam
 
         close = real.close
 
-    reader._waiter = Waiter()
+    reader._poller = Poller()
     assert future.result(BOUND) in (5, 9)
-    reader._waiter = real
+    reader._poller = real
     eventually(lambda: executor.stats().in_flight == 0)
     all_go_on(executor)
 
@@ -219,7 +219,7 @@ def test_a_message_that_has_woken_who_has_no_more_use_for_it_is_read_all_the_sam
 def test_after_a_start_that_failed_the_next_is_as_good(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner: Any = {"register": descriptors.Waiter, "fork": os}[step]
+    owner: Any = {"register": descriptors.Poller, "fork": os}[step]
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -60,12 +60,12 @@ def test_the_table_of_the_page_on_regulation_is_that_of_its_record(
     "row",
     [
         f"| between two steps of growth | {regulator.RAMP_INTERVAL * 1e3:g} ms |",
-        f"| the largest step | {regulator.RAMP_MOST} workers |",
+        f"| the largest step | {regulator.MAX_RAMP} workers |",
         f"| without growth, before the step is 1 again | {regulator.RAMP_REST:g} s |",
         f"| crashes in a row that cost no wait | {regulator.FREE_CRASHES} |",
         "| the first wait, the longest "
-        f"| {regulator.BACKOFF_FIRST:g} s, {regulator.BACKOFF_MOST:g} s |",
-        f"| two looks for idle workers | {regulator.SHORTEST_LOOK:g} s apart at least |",
+        f"| {regulator.MIN_BACKOFF:g} s, {regulator.MAX_BACKOFF:g} s |",
+        f"| two looks for idle workers | {regulator.MIN_LOOK_INTERVAL:g} s apart at least |",
     ],
 )
 def test_the_page_on_regulation_has_the_regulators_constants(row: str) -> None:

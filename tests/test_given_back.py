@@ -57,7 +57,7 @@ def batches() -> Iterator[list[int]]:
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # On a busy machine, too, these tasks travel together, and none is found to be slow: then
     # the rest of its message is recalled, which is another matter.
-    for limit in ("SHORT", "SPAN", "SLOW"):
+    for limit in ("BATCHABLE_NS", "MAX_SPAN_NS", "SLOW_AFTER"):
         monkeypatch.setattr(batches_module, limit, 10**12)
     return tmp_path / "ran"
 
@@ -174,7 +174,9 @@ def test_a_request_to_end_a_task_that_comes_late_does_not_hit_the_next_of_its_me
         supervisor.suspend()
         try:
             executor.abort(futures[0])
-            eventually(lambda: executor._client._books.endings._asked, "its end has been asked for")
+            eventually(
+                lambda: executor._client._books.deadlines._asked, "its end has been asked for"
+            )
             gates[0].touch()
             eventually(lambda: numbers(ran) == [0, 1], "the next one runs")
             worker = executor.stats().workers[0].pid

@@ -461,7 +461,7 @@ class Table:
 
 
 def test_whatever_holds_large_buffers_is_shared_by_the_second_task() -> None:
-    shared = SharedArguments(least=1000, mode="r")
+    shared = SharedArguments(minimum=1000, mode="r")
     table, small, text = Table(), np.arange(3), "text" * 1000
     task = (print, (table, small), {"text": text})
     assert shared.share_in([task]) == [task]

@@ -18,10 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prefork_executor._board import scoreboard as sb
 from prefork_executor._board.scoreboard import Slot
 from prefork_executor._client.futures import TaskFuture
-from prefork_executor._client.ledger import AHEAD, ONE, SHORT, Ledger, Task, Timing
-from prefork_executor._client.recovery import Audit
-from prefork_executor._pickling.main_snapshot import HeldMain
-from prefork_executor._server.settings import NO_TERMS
+from prefork_executor._client.ledger import AHEAD, FULL_WEIGHT, FULL_WEIGHT_NS, Ledger, Task, Timing
+from prefork_executor._client.recovery import Recovery
+from prefork_executor._pickling.main_snapshot import MainSnapshot
+from prefork_executor._server.settings import DEFAULT_OPTIONS
 
 MILLISECOND = 1_000_000
 
@@ -31,7 +31,9 @@ def some_function() -> None:
 
 
 def new_task(ledger: Ledger, fn: Callable[..., Any] = some_function) -> Task:
-    return Task(TaskFuture(), ledger.timing_of(fn), NO_TERMS, ([b"payload"], None), HeldMain({}))
+    return Task(
+        TaskFuture(), ledger.timing_of(fn), DEFAULT_OPTIONS, ([b"payload"], None), MainSnapshot({})
+    )
 
 
 def send(ledger: Ledger, task: Task) -> int:
@@ -64,11 +66,11 @@ def test_there_is_room_for_the_first_tasks_before_any_worker_is_ready() -> None:
 
 def test_short_tasks_are_sent_further_ahead_the_shorter_they_are() -> None:
     sent = []
-    for duration in (SHORT, SHORT // 4, SHORT // 16, 1):
+    for duration in (FULL_WEIGHT_NS, FULL_WEIGHT_NS // 4, FULL_WEIGHT_NS // 16, 1):
         ledger = Ledger()
         ledger.settle(send(ledger, new_task(ledger)), duration)
         sent.append(send_all_there_is_room_for(ledger, workers=1))
-    most = (AHEAD + 1) * ONE
+    most = (AHEAD + 1) * FULL_WEIGHT
     assert sent == [AHEAD + 1, 4 * (AHEAD + 1), 16 * (AHEAD + 1), most]
 
 
@@ -86,12 +88,12 @@ def test_a_long_task_among_short_ones_raises_the_weight_at_once() -> None:
         timing.observe(1000)
     assert timing.weight == 1
     timing.observe(1000 * MILLISECOND)
-    assert timing.weight == ONE
+    assert timing.weight == FULL_WEIGHT
 
 
 def test_short_tasks_after_long_ones_lower_the_weight_little_by_little() -> None:
     timing, weights = Timing("task"), []
-    timing.observe(SHORT)
+    timing.observe(FULL_WEIGHT_NS)
     for _ in range(60):
         timing.observe(1000)
         weights.append(timing.weight)
@@ -105,7 +107,7 @@ def test_a_weight_is_always_between_one_unit_and_one(durations: list[int]) -> No
     timing = Timing("task")
     for duration in durations:
         timing.observe(duration)
-        assert 1 <= timing.weight <= ONE
+        assert 1 <= timing.weight <= FULL_WEIGHT
         assert timing.mean <= max(durations)
 
 
@@ -113,7 +115,7 @@ def test_a_task_that_died_says_nothing_of_the_duration() -> None:
     ledger = Ledger()
     task = new_task(ledger)
     ledger.settle(send(ledger, task), 0)
-    assert task.timing.weight == ONE
+    assert task.timing.weight == FULL_WEIGHT
 
 
 def test_a_task_weighs_in_the_window_what_it_weighed_when_it_was_sent() -> None:
@@ -121,7 +123,7 @@ def test_a_task_weighs_in_the_window_what_it_weighed_when_it_was_sent() -> None:
     first, second = (send(ledger, new_task(ledger)) for _ in range(2))
     ledger.settle(first, 1)
     ledger.settle(second, 1)
-    assert send_all_there_is_room_for(ledger, workers=1) == (AHEAD + 1) * ONE
+    assert send_all_there_is_room_for(ledger, workers=1) == (AHEAD + 1) * FULL_WEIGHT
 
 
 # --- whose durations they are -----------------------------------------------------------------
@@ -214,7 +216,7 @@ def test_an_object_that_answers_to_every_name_is_a_function_as_well() -> None:
         def __call__(self) -> None:
             pass
 
-    assert Ledger().timing_of(Proxy()).weight == ONE
+    assert Ledger().timing_of(Proxy()).weight == FULL_WEIGHT
 
 
 def test_durations_of_endlessly_many_functions_take_bounded_room() -> None:
@@ -232,7 +234,7 @@ def test_tasks_that_come_back_are_the_next_to_be_sent_in_their_order() -> None:
     tasks = [new_task(ledger) for _ in range(5)]
     numbers = [send(ledger, task) for task in tasks[:4]]
     ledger.enqueue(tasks[4])
-    ledger.take_back([numbers[2], numbers[0], numbers[3]])
+    ledger.requeue([numbers[2], numbers[0], numbers[3]])
     assert list(ledger.waiting) == [tasks[0], tasks[2], tasks[3], tasks[4]]
     assert list(ledger.in_flight.values()) == [tasks[1]]
 
@@ -241,7 +243,7 @@ def test_what_was_resolved_does_not_come_back() -> None:
     ledger = Ledger()
     number = send(ledger, new_task(ledger))
     ledger.settle(number)
-    ledger.take_back([number, 12345])
+    ledger.requeue([number, 12345])
     assert not ledger.waiting
 
 
@@ -257,9 +259,9 @@ def test_a_task_is_resolved_once() -> None:
 def test_only_what_was_never_sent_can_be_withdrawn() -> None:
     ledger = Ledger()
     sent, unsent = new_task(ledger), new_task(ledger)
-    ledger.take_back([send(ledger, sent)])
+    ledger.requeue([send(ledger, sent)])
     ledger.enqueue(unsent)
-    assert ledger.withdraw() == [unsent]
+    assert ledger.take_unsent() == [unsent]
     assert list(ledger.waiting) == [sent]
 
 
@@ -306,12 +308,12 @@ class Books(RuleBasedStateMachine):
         numbers = data.draw(st.lists(st.sampled_from([*self.numbers_used, 0]), unique=True))
         back = [self.in_flight.pop(n) for n in sorted(numbers) if n in self.in_flight]
         self.waiting = back + self.waiting
-        self.ledger.take_back(numbers)
+        self.ledger.requeue(numbers)
 
     @rule()
     def withdraw(self) -> None:
         gone = [task for task in self.waiting if not task.number and not task.is_dropped]
-        assert self.ledger.withdraw() == gone
+        assert self.ledger.take_unsent() == gone
         self.waiting = [task for task in self.waiting if task not in gone]
 
     @precondition(lambda self: self.waiting)
@@ -341,14 +343,14 @@ class Books(RuleBasedStateMachine):
     def the_window_holds_what_is_in_flight(self) -> None:
         weight = sum(task.weight for task in self.in_flight.values())
         for workers in (1, 3):
-            assert self.ledger.has_room(workers) == (weight < (AHEAD * workers + 1) * ONE)
+            assert self.ledger.has_room(workers) == (weight < (AHEAD * workers + 1) * FULL_WEIGHT)
 
 
 test_the_books_agree_with_a_simple_list_of_tasks = pytest.mark.timeout(120)(Books.TestCase)
 Books.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-# --- one audit by itself -----------------------------------------------------------------------
+# --- one recovery by itself -----------------------------------------------------------------------
 
 
 def slot(place: int, state: int, *, task: int = 0, pid: int = 0) -> Slot:
@@ -356,13 +358,13 @@ def slot(place: int, state: int, *, task: int = 0, pid: int = 0) -> Slot:
 
 
 def test_tasks_named_by_busy_workers_are_no_suspects() -> None:
-    audit = Audit([1, 2, 3], [slot(0, sb.BUSY, task=2), slot(1, sb.IDLE, task=3)])
-    assert audit.suspects == {1, 3}
+    recovery = Recovery([1, 2, 3], [slot(0, sb.BUSY, task=2), slot(1, sb.IDLE, task=3)])
+    assert recovery.suspects == {1, 3}
 
 
 def test_without_takers_one_look_is_enough() -> None:
     board = [slot(0, sb.BUSY, task=1), slot(1, sb.IDLE)]
-    assert Audit([1, 2], board).look(lambda: board)
+    assert Recovery([1, 2], board).look(lambda: board)
 
 
 @pytest.mark.parametrize(
@@ -377,26 +379,26 @@ def test_without_takers_one_look_is_enough() -> None:
 )
 def test_an_audit_waits_until_a_taker_has_left(later: list[Slot]) -> None:
     board = [slot(0, sb.TAKING, task=5)]
-    audit = Audit([1, 2], board)
-    assert not audit.look(lambda: board)
-    assert audit.look(lambda: later)
+    recovery = Recovery([1, 2], board)
+    assert not recovery.look(lambda: board)
+    assert recovery.look(lambda: later)
 
 
 def test_a_taker_that_names_a_suspect_clears_it() -> None:
-    audit = Audit([1, 2], [slot(0, sb.TAKING)])
-    audit.look(lambda: [slot(0, sb.BUSY, task=1)])
-    assert audit.suspects == {2}
+    recovery = Recovery([1, 2], [slot(0, sb.TAKING)])
+    recovery.look(lambda: [slot(0, sb.BUSY, task=1)])
+    assert recovery.suspects == {2}
 
 
 def test_one_reading_tells_who_has_left_and_what_it_got() -> None:
     readings = [[slot(0, sb.BUSY, task=1), slot(1, sb.TAKING)], [slot(1, sb.BUSY, task=2)]]
-    audit = Audit([1, 2, 3], [slot(0, sb.TAKING), slot(1, sb.TAKING)])
-    assert not audit.look(lambda: readings.pop(0))
-    assert audit.look(lambda: readings.pop(0))
+    recovery = Recovery([1, 2, 3], [slot(0, sb.TAKING), slot(1, sb.TAKING)])
+    assert not recovery.look(lambda: readings.pop(0))
+    assert recovery.look(lambda: readings.pop(0))
     # The first has finished with its task: what it has sent lies before the marker.
-    assert audit.suspects == {1, 3}
+    assert recovery.suspects == {1, 3}
 
 
 def test_a_worker_that_begins_to_take_after_the_pipe_was_emptied_is_not_waited_for() -> None:
-    audit = Audit([1], [slot(0, sb.IDLE), slot(1, sb.TAKING)])
-    assert audit.look(lambda: [slot(0, sb.TAKING), slot(1, sb.IDLE)])
+    recovery = Recovery([1], [slot(0, sb.IDLE), slot(1, sb.TAKING)])
+    assert recovery.look(lambda: [slot(0, sb.TAKING), slot(1, sb.IDLE)])

@@ -6,22 +6,22 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from prefork_executor._client.phases import NEXT, Event, Life, Phase
+from prefork_executor._client.phases import NEXT, Event, Lifecycle, Phase
 
 
-def life_after(*events: Event) -> Life:
-    life = Life()
+def life_after(*events: Event) -> Lifecycle:
+    lifecycle = Lifecycle()
     for event in events:
-        life.after(event)
-    return life
+        lifecycle.after(event)
+    return lifecycle
 
 
 def test_a_pool_that_is_shut_down_finishes_its_tasks_then_its_processes() -> None:
-    life = Life()
+    lifecycle = Lifecycle()
     phases = []
     for event in (Event.STARTED, Event.SHUTDOWN, Event.ALL_DONE, Event.ALL_CLOSED):
-        life.after(event)
-        phases.append(life.phase)
+        lifecycle.after(event)
+        phases.append(lifecycle.phase)
     assert phases == [Phase.OPEN, Phase.CLOSING, Phase.ENDING, Phase.ENDED]
 
 
@@ -30,8 +30,8 @@ def test_a_pool_that_was_never_started_has_ended_as_soon_as_it_is_shut_down() ->
 
 
 def test_a_pool_that_a_handler_shut_down_as_it_started_still_closes_what_it_has() -> None:
-    life = life_after(Event.SHUTDOWN, Event.NEVER_STARTED, Event.STARTED)
-    assert life.phase is Phase.CLOSING
+    lifecycle = life_after(Event.SHUTDOWN, Event.NEVER_STARTED, Event.STARTED)
+    assert lifecycle.phase is Phase.CLOSING
 
 
 def test_a_shutdown_may_be_repeated_in_every_phase() -> None:
@@ -62,19 +62,19 @@ def test_only_an_open_pool_takes_tasks() -> None:
 
 
 def test_a_broken_pool_tells_the_first_reason() -> None:
-    life, cause = life_after(Event.STARTED), OSError("no more")
-    life.break_off("the first", cause)
-    life.break_off("the second", None)
+    lifecycle, cause = life_after(Event.STARTED), OSError("no more")
+    lifecycle.break_off("the first", cause)
+    lifecycle.break_off("the second", None)
     with pytest.raises(BrokenProcessPool, match="the first") as raised:
-        life.check_open()
+        lifecycle.check_open()
     assert raised.value.__cause__ is cause
-    assert life.is_to_end
+    assert lifecycle.is_to_end
 
 
 def test_a_copy_in_a_fork_says_whose_it_is_not() -> None:
-    life = life_after(Event.STARTED)
-    life.check_own()
-    life.become_copy()
-    assert life.phase is Phase.ENDED
+    lifecycle = life_after(Event.STARTED)
+    lifecycle.check_own()
+    lifecycle.become_copy()
+    assert lifecycle.phase is Phase.ENDED
     with pytest.raises(BrokenProcessPool, match="belongs to the process that created it"):
-        life.check_own()
+        lifecycle.check_own()

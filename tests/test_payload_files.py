@@ -19,7 +19,7 @@ from light_tasks import note
 
 from prefork_executor import PreforkExecutor
 from prefork_executor._messages import payload_files as payload_files_module
-from prefork_executor._messages.payload_files import GRAIN, MOST_BYTES, MOST_FILES, PayloadFiles
+from prefork_executor._messages.payload_files import GRAIN, MAX_BYTES, MAX_FILES, PayloadFiles
 from prefork_executor._support import faults
 from prefork_executor._system.shared_files import map_private, shared_file
 
@@ -67,7 +67,7 @@ def test_no_new_files_are_made_while_there_are_spare_ones(payload: object, tmp_p
     ):
         for _ in range(50):
             executor.submit(same, payload).result()
-    assert 0 < len(lines(Path(made))) <= 2 * MOST_FILES
+    assert 0 < len(lines(Path(made))) <= 2 * MAX_FILES
 
 
 def test_results_that_are_kept_never_change(executor: PreforkExecutor) -> None:
@@ -159,7 +159,7 @@ def test_however_many_results_are_alive_few_descriptors_are_open(
     executor: PreforkExecutor,
 ) -> None:
     alive = [executor.submit(full, value).result() for value in range(300)]
-    assert payload_files() <= 2 * MOST_FILES
+    assert payload_files() <= 2 * MAX_FILES
     assert len(alive) == 300
 
 
@@ -226,7 +226,7 @@ def test_mappings_may_come_and_go_in_several_threads_at_once() -> None:
     st.lists(
         st.tuples(
             st.sampled_from(["give", "take", "map", "unmap", "fork"]),
-            st.integers(1, MOST_BYTES // 3),
+            st.integers(1, MAX_BYTES // 3),
         ),
         max_size=40,
     )
@@ -252,7 +252,7 @@ def test_they_are_few_and_fit_and_nobody_gets_one_that_is_looked_into(
             assert size <= file[1] <= 2 * size or file[1] == GRAIN
             os.pwrite(file[0], b"x", 0)
             os.close(file[0])
-        assert payload_files() - before <= 2 * MOST_FILES
+        assert payload_files() - before <= 2 * MAX_FILES
         assert all(view[0] == 0 for view in views)
     files.close()
     assert payload_files() == before
@@ -282,7 +282,7 @@ def test_a_callers_file_comes_back_with_an_outcome_that_needs_none(
 ) -> None:
     for value in range(50):
         assert executor.submit(first, full(value)).result() == value
-    assert 0 < len(made) <= MOST_FILES
+    assert 0 < len(made) <= MAX_FILES
 
 
 def test_it_comes_back_with_a_failure_as_well(executor: PreforkExecutor, made: list[int]) -> None:
@@ -290,7 +290,7 @@ def test_it_comes_back_with_a_failure_as_well(executor: PreforkExecutor, made: l
         error = executor.submit(fail_with, full(value)).exception()
         assert isinstance(error, ValueError)
         assert error.args == (value,)
-    assert 0 < len(made) <= MOST_FILES
+    assert 0 < len(made) <= MAX_FILES
 
 
 def test_a_file_that_a_worker_still_looks_into_does_not_come_back(

@@ -207,7 +207,7 @@ os.write(tap, b"xx")
 def code():
     os.read(source, 1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Not before it has taken.
-    while not raw._pool._main.kid._is_to_leave:
+    while not raw._pool._main.child._is_to_leave:
         time.sleep(0.01)
     doze()
 

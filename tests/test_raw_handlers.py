@@ -174,7 +174,7 @@ whip(code)
     "moment",
     [
         pytest.param("os.register_at_fork(after_in_child=strike)", id="starts"),
-        pytest.param("Kid.exit = lambda *args: (strike(), leave(*args))", id="ends"),
+        pytest.param("Child.exit = lambda *args: (strike(), leave(*args))", id="ends"),
     ],
 )
 @pytest.mark.parametrize("throw", ["1 / 0", "sys.exit(3)"])
@@ -185,10 +185,10 @@ def test_a_handler_that_raises_as_a_child_starts_or_ends_runs_nothing_of_the_mai
         run,
         f"""
         import atexit
-        from prefork_executor._raw.child import Kid
+        from prefork_executor._raw.child import Child
         def strike():
             os.kill(os.getpid(), signal.SIGUSR1)
-        leave = Kid.exit
+        leave = Child.exit
         {moment}
         atexit.register(lambda: say("end of", os.getpid()))
         pf_init(max_servers=1, child_sigh={{"USR1": lambda *_: {throw}, "TERM": "IGNORE"}})

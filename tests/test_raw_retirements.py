@@ -58,7 +58,7 @@ from prefork_executor._board import scoreboard as sb
 
 def retire():
     '''As the main process does, from within the child, which cannot know when.'''
-    kid = raw._pool._main.kid
+    kid = raw._pool._main.child
     kid._words[kid._base + sb.RETIRE] = 1
     os.kill(os.getpid(), signal.SIGTERM)
 

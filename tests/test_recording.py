@@ -23,7 +23,7 @@ from prefork_executor import PreforkExecutor, TaskTimeout, WorkerDied, recording
 from prefork_executor._board import scoreboard as sb
 from prefork_executor._client.recorder import Recorder
 from prefork_executor._messages.wire import Death
-from prefork_executor._timeline.model import FINEST, Curve
+from prefork_executor._timeline.model import MIN_BUCKET_NS, Curve
 from prefork_executor.recording import Recording
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -271,7 +271,7 @@ def test_the_counters_follow_the_pool_and_its_backlog(tmp_path: Path) -> None:
             names = [tmp_path / f"{i}" for i in range(5)]
             held = [executor.submit(hold, str(name), str(release)) for name in names]
             eventually(lambda: sum(name.exists() for name in names) == 2)
-            threading.Event().wait(3 * FINEST / 1e9)
+            threading.Event().wait(3 * MIN_BUCKET_NS / 1e9)
             release.touch()
             wait_for(held)
     events = events_of(path)
@@ -546,11 +546,15 @@ def test_timeouts_are_told_from_deaths(tmp_path: Path) -> None:
 
 # --- curves -------------------------------------------------------------------------------------
 
-steps = st.lists(st.tuples(st.integers(0, 40 * FINEST), st.integers(-3, 3)), max_size=30)
+steps = st.lists(st.tuples(st.integers(0, 40 * MIN_BUCKET_NS), st.integers(-3, 3)), max_size=30)
 
 
 @settings(deadline=None)
-@given(steps=steps, length=st.integers(40 * FINEST + 1, 60 * FINEST), most=st.integers(2, 64))
+@given(
+    steps=steps,
+    length=st.integers(40 * MIN_BUCKET_NS + 1, 60 * MIN_BUCKET_NS),
+    most=st.integers(2, 64),
+)
 def test_a_curves_means_are_exact_however_coarse_it_has_become(
     steps: list[tuple[int, int]], length: int, most: int
 ) -> None:
@@ -570,10 +574,10 @@ def test_a_curves_means_are_exact_however_coarse_it_has_become(
 def test_to_look_at_a_curve_coarsely_does_not_coarsen_it() -> None:
     curve = Curve(0)
     for i in range(100):
-        curve.step(i * FINEST, 1)
-    fine = curve.points(100 * FINEST)
-    assert len(curve.points(100 * FINEST, 7)) <= 7
-    assert curve.points(100 * FINEST) == fine
+        curve.step(i * MIN_BUCKET_NS, 1)
+    fine = curve.points(100 * MIN_BUCKET_NS)
+    assert len(curve.points(100 * MIN_BUCKET_NS, 7)) <= 7
+    assert curve.points(100 * MIN_BUCKET_NS) == fine
 
 
 def test_a_worker_whose_slot_is_not_cleared_yet_has_died_once() -> None:

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork_executor._pool.regulator import (
-    BACKOFF_FIRST,
-    BACKOFF_MOST,
-    DOUBT_MOST,
     FREE_CRASHES,
+    MAX_BACKOFF,
+    MAX_DOUBT,
+    MAX_RAMP,
+    MIN_BACKOFF,
+    MIN_LOOK_INTERVAL,
     RAMP_INTERVAL,
-    RAMP_MOST,
     RAMP_REST,
-    SHORTEST_LOOK,
     Counts,
     Decision,
     Limits,
@@ -193,7 +193,7 @@ def test_growth_is_capped_at_the_lack(case: Case) -> None:
 def test_growth_by_backlog_is_at_most_the_ramps_step(case: Case) -> None:
     first = case.limits.start_workers - case.counts.live if not case.memory.begun else 0
     assert case.decision.start <= max(case.memory.step, case.lack, first)
-    assert 1 <= case.after.step <= RAMP_MOST
+    assert 1 <= case.after.step <= MAX_RAMP
 
 
 @whatever_the_counts
@@ -213,8 +213,8 @@ def test_a_burst_of_long_tasks_doubles_the_steps_until_all_have_a_worker(most: i
         steps.append(decision.start)
         busy += decision.start
     assert busy == most
-    assert all(b <= min(2 * a, RAMP_MOST) for a, b in itertools.pairwise(steps))
-    assert len(steps) <= math.log2(RAMP_MOST) + 2 + most / RAMP_MOST
+    assert all(b <= min(2 * a, MAX_RAMP) for a, b in itertools.pairwise(steps))
+    assert len(steps) <= math.log2(MAX_RAMP) + 2 + most / MAX_RAMP
 
 
 def test_after_a_rest_the_next_burst_begins_with_one_worker() -> None:
@@ -263,7 +263,7 @@ def test_an_idle_timeout_of_none_retires_nobody() -> None:
 
 def test_an_idle_timeout_of_zero_does_not_make_a_busy_pool_look_all_the_time() -> None:
     decision, _ = ask(pool_of(8, idle_timeout=0.0), BEGUN, now=0.0, idle=1, busy=7)
-    assert decision.check_in == SHORTEST_LOOK
+    assert decision.check_in == MIN_LOOK_INTERVAL
 
 
 # --- when to look again -------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_what_lacks_while_there_is_room_is_looked_at_again_within_the_ramps_inte
     if missing > 0:
         check_in = case.decision.check_in
         assert check_in is not None
-        assert check_in <= (BACKOFF_MOST if case.held else RAMP_INTERVAL)
+        assert check_in <= (MAX_BACKOFF if case.held else RAMP_INTERVAL)
 
 
 @whatever_the_counts
@@ -291,7 +291,7 @@ def test_workers_that_may_grow_tired_are_looked_at_again(case: Case) -> None:
     workers = counts.spares + counts.busy + case.decision.start
     if timeout is not None and workers > case.limits.min_spare and not case.held:
         assert case.decision.check_in is not None
-        assert case.decision.check_in <= max(timeout, SHORTEST_LOOK)
+        assert case.decision.check_in <= max(timeout, MIN_LOOK_INTERVAL)
 
 
 def test_a_pool_at_rest_does_not_look() -> None:
@@ -337,7 +337,7 @@ def test_one_task_more_than_suffices_is_never_ignored(case: Case) -> None:
     more = case.counts._replace(outstanding=outstanding, crashes=0, failed_forks=0)
     decision, memory = regulate(more, case.limits, case.after)
     held = more.now < memory.held_until
-    soon = decision.check_in is not None and decision.check_in <= DOUBT_MOST
+    soon = decision.check_in is not None and decision.check_in <= MAX_DOUBT
     assert held or soon or decision.start
 
 
@@ -363,9 +363,9 @@ def test_a_doubt_that_lasts_is_looked_at_less_and_less_often() -> None:
     while now < 10.0:
         decision, memory = ask(pool_of(8), memory, now=now, idle=2, outstanding=5)
         assert decision.check_in is not None
-        assert RAMP_INTERVAL <= decision.check_in <= DOUBT_MOST
+        assert RAMP_INTERVAL <= decision.check_in <= MAX_DOUBT
         now, looks = now + decision.check_in, looks + 1
-    assert looks < 10.0 / DOUBT_MOST + 8
+    assert looks < 10.0 / MAX_DOUBT + 8
 
 
 def test_tasks_too_short_to_be_seen_wake_the_pool_twice_in_the_ramps_interval_at_most() -> None:
@@ -403,7 +403,7 @@ def test_a_held_pool_starts_nobody_and_says_why_and_when(case: Case) -> None:
 
 @whatever_the_counts
 def test_no_wait_is_longer_than_the_longest(case: Case) -> None:
-    assert case.after.held_until - case.counts.now <= BACKOFF_MOST
+    assert case.after.held_until - case.counts.now <= MAX_BACKOFF
 
 
 @whatever_the_counts
@@ -427,21 +427,21 @@ def test_the_first_crashes_are_replaced_at_once_and_the_others_wait_twice_as_lon
     starts = list(crash_loop(pool_of(8), 60.0))
     waits = [b - a for a, b in itertools.pairwise(starts)]
     assert waits[:FREE_CRASHES] == pytest.approx([0.001] * FREE_CRASHES)
-    expected = [BACKOFF_FIRST * 2**n for n in range(len(waits) - FREE_CRASHES)]
+    expected = [MIN_BACKOFF * 2**n for n in range(len(waits) - FREE_CRASHES)]
     assert waits[FREE_CRASHES:] == pytest.approx(expected, abs=0.002)
 
 
 def test_a_crash_loop_of_a_day_costs_one_fork_for_each_longest_wait() -> None:
     day = 86400.0
-    assert len(list(crash_loop(pool_of(8), day))) == pytest.approx(day / BACKOFF_MOST, abs=12)
+    assert len(list(crash_loop(pool_of(8), day))) == pytest.approx(day / MAX_BACKOFF, abs=12)
 
 
 def test_a_burst_that_crashes_as_one_costs_the_shortest_wait() -> None:
     limits = pool_of(64, min_spare=32)
     decision, memory = ask(limits, BEGUN, now=0.0, crashes=32, forks=32)
-    assert decision.check_in == pytest.approx(BACKOFF_FIRST)
+    assert decision.check_in == pytest.approx(MIN_BACKOFF)
     decision, _ = ask(limits, memory, now=0.05, crashes=5)
-    assert decision.check_in == pytest.approx(BACKOFF_FIRST - 0.05)
+    assert decision.check_in == pytest.approx(MIN_BACKOFF - 0.05)
 
 
 def test_a_worker_that_settles_ends_the_row_and_all_that_lacks_is_started() -> None:
@@ -455,7 +455,7 @@ def test_a_worker_that_settles_ends_the_row_and_all_that_lacks_is_started() -> N
 
 def test_a_worker_that_settled_before_the_crash_does_not_excuse_it() -> None:
     _, memory = ask(pool_of(8), BEGUN, now=0.0, crashes=FREE_CRASHES + 1, settled=True)
-    assert memory.held_until == BACKOFF_FIRST
+    assert memory.held_until == MIN_BACKOFF
 
 
 def test_failed_forks_wait_from_the_first_on() -> None:
@@ -468,7 +468,7 @@ def test_failed_forks_wait_from_the_first_on() -> None:
         now += decision.check_in
         decision, memory = ask(pool_of(8), memory, now=now)
         assert decision.start == 1
-    expected = [min(BACKOFF_MOST, BACKOFF_FIRST * 2**n) for n in range(12)]
+    expected = [min(MAX_BACKOFF, MIN_BACKOFF * 2**n) for n in range(12)]
     assert waits == pytest.approx(expected)
 
 
@@ -482,7 +482,7 @@ def test_the_place_of_a_worker_that_has_ended_is_taken_though_forks_have_failed(
         decision, memory = ask(limits, memory, now=now, busy=3, backlog=9)
         assert decision.start == 1
     decision, memory = ask(limits, memory, now=now, busy=3, backlog=9, failed_forks=1)
-    assert decision.check_in == BACKOFF_FIRST * 2**6
+    assert decision.check_in == MIN_BACKOFF * 2**6
     decision, memory = ask(limits, memory, now=now + 1, busy=2, backlog=9)
     assert decision.start == 1
     decision, _ = ask(limits, memory, now=now + 1.1, starting=1, busy=2, backlog=9)
@@ -499,15 +499,15 @@ def test_a_crash_loop_waits_whatever_has_become_of_forks() -> None:
     limits = pool_of(8, min_spare=4)
     seen = {"crashes": FREE_CRASHES + 1, "failed_forks": 1, "live_at_failure": 3}
     decision, _ = ask(limits, BEGUN, now=0.0, **seen)
-    assert (decision.start, decision.check_in) == (0, BACKOFF_FIRST)
+    assert (decision.start, decision.check_in) == (0, MIN_BACKOFF)
 
 
 def test_a_fork_that_succeeds_ends_the_row_of_those_that_failed() -> None:
     limits = pool_of(8, min_spare=4)
     decision, memory = ask(limits, BEGUN, now=0.0, failed_forks=4)
-    assert (decision.start, decision.check_in) == (0, BACKOFF_FIRST)
-    decision, memory = ask(limits, memory, now=BACKOFF_FIRST)
+    assert (decision.start, decision.check_in) == (0, MIN_BACKOFF)
+    decision, memory = ask(limits, memory, now=MIN_BACKOFF)
     assert (decision.start, decision.check_in) == (1, RAMP_INTERVAL)
-    decision, memory = ask(limits, memory, now=BACKOFF_FIRST + RAMP_INTERVAL, starting=1, forks=1)
+    decision, memory = ask(limits, memory, now=MIN_BACKOFF + RAMP_INTERVAL, starting=1, forks=1)
     assert decision.start == 3
     assert not memory.on_probation

@@ -22,9 +22,9 @@ from regulator_simulator import (
 )
 
 from prefork_executor._pool.regulator import (
-    BACKOFF_FIRST,
-    BACKOFF_MOST,
     FREE_CRASHES,
+    MAX_BACKOFF,
+    MIN_BACKOFF,
     RAMP_INTERVAL,
     Limits,
 )
@@ -185,10 +185,10 @@ def test_it_comes_to_rest(varied: Simulation) -> None:
 
 def most_forks(seconds: float, at_first: int) -> int:
     """What the backoff allows: those at first and the free ones, then one a wait."""
-    forks, wait = at_first + FREE_CRASHES, BACKOFF_FIRST
+    forks, wait = at_first + FREE_CRASHES, MIN_BACKOFF
     while seconds > 0:
         forks, seconds = forks + 1, seconds - wait
-        wait = min(BACKOFF_MOST, 2 * wait)
+        wait = min(MAX_BACKOFF, 2 * wait)
     return forks
 
 
@@ -198,7 +198,7 @@ def test_a_crash_loop_forks_as_rarely_as_the_backoff_says(seconds: float, min_sp
     limits = pool_of(24, min_spare)
     pool = Simulation(limits, crashes=lambda _: True).run(seconds)
     assert len(pool.forks) <= most_forks(seconds, at_first=min_spare)
-    assert len(pool.forks) >= seconds / BACKOFF_MOST
+    assert len(pool.forks) >= seconds / MAX_BACKOFF
 
 
 def test_a_crash_loop_under_load_forks_hardly_more() -> None:
@@ -216,7 +216,7 @@ def test_when_a_crash_loop_ends_the_pool_is_complete_after_one_wait(
     limits = pool_of(24, min_spare)
     pool = Simulation(limits, crashes=lambda now: now < end).run(end)
     # The waits doubled, so the last is about as long as all before it.
-    wait = min(BACKOFF_MOST, end + 2 * BACKOFF_FIRST)
+    wait = min(MAX_BACKOFF, end + 2 * MIN_BACKOFF)
     settling = 1.0 + SLACK
     pool.run(end + wait + settling + 2 * START_UP)
     assert pool.idle >= min_spare
@@ -226,14 +226,14 @@ def test_when_a_crash_loop_ends_the_pool_is_complete_after_one_wait(
 @pytest.mark.parametrize("seconds", [60.0, HOUR])
 def test_failing_forks_are_tried_as_rarely_as_the_backoff_says(seconds: float) -> None:
     pool = Simulation(pool_of(24, 5), fork_fails=lambda _: True).run(seconds)
-    assert seconds / BACKOFF_MOST <= len(pool.failed_forks) <= most_forks(seconds, at_first=5)
+    assert seconds / MAX_BACKOFF <= len(pool.failed_forks) <= most_forks(seconds, at_first=5)
 
 
 @pytest.mark.parametrize("end", [0.05, 1.0, 20.0, HOUR])
 def test_when_forks_succeed_again_the_pool_is_complete_after_one_wait(end: float) -> None:
     load = burst(24, duration=2 * HOUR)
     pool = Simulation(pool_of(24, 5), load, fork_fails=lambda now: now < end).run(end)
-    wait = min(BACKOFF_MOST, end + 2 * BACKOFF_FIRST)
+    wait = min(MAX_BACKOFF, end + 2 * MIN_BACKOFF)
     assert pool.run(end + wait + 0.1).live == 24
 
 
@@ -241,7 +241,7 @@ def test_a_few_workers_that_die_now_and_then_are_replaced_at_once() -> None:
     load = at_random(lambda _: 8, exponential(0.4), hours=1)
     pool = Simulation(pool_of(16, 2), load, crashes=lambda now: math.sin(1000 * now) > 0.8)
     pool.run(1.1 * HOUR)
-    assert pool.longest_lack < BACKOFF_FIRST + SETTLED
+    assert pool.longest_lack < MIN_BACKOFF + SETTLED
     assert pool.live == 2
 
 

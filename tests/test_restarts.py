@@ -48,8 +48,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Makes every wait until the next supervisor as long as this."""
 
     def set_all(seconds: float) -> None:
-        monkeypatch.setattr(regulator, "BACKOFF_FIRST", seconds)
-        monkeypatch.setattr(regulator, "BACKOFF_MOST", seconds)
+        monkeypatch.setattr(regulator, "MIN_BACKOFF", seconds)
+        monkeypatch.setattr(regulator, "MAX_BACKOFF", seconds)
 
     return set_all
 
@@ -200,8 +200,8 @@ def test_one_that_there_is_never_room_for_breaks_the_pool_in_the_end(
         eventually(lambda: len(tries) >= 1)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):
             executor.submit(square, 1).result(BOUND)
-        eventually(lambda: executor._client._life.phase is phases.Phase.ENDED)
-        assert len(tries) == restarts.MOST_NOT_STARTED
+        eventually(lambda: executor._client._lifecycle.phase is phases.Phase.ENDED)
+        assert len(tries) == restarts.MAX_NOT_STARTED
 
 
 def test_a_reload_that_is_asked_for_meanwhile_is_resolved() -> None:
@@ -246,7 +246,7 @@ def test_forks_that_fail_leave_no_descriptor_open(
 def test_a_supervisor_that_cannot_be_started_breaks_the_pool_and_says_why() -> None:
     with ended_at_once(pool_of(1, "fork")) as executor, start_fails(errno.ENOENT):
         supervisor_of(executor).kill()
-        eventually(lambda: executor._client._life.phase is phases.Phase.ENDED)
+        eventually(lambda: executor._client._lifecycle.phase is phases.Phase.ENDED)
         with pytest.raises(BrokenProcessPool, match="no other supervisor could be started"):
             executor.submit(square, 1)
 
@@ -264,7 +264,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def pause(restarts: Restarts, clock: list[float], lived: float = 0.1, finished: int = 0) -> float:
     """The wait after one more supervisor, which was ready and has lived so long."""
-    restarts.went_well()
+    restarts.succeeded()
     clock[0] += lived
     restarts.ended("ended", finished)
     assert restarts.at is not None

@@ -12,8 +12,8 @@ import pytest
 
 from prefork_executor._board import scoreboard as sb
 from prefork_executor._board.scoreboard import Scoreboard, Slot, State
-from prefork_executor._client.batches import MOST
-from prefork_executor._messages.wire import MOST_CALLS
+from prefork_executor._client.batches import MAX_TASKS
+from prefork_executor._messages.wire import MAX_CALLS
 from prefork_executor._system.shared_files import shared_file
 
 CACHE_LINE = 64
@@ -37,7 +37,7 @@ def fill(board: Scoreboard, place: int, pid: int, state: int = sb.IDLE) -> Slot:
     words = {sb.PID: pid, sb.BORN: 11, sb.SINCE: 14, sb.DONE: 16, sb.RECALL: 17, sb.UNSENT: 18}
     for word, value in words.items():
         board.words[base + word] = value
-    board.words[base + sb.HOLDS] = sb.held(state, slot.task, slot.head, slot.tail)
+    board.words[base + sb.HOLDS] = sb.pack_holds(state, slot.task, slot.head, slot.tail)
     return slot
 
 
@@ -58,7 +58,7 @@ def test_the_header_has_cache_lines_of_its_own() -> None:
 def test_a_board_has_room_for_its_slots_and_no_more(slots: int) -> None:
     words = Scoreboard.base(slots) * sb.WORD_BYTES
     waits = slots * sb.WAITS * 2 * sb.WORD_BYTES
-    rings = sb.DECISIONS_KEPT * sb.DECISION_BYTES + sb.MOST_NAMES * sb.NAME_BYTES
+    rings = sb.DECISIONS_KEPT * sb.DECISION_BYTES + sb.MAX_NAMES * sb.NAME_BYTES
     assert Scoreboard.size_for(slots) == words + slots * sb.AREA + waits + rings
 
 
@@ -94,24 +94,24 @@ def test_the_words_of_a_slot_are_named_in_their_order(board: Scoreboard) -> None
     for name, word in named.items():
         assert getattr(slot, name) == board.words[board.base(1) + word]
     holds = board.words[board.base(1) + sb.HOLDS]
-    assert sb.held(slot.state, slot.task, slot.head, slot.tail) == holds
+    assert sb.pack_holds(slot.state, slot.task, slot.head, slot.tail) == holds
 
 
 @pytest.mark.parametrize("state", list(State))
-@pytest.mark.parametrize("number", [0, 1, sb.MOST_NUMBER, 2**48 - 1])
-@pytest.mark.parametrize(("head", "tail"), [(0, 0), (sb.MOST_BESIDE, 0), (0, sb.MOST_BESIDE)])
+@pytest.mark.parametrize("number", [0, 1, sb.MAX_NUMBER, 2**48 - 1])
+@pytest.mark.parametrize(("head", "tail"), [(0, 0), (sb.MAX_BESIDE, 0), (0, sb.MAX_BESIDE)])
 def test_a_state_and_its_task_are_one_word(
     board: Scoreboard, state: int, number: int, head: int, tail: int
 ) -> None:
-    board.words[board.base(0) + sb.HOLDS] = sb.held(state, number, head, tail)
+    board.words[board.base(0) + sb.HOLDS] = sb.pack_holds(state, number, head, tail)
     slot = board.read(0)
     assert (slot.state, slot.task, slot.head, slot.tail) == (state, number, head, tail)
     assert board.states()[0] == state
 
 
 def test_what_a_message_may_have_fits_the_word() -> None:
-    assert MOST <= MOST_CALLS <= sb.MOST_BESIDE + 1
-    assert sb.MOST_NUMBER + MOST_CALLS <= 2**48
+    assert MAX_TASKS <= MAX_CALLS <= sb.MAX_BESIDE + 1
+    assert sb.MAX_NUMBER + MAX_CALLS <= 2**48
 
 
 def test_the_areas_of_slots_do_not_overlap(board: Scoreboard) -> None:

@@ -20,7 +20,7 @@ from light_tasks import run_until, square
 
 from prefork_executor import ExecutorStats, PreforkExecutor, WorkerDied, status
 from prefork_executor._board import scoreboard as sb
-from prefork_executor._board.counters import Chronicle
+from prefork_executor._board.counters import Counters
 from prefork_executor._board.reader import (
     BoardReader,
     percentiles,
@@ -287,10 +287,10 @@ def test_a_wait_counts_for_a_minute(board: Scoreboard) -> None:
 
 
 def test_the_ring_of_decisions_gives_the_latest_in_their_order(board: Scoreboard) -> None:
-    chronicle, reader = Chronicle(board, 4), BoardReader(board.copy, 4)
+    counters, reader = Counters(board, 4), BoardReader(board.copy, 4)
     assert reader.decisions(read_header(board.copy)) == ()
     for number in range(3 * sb.DECISIONS_KEPT):
-        chronicle.decided(number, 1, 2, f"reason {number}")
+        counters.decided(number, 1, 2, f"reason {number}")
         found = reader.decisions(read_header(board.copy))
         last = [decision.workers for decision in found]
         assert last == list(range(max(0, number + 2 - sb.DECISIONS_KEPT), number + 1))
@@ -298,7 +298,7 @@ def test_the_ring_of_decisions_gives_the_latest_in_their_order(board: Scoreboard
 
 
 def test_a_long_reason_is_cut(board: Scoreboard) -> None:
-    Chronicle(board, 4).decided(1, 2, 3, "ä" * 200)
+    Counters(board, 4).decided(1, 2, 3, "ä" * 200)
     (found,) = BoardReader(board.copy, 4).decisions(read_header(board.copy))
     assert (found.workers, found.started, found.retired) == (1, 2, 3)
     assert 40 < len(found.reason) < 100
@@ -306,19 +306,19 @@ def test_a_long_reason_is_cut(board: Scoreboard) -> None:
 
 
 def test_names_begin_again_when_the_table_is_full(board: Scoreboard) -> None:
-    indices = [board.enter_name(f"name {n}") for n in range(sb.MOST_NAMES + 1)]
+    indices = [board.enter_name(f"name {n}") for n in range(sb.MAX_NAMES + 1)]
     assert indices[0] == 1
-    assert max(indices) == sb.MOST_NAMES - 1
+    assert max(indices) == sb.MAX_NAMES - 1
     assert indices[-2:] == [1, 2]
     reader = BoardReader(board.copy, 4)
 
     def shown(index: int) -> str | None:
         return reader.name_of(Slot(0, 1, 1, 0, sb.BUSY, 1, 1, 1, name=index))
 
-    assert shown(1) == f"name {sb.MOST_NAMES - 1}"
+    assert shown(1) == f"name {sb.MAX_NAMES - 1}"
     assert shown(3) == "name 2"
     assert shown(0) is None
-    assert shown(sb.MOST_NAMES) is None
+    assert shown(sb.MAX_NAMES) is None
 
 
 def test_a_long_name_is_cut_where_it_can_be(board: Scoreboard) -> None:
@@ -330,12 +330,12 @@ def test_a_long_name_is_cut_where_it_can_be(board: Scoreboard) -> None:
 
 
 def test_time_at_the_maximum_ends_with_a_pool_that_was_killed_there(board: Scoreboard) -> None:
-    chronicle = Chronicle(board, 2)
-    chronicle.forked(1)
+    counters = Counters(board, 2)
+    counters.forked(1)
     assert board.words[sb.FULL_SINCE] == 0
-    chronicle.forked(2)
+    counters.forked(2)
     assert board.words[sb.FULL_SINCE]
-    Chronicle(board, 2)
+    Counters(board, 2)
     assert board.words[sb.FULL_SINCE] == 0
     assert board.words[sb.FULL_FOR] > 0
     assert board.words[sb.FULL_TIMES] == 1

@@ -566,7 +566,7 @@ def test_nothing_on_a_board_reaches_a_terminal_that_would_do_something_there(
 ) -> None:
     words, base = board.words, board.base(0)
     words[base + sb.NAME] = board.enter_name("\x1b]0;evil\x07\n")
-    words[base + sb.HOLDS] = sb.held(sb.BUSY, 7)
+    words[base + sb.HOLDS] = sb.pack_holds(sb.BUSY, 7)
     words[base + sb.PID], words[sb.USED] = os.getpid(), 1
     board.write_decision(struct.pack("<qIIIH", 1, 1, 1, 0, 6) + b"\x1b[2Jxx")
     pool = status.read(os.getpid())

@@ -106,7 +106,7 @@ def test_a_table_of_sizes_has_an_entry_a_part_or_is_refused(parts: int, table: b
 
 
 def test_a_table_fills_a_packet_at_most() -> None:
-    most = wire.MOST_PARTS
+    most = wire.MAX_PARTS
     assert len(wire.pack_big(Kind.CALL, 1, 0, [0] * most)) <= PACKET_LIMIT
     with pytest.raises(ProtocolError):
         wire.unpack_sizes(most + 1, memoryview(bytes(8 * (most + 1))))
@@ -336,7 +336,7 @@ def test_a_payload_that_is_no_more_alive_is_unmapped() -> None:
 def test_more_buffers_than_a_packet_can_list_are_refused() -> None:
     with leaving_no_descriptor(), socket_pair() as (near, _):
         with pytest.raises(OSError, match="out-of-band buffers") as caught:
-            channels.send(near, Kind.CALL, 1, 0, [b""] * (wire.MOST_PARTS + 1))
+            channels.send(near, Kind.CALL, 1, 0, [b""] * (wire.MAX_PARTS + 1))
         assert caught.value.errno == errno.EMSGSIZE
 
 
@@ -396,13 +396,13 @@ def test_all_of_this_holds_with_the_means_of_other_systems() -> None:
 
 def test_calls_of_several_functions_have_their_names_beside_them() -> None:
     bodies = [b"one", b"", b"three"]
-    packet = wire.pack_calls(7, bodies, wire.about(0, 5), [1, 65535, 3])
+    packet = wire.pack_calls(7, bodies, wire.pack_call_meta(0, 5), [1, 65535, 3])
     kind, flags, parts, number, extra = HEADER.unpack_from(packet)
     body = memoryview(packet)[HEADER.size :]
     assert (kind, flags, parts, number) == (Kind.CALLS, wire.NAMES, 3, 7)
     assert [bytes(call) for call in wire.unpack_calls(parts, body, flags)] == bodies
     assert list(wire.unpack_names(parts, body)) == [1, 65535, 3]
-    assert wire.read_about(extra) == (0, 5 << wire.TICK)
+    assert wire.unpack_call_meta(extra) == (0, 5 << wire.TICK)
     with pytest.raises(ProtocolError):
         wire.unpack_calls(parts, body[:17], flags)
 
@@ -410,6 +410,6 @@ def test_calls_of_several_functions_have_their_names_beside_them() -> None:
 @pytest.mark.parametrize("name", [0, 1, 65535])
 @pytest.mark.parametrize("submitted", [0, 1, 2**48 - 1])
 def test_what_is_told_beside_a_call_is_read_as_it_was_written(name: int, submitted: int) -> None:
-    about = wire.about(name, submitted)
-    assert about < 2**64
-    assert wire.read_about(about) == (name, submitted << wire.TICK)
+    meta = wire.pack_call_meta(name, submitted)
+    assert meta < 2**64
+    assert wire.unpack_call_meta(meta) == (name, submitted << wire.TICK)

@@ -33,10 +33,10 @@ from .scoreboard import Scoreboard, Slot
 ENTRY = struct.Struct("<qIIIH")
 """A decision: when (ns since the epoch), live workers before it, started, retired, and how
 many bytes of text follow: why."""
-MOST_TEXT = sb.DECISION_BYTES - ENTRY.size
+MAX_TEXT = sb.DECISION_BYTES - ENTRY.size
 
 
-class Chronicle:
+class Counters:
     """Writes for one pool. ``full`` is the number of workers there may be."""
 
     def __init__(self, board: Scoreboard, full: int) -> None:
@@ -71,7 +71,7 @@ class Chronicle:
 
     def decided(self, live: int, start: int, retire: int, reason: str) -> None:
         """So many of those alive are started or retired now, or none for this reason."""
-        text = reason.encode(errors="replace")[:MOST_TEXT]
+        text = reason.encode(errors="replace")[:MAX_TEXT]
         entry = ENTRY.pack(time.time_ns(), live, start, retire, len(text))
         self._board.write_decision(entry + text)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..stats import ScalingDecision, Waits, WorkerStats
 from . import scoreboard as sb
-from .counters import ENTRY, MOST_TEXT
+from .counters import ENTRY, MAX_TEXT
 from .scoreboard import Sections, Slot, State
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ class BoardReader:
 
     def name_of(self, slot: Slot) -> str | None:
         """The name of the task that it runs; None if it runs none, or it has no name."""
-        if slot.state != sb.BUSY or not 0 < slot.name < sb.MOST_NAMES:
+        if slot.state != sb.BUSY or not 0 < slot.name < sb.MAX_NAMES:
             return None
         start = self._sections.names + slot.name * sb.NAME_BYTES
         return printable(self._source(start, sb.NAME_BYTES).split(b"\0", 1)[0]) or None
@@ -116,9 +116,9 @@ def _entry(ring: bytes, number: int) -> ScalingDecision:
 
 
 def read_decision(entry: bytes) -> ScalingDecision:
-    """What `Chronicle.decided` has written."""
+    """What `Counters.decided` has written."""
     at, live, start, retire, size = ENTRY.unpack_from(entry)
-    text = entry[ENTRY.size : ENTRY.size + min(size, MOST_TEXT)]
+    text = entry[ENTRY.size : ENTRY.size + min(size, MAX_TEXT)]
     return ScalingDecision(at / 1e9, live, start, retire, printable(text))
 
 

@@ -27,7 +27,7 @@ header GENERATION   pool       how often all workers were told to make way for n
 header RECORDING    client     1: a recording is on; workers tell when tasks began
 header SIGN         pool       what the client has asked for a sign of, up to this number, is
                                done; NEVER: all is, and the pool ends
-header MOST_BACKLOG client     the most tasks there have been that nobody had begun
+header PEAK_BACKLOG client     the most tasks there have been that nobody had begun
 header FORKS to     pool       what has been so far; :mod:`.counters` has them one by one.
 DECISIONS                      While there is no pool, between two supervisors, the client
                                counts what the first has left behind
@@ -37,9 +37,9 @@ slot RETIRE         pool       1: leave as soon as you hold nothing. The worker,
                                write this 1, when nobody has told it but it is to leave
 slot DOOMED         pool       1: the signal that comes from the pool ends the task; written
                                before that is sent
-slot HOLDS          worker     a :class:`State`, and a number (see :func:`held`). BUSY: that of
-                               the task it holds, and how many of the same message came
-                               before it, whose outcomes may not have been sent yet, and
+slot HOLDS          worker     a :class:`State`, and a number (see :func:`pack_holds`). BUSY:
+                               that of the task it holds, and how many of the same message
+                               came before it, whose outcomes may not have been sent yet, and
                                come after it, which have not begun. Else: that of the last
                                message it has taken, 0 if there was none; raw: how often it
                                has asked for a connection
@@ -93,8 +93,8 @@ words change places. What holds on both, and is all that is relied on here:
   what a process writes after it has sent a message is seen by nobody before it has had that
   lock: what is sent by somebody who has seen it lies behind the message. A pipe keeps order,
   too, and so do a signal and its handler, a fork and its child, and the end of a process and
-  who has waited for it. The audits (:mod:`_client.recovery`) and all that raw pools do need no more
-  than this and single words.
+  who has waited for it. The recoveries (:mod:`_client.recovery`) and all that raw pools do
+  need no more than this and single words.
 * Everywhere else somebody makes *fences*, as :mod:`.fences` has it: the rare side for
   both where the kernel does that (SPARED), each side its own elsewhere. These are the places,
   each a litmus program in the suite. Both write and then read:
@@ -114,7 +114,7 @@ words change places. What holds on both, and is all that is relied on here:
 
   ===========================  ===========================  ==============================
   worker: SINCE; HOLDS         client: HOLDS; SINCE         a task is ended for the time
-                               (`Endings.due`)              that another took
+                               (`Deadlines.due`)              that another took
   worker: UNSENT; HOLDS        client: HOLDS; UNSENT        more is read than the area holds
                                (`Batches._kept`)            by now
   worker: the area; UNSENT     client: UNSENT; the area     half an outcome is read
@@ -164,7 +164,7 @@ EXECUTOR, RAW = 1, 2
 MAGIC, LAYOUT, KIND, SLOTS, CLIENT, MAIN, STARTED, SPARED = range(8)
 # The words that are written all the time have a cache line of their own.
 OUTSTANDING, BELL, ENOUGH, GENERATION, RECORDING, SIGN = range(8, 14)
-MOST_BACKLOG, MIN_SPARE, MAX_SPARE, IDLE_TIMEOUT = range(16, 20)
+PEAK_BACKLOG, MIN_SPARE, MAX_SPARE, IDLE_TIMEOUT = range(16, 20)
 FORKS, RETIREMENTS, DEATHS, OTHER_DEATHS, DONE_BEFORE = range(24, 29)
 PEAK, USED, FULL_TIMES, FULL_FOR, FULL_SINCE, DECISIONS = range(29, 35)
 NEVER = 2**64 - 1
@@ -181,25 +181,25 @@ WAITS = 32
 """Waits that each slot's ring keeps, of two words each."""
 DECISIONS_KEPT = 64
 DECISION_BYTES = 128
-MOST_NAMES = 8192
+MAX_NAMES = 8192
 """Names there is room for; index 0 is none. The ones after these overwrite the first:
 a task that began so long ago may then be shown by another's name."""
-LEAST_NAMES = 64
+MIN_NAMES = 64
 """Names there is room for where files may not be larger than this (RLIMIT_FSIZE)."""
 NAME_BYTES = 128
 STATE_BITS, COUNT_BITS, NUMBER_SHIFT = 4, 6, 16
 """How HOLDS is made up: the state, two counts above it, and the number above these."""
-STATE_MASK, MOST_BESIDE = (1 << STATE_BITS) - 1, (1 << COUNT_BITS) - 1
-MOST_NUMBER = (1 << 64 - NUMBER_SHIFT) - MOST_BESIDE - 1
+STATE_MASK, MAX_BESIDE = (1 << STATE_BITS) - 1, (1 << COUNT_BITS) - 1
+MAX_NUMBER = (1 << 64 - NUMBER_SHIFT) - MAX_BESIDE - 1
 """Tasks' numbers are below this, and so are those of a message's other tasks. There are
 enough for a million tasks a second, for nine years."""
 assert max(State) <= STATE_MASK
 assert STATE_BITS + 2 * COUNT_BITS == NUMBER_SHIFT
 
 
-def held(state: int, number: int = 0, head: int = 0, tail: int = 0) -> int:
+def pack_holds(state: int, number: int = 0, head: int = 0, tail: int = 0) -> int:
     """The word HOLDS: what a worker does, and which task it holds, with so many before and
-    after it in its message, MOST_BESIDE at most. One word, so that nobody can read a state
+    after it in its message, MAX_BESIDE at most. One word, so that nobody can read a state
     with another's task, or a number with another's rest."""
     return number << NUMBER_SHIFT | head << STATE_BITS + COUNT_BITS | tail << STATE_BITS | state
 
@@ -229,7 +229,7 @@ def slot_of(place: int, words: Sequence[int]) -> Slot:
     """A slot from its words."""
     pid, born, retire, holds, since, done, *rest = words[: ASKED + 1]
     state, number = holds & STATE_MASK, holds >> NUMBER_SHIFT
-    head, tail = holds >> STATE_BITS + COUNT_BITS & MOST_BESIDE, holds >> STATE_BITS & MOST_BESIDE
+    head, tail = holds >> STATE_BITS + COUNT_BITS & MAX_BESIDE, holds >> STATE_BITS & MAX_BESIDE
     return Slot(place, pid, born, retire, state, number, since, done, head, tail, *rest)
 
 
@@ -243,9 +243,9 @@ class Sections(NamedTuple):
     end: int
 
     @property
-    def least_end(self) -> int:
+    def minimum_end(self) -> int:
         """With as few names as there may be."""
-        return self.names + LEAST_NAMES * NAME_BYTES
+        return self.names + MIN_NAMES * NAME_BYTES
 
     @classmethod
     def of(cls, slots: int) -> Sections:
@@ -253,7 +253,7 @@ class Sections(NamedTuple):
         waits = areas + slots * AREA
         decisions = waits + slots * WAITS * 2 * WORD_BYTES
         names = decisions + DECISIONS_KEPT * DECISION_BYTES
-        return cls(areas, waits, decisions, names, names + MOST_NAMES * NAME_BYTES)
+        return cls(areas, waits, decisions, names, names + MAX_NAMES * NAME_BYTES)
 
 
 class Scoreboard:
@@ -281,11 +281,13 @@ class Scoreboard:
         self._last_name = 0
 
     @staticmethod
-    def size_for(slots: int, most: int | None = None) -> int:
-        """Bytes that a board for this many slots takes: ``most``, if it can do with that by
+    def size_for(slots: int, limit: int | None = None) -> int:
+        """Bytes that a board for this many slots takes: ``limit``, if it can do with that by
         keeping fewer names."""
         sections = Sections.of(slots)
-        return sections.end if most is None else min(sections.end, max(sections.least_end, most))
+        return (
+            sections.end if limit is None else min(sections.end, max(sections.minimum_end, limit))
+        )
 
     def introduce(
         self, kind: int, client: int, *, min_spare: int, max_spare: int, idle_timeout: float | None

@@ -6,7 +6,7 @@ Their outcomes travel together as well. What was short so far may be long this t
 then the tasks behind it in its message must not wait for it while other workers are idle,
 nor the outcomes before it, which the worker keeps in its slot's area (`_board/scoreboard.py`).
 
-So while there are such messages in flight, the client looks every SLOW seconds for a
+So while there are such messages in flight, the client looks every SLOW_AFTER seconds for a
 worker that has been at one task for longer than that, and
 
 * recalls the rest: it says so in the slot's RECALL word, and then reads which task the
@@ -31,38 +31,38 @@ from .._board import scoreboard as sb
 from .._board.scoreboard import Scoreboard, Slot
 from .._support import faults
 from .ledger import Ledger, Task
-from .recovery import Auditor
+from .recovery import Recoveries
 
-SLOW = 0.005
+SLOW_AFTER = 0.005
 """Seconds after which a task that was to be short is taken for long: a hundred times
 longer than any that travels with others, and hardly to be noticed."""
-MOST = 32
+MAX_TASKS = 32
 """Tasks in one message. More would hardly be cheaper, and less fair."""
-SPAN = 500_000
+MAX_SPAN_NS = 500_000
 """Nanoseconds that the tasks of one message take in all, as far as is known."""
-SHORT = 100_000
+BATCHABLE_NS = 100_000
 """Nanoseconds up to which a task may travel with others."""
-SMALL = 960
+MAX_CALL_BYTES = 960
 """Bytes of a pickled call up to which it may travel with others: as many as there may be
 fit a packet."""
 
 
-def shared_body(task: Task) -> bytes | None:
+def batchable_body(task: Task) -> bytes | None:
     """The task's pickled call if it may travel with others, else None."""
     parts = task.parts
-    if parts is None or len(parts) > 1 or not 0 < task.timing.mean <= SHORT:
+    if parts is None or len(parts) > 1 or not 0 < task.timing.mean <= BATCHABLE_NS:
         return None
     body = parts[0]
-    return body if isinstance(body, bytes) and len(body) <= SMALL else None
+    return body if isinstance(body, bytes) and len(body) <= MAX_CALL_BYTES else None
 
 
 class Batches:
     """What is known of the messages with several tasks that are in flight. All with
     the client's lock held."""
 
-    def __init__(self, ledger: Ledger, auditor: Auditor, board: Scoreboard) -> None:
+    def __init__(self, ledger: Ledger, recoveries: Recoveries, board: Scoreboard) -> None:
         self._ledger = ledger
-        self._auditor = auditor
+        self._recoveries = recoveries
         self._board = board
         self._last_tasks: set[int] = set()
         self._told: set[int] = set()
@@ -74,10 +74,10 @@ class Batches:
         """A message has been sent whose last task has this number."""
         self._last_tasks.add(last)
         if self.look_at is None:
-            self.look_at = time.monotonic() + SLOW
+            self.look_at = time.monotonic() + SLOW_AFTER
 
     def look(self) -> None:
-        """If it is time, have a look: take back what waits behind a long task, and note
+        """If it is time, have a look: recall what waits behind a long task, and note
         the outcomes that lie in areas until a marker has come round."""
         now = time.monotonic()
         if self.look_at is None or now < self.look_at:
@@ -87,7 +87,7 @@ class Batches:
         news = [slot for slot in slow if slot.unsent and slot.task not in self._told]
         for slot in news:
             kept = self._kept(slot)
-            if (marker := self._auditor.mark()) is not None:
+            if (marker := self._recoveries.mark()) is not None:
                 self._told.add(slot.task)
                 self._found[marker] = kept
         for slot in slow:
@@ -99,7 +99,7 @@ class Batches:
                 self._last_tasks.discard(slot.task)
         self._last_tasks &= self._ledger.in_flight.keys()
         self._told &= self._ledger.in_flight.keys()
-        self.look_at = now + SLOW if self._last_tasks or news else None
+        self.look_at = now + SLOW_AFTER if self._last_tasks or news else None
 
     def on_marker(self, marker: int) -> bytes:
         """A marker has come round: what was found before it was sent, as the body of an
@@ -109,12 +109,12 @@ class Batches:
     def _recall(self, slot: Slot) -> None:
         last = slot.task + slot.tail
         # What lies in the pipe was sent later. Or the worker could go on with that.
-        self._auditor.recall()
+        self._recoveries.drain_pipe()
         self._board.words[self._board.base(slot.place) + sb.RECALL] = last
         fences.everywhere(self._board)  # Between naming a task and looking as well.
         named = self._board.read(slot.place)
         if named.state == sb.BUSY and named.task + named.tail == last:
-            self._auditor.recall(range(named.task + 1, last + 1))
+            self._recoveries.drain_pipe(range(named.task + 1, last + 1))
 
     def _kept(self, slot: Slot) -> bytes:
         board, place = self._board, slot.place
@@ -134,4 +134,4 @@ class Batches:
 
 
 def _is_slow(slot: Slot, now: float) -> bool:
-    return slot.state == sb.BUSY and now - slot.since / 1e9 > SLOW
+    return slot.state == sb.BUSY and now - slot.since / 1e9 > SLOW_AFTER

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import threading
 
-from .deadlines import Endings
+from .deadlines import Deadlines
 from .ledger import Ledger
-from .phases import Life
+from .phases import Lifecycle
 from .statistics import History
 
 TYPE_CHECKING = False
@@ -36,9 +36,9 @@ class Books:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.ledger = Ledger()
-        self.endings = Endings()
+        self.deadlines = Deadlines()
         self.history = History()
-        self.life = Life()
+        self.lifecycle = Lifecycle()
         self.recorder: Recorder | None = None
         """Of the recording that is on."""
 
@@ -51,4 +51,4 @@ class Books:
         lock."""
         self.lock = threading.RLock()
         self.recorder = None
-        self.life.become_copy()
+        self.lifecycle.become_copy()

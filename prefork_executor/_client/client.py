@@ -27,25 +27,25 @@ from .._messages import wire
 from .._messages.channels import PoolChannels
 from .._messages.wire import Kind
 from .._pickling import calls
-from .._server.settings import Settings, Terms
+from .._server.settings import Settings, TaskOptions
 from .._support import exit_hooks, faults
 from .._support.handlers import let_through
 from .._support.locks import depth, leaves_unlocked, release_to
 from .._system import green, processes
-from .._system.descriptors import Waiter
-from .._system.green import GreenWaiter
+from .._system.descriptors import Poller
+from .._system.green import GreenPoller
 from .books import Books
 from .direct import DirectReader
 from .dispatch import Dispatcher, Failed
 from .futures import ReloadFuture, TaskFuture
-from .io_loop import Given, IoLoop
+from .io_loop import ClientParts, IoLoop
 from .ledger import Task
 from .outcomes import fail_all, is_about_the_task
 from .phases import Event, Phase
 from .reloads import Reloads
 from .requests import Requests
 from .resource_tracking import Tracker
-from .roster import Processes, Roster, Seen
+from .roster import Processes, Roster, WorkerId
 from .supervisors import Supervisors
 from .upstream import YellHooks
 from .workers_main import WorkersMain
@@ -57,14 +57,14 @@ if TYPE_CHECKING:
     from ..stats import ExecutorStats
     from .recorder import Recorder
 
-MEASURED, SHORT_MEASURED = 16, 64
+MEASURE_EVERY, MEASURE_SHORT_EVERY = 16, 64
 """Of the tasks that find others waiting, the wait of one in so many is measured; of those
 known to be short, of which there are many, one in the second number. Of those that find
 none, of each: then there is time for it."""
-MOST_WAITING = 64 * 1024 * 1024
+MAX_WAITING_BYTES = 64 * 1024 * 1024
 """Bytes of pickled calls that wait, from which on what is submitted is kept as it is, and
 pickled when its turn has come."""
-TOGETHER, TOGETHER_WITHIN = 64, 0.001
+MAX_ACCEPTED_TOGETHER, ACCEPT_WITHIN = 64, 0.001
 """Calls that are pickled before the first of them is accepted, where many are submitted, at
 most; and the seconds after which no more is added to those: workers may be waiting."""
 
@@ -74,7 +74,7 @@ class Client:
 
     # From _start on; _thread is None before.
     _channels: PoolChannels
-    _waiter: Waiter | GreenWaiter
+    _poller: Poller | GreenPoller
     _dispatcher: Dispatcher
     _requests: Requests
     _supervisors: Supervisors
@@ -95,13 +95,13 @@ class Client:
         self._books = Books()
         self._lock = self._books.lock
         self._ledger = self._books.ledger
-        self._life = self._books.life
+        self._lifecycle = self._books.lifecycle
         self._main = WorkersMain(self._books, is_forked=settings.is_forked)
         self._reloads = Reloads(self._books)
         self._direct = DirectReader(self._ledger, self._lock)
         self._thread: threading.Thread | None = None
         self._is_starting = False
-        self._given = Given(
+        self._parts = ClientParts(
             context=context,
             settings=settings,
             books=self._books,
@@ -118,12 +118,16 @@ class Client:
     # --- the caller's calls -----------------------------------------------------------
 
     def submit(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
     ) -> Future[Any]:
         """See PreforkExecutor.submit."""
         before = depth(self._lock)
         try:
-            return self._submit(fn, args, kwargs, terms)
+            return self._submit(fn, args, kwargs, options)
         except BaseException:
             # A signal handler may have raised half-way: the I/O thread does the rest.
             release_to(self._lock, before)
@@ -132,11 +136,15 @@ class Client:
             raise
 
     def _submit(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
     ) -> Future[Any]:
         if self._thread is None:
             self._start()
-        future, task = self._prepare(fn, args, kwargs, terms)
+        future, task = self._prepare(fn, args, kwargs, options)
         if task is not None:
             if task.bulk and self._dispatcher.is_to_send_now():
                 self._wrap(task)
@@ -144,62 +152,66 @@ class Client:
         return future
 
     def _prepare(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
     ) -> tuple[TaskFuture, Task | None]:
         """A call's future and task; no task if the call cannot be pickled."""
         future = TaskFuture()
         future.client = self._direct
-        held = self._main.held
+        snapshot = self._main.snapshot
         payload = None
         try:
-            if self._ledger.waiting_bytes < MOST_WAITING:
-                payload = calls.dump_call(fn, args, kwargs, held, self._main.modules)
+            if self._ledger.waiting_bytes < MAX_WAITING_BYTES:
+                payload = calls.dump_call(fn, args, kwargs, snapshot, self._main.modules)
         except pickle.PicklingError as error:
             let_through(error)
-            self._life.check_open()
+            self._lifecycle.check_open()
             # Its traceback would lead to this frame, and from here to the future.
             future.set_exception(error.with_traceback(None))
             return future, None
         # Not under the lock: this may run code of the user's, a proxy's, say.
-        task = Task(future, self._ledger.timing_of(fn), terms, payload, held)
+        task = Task(future, self._ledger.timing_of(fn), options, payload, snapshot)
         future.task = task
         if payload is None:
-            task.keep((fn, args, kwargs))
+            task.defer((fn, args, kwargs))
         if (recorder := self._books.recorder) is not None:
             recorder.submitted(task)
         return future, task
 
     def submit_all(
-        self, calls: Iterable[tuple[Any, ...]], terms: Terms, futures: list[Future[Any]]
+        self, calls: Iterable[tuple[Any, ...]], options: TaskOptions, futures: list[Future[Any]]
     ) -> None:
         """Submit these calls, each a function and its arguments, and put their futures into
         the list. Those that will have to wait are accepted several at a time."""
         calls = iter(calls)
         for call in calls:
             if self._thread is None or self._dispatcher.is_to_send_now():
-                futures.append(self.submit(call[0], call[1:], {}, terms))
+                futures.append(self.submit(call[0], call[1:], {}, options))
                 continue
-            following = itertools.islice(calls, TOGETHER - 1)
+            following = itertools.islice(calls, MAX_ACCEPTED_TOGETHER - 1)
             before = depth(self._lock)
             try:
-                self._submit_batch(itertools.chain((call,), following), terms, futures)
+                self._submit_batch(itertools.chain((call,), following), options, futures)
             except BaseException:
                 release_to(self._lock, before)  # As in submit.
                 self._wake()
                 raise
 
     def _submit_batch(
-        self, batch: Iterable[tuple[Any, ...]], terms: Terms, futures: list[Future[Any]]
+        self, batch: Iterable[tuple[Any, ...]], options: TaskOptions, futures: list[Future[Any]]
     ) -> None:
-        end = time.monotonic() + TOGETHER_WITHIN
+        end = time.monotonic() + ACCEPT_WITHIN
         prepared = []
         for call in batch:
-            prepared.append(self._prepare(call[0], call[1:], {}, terms))
+            prepared.append(self._prepare(call[0], call[1:], {}, options))
             if time.monotonic() > end:
                 break
         tasks = [task for _, task in prepared if task is not None]
         with self._lock:
-            self._life.check_open()
+            self._lifecycle.check_open()
             is_next = self._dispatcher.is_to_send_now()
             for task in tasks:
                 self._enqueue(task)
@@ -210,10 +222,10 @@ class Client:
 
     def _enqueue(self, task: Task) -> None:
         """With the lock held: it is accepted, and waits."""
-        if task.names is not None and task.held is not self._main.held:
+        if task.names is not None and task.snapshot is not self._main.snapshot:
             task.unbind()  # The supervisor is another than a moment ago.
         waiting = len(self._ledger.waiting)
-        if not waiting % MEASURED and (not waiting % SHORT_MEASURED or not task.is_short):
+        if not waiting % MEASURE_EVERY and (not waiting % MEASURE_SHORT_EVERY or not task.is_short):
             task.submitted = time.monotonic_ns() >> wire.TICK
         self._ledger.enqueue(task)
 
@@ -230,7 +242,7 @@ class Client:
         failed: Failed = []
         with self._lock:
             ledger = self._ledger
-            self._life.check_open()
+            self._lifecycle.check_open()
             if self._is_starting:
                 # A signal handler, or a finalizer: the I/O thread will send it.
                 self._enqueue(task)
@@ -239,13 +251,13 @@ class Client:
             self._enqueue(task)
             # A signal handler, or a finalizer, may have submitted or shut down meanwhile.
             if is_next and ledger.waiting and ledger.waiting[0] is task:
-                if (not task.bulk and task.late is None) or task.parcel is not None:
+                if (not task.bulk and task.deferred is None) or task.parcel is not None:
                     ledger.number(task)
                     task.future.begin_unshared()
                     self._dispatcher.send(task, failed)
                 else:
                     self._wake()  # To get it ready.
-            elif task.late is not None and not ledger.in_flight:
+            elif task.deferred is not None and not ledger.in_flight:
                 self._wake()  # What it waited for may have become known since.
             parcel = None
             if task.parcel is not None and task.number not in ledger.in_flight:
@@ -267,11 +279,11 @@ class Client:
     def shutdown(self, *, wait: bool, cancel: bool) -> None:
         """See PreforkExecutor.shutdown."""
         with self._lock:
-            self._life.after(Event.SHUTDOWN)
+            self._lifecycle.after(Event.SHUTDOWN)
             if self._thread is None:
-                self._life.after(Event.NEVER_STARTED)
+                self._lifecycle.after(Event.NEVER_STARTED)
                 return
-            if self._life.phase is not Phase.ENDED:
+            if self._lifecycle.phase is not Phase.ENDED:
                 if cancel:
                     self._requests.cancel_waiting()
                 self._wake()
@@ -283,7 +295,7 @@ class Client:
 
         Takes no lock and waits for nothing, because the garbage collector calls it,
         in whatever thread it runs, which may hold the lock."""
-        self._life.abandon()
+        self._lifecycle.abandon()
         if self._thread is not None:
             self._wake()
 
@@ -291,7 +303,7 @@ class Client:
     def join(self, timeout: float | None) -> bool:
         """See PreforkExecutor.join."""
         with self._lock:
-            if self._life.phase is Phase.OPEN:
+            if self._lifecycle.phase is Phase.OPEN:
                 raise RuntimeError("join() needs shutdown() first: the executor is open")
             thread = self._thread
         if thread is not None and self._may_wait_for(thread):
@@ -308,14 +320,14 @@ class Client:
         """See PreforkExecutor.terminate_workers and kill_workers: the same, by
         one signal or the other."""
         with self._lock:
-            self._life.check_own()
-            if self._thread is not None and self._life.phase is not Phase.ENDED:
+            self._lifecycle.check_own()
+            if self._thread is not None and self._lifecycle.phase is not Phase.ENDED:
                 self._requests.end_workers(number, reason)
 
     @leaves_unlocked
     def end(self, reason: str) -> None:
         """Shut down without waiting, and end what runs, by SIGTERM. Does not wait."""
-        if self._life.is_copy:
+        if self._lifecycle.is_copy:
             return
         self.shutdown(wait=False, cancel=True)
         self.end_workers(signal.SIGTERM, reason)
@@ -323,19 +335,19 @@ class Client:
     @leaves_unlocked
     def _stop(self, reason: str) -> None:
         """Break the pool: the program has ended all of its processes. Does not wait."""
-        if self._life.is_copy:
+        if self._lifecycle.is_copy:
             return
         with self._lock:
-            if self._thread is not None and self._life.phase is not Phase.ENDED:
+            if self._thread is not None and self._lifecycle.phase is not Phase.ENDED:
                 self._requests.stop(reason)
 
     @leaves_unlocked
-    def _live_workers(self) -> list[Seen]:
+    def _live_workers(self) -> list[WorkerId]:
         with self._lock:
             if self._thread is None or not self._channels.is_open:
                 return []
             slots = self._channels.board.read_all()
-        return [Seen(slot.pid, slot.born, slot.place) for slot in slots]
+        return [WorkerId(slot.pid, slot.born, slot.place) for slot in slots]
 
     @leaves_unlocked
     def _end_worker(self, pid: int, number: int) -> None:
@@ -356,11 +368,11 @@ class Client:
     @property
     def broken(self) -> str:
         """Why the pool cannot go on; empty if it can."""
-        return "" if self._life.broken is None else self._life.broken[0]
+        return "" if self._lifecycle.broken is None else self._lifecycle.broken[0]
 
     @property
     def is_shut_down(self) -> bool:
-        return self._life.phase is not Phase.OPEN
+        return self._lifecycle.phase is not Phase.OPEN
 
     @property
     def thread(self) -> threading.Thread | None:
@@ -387,7 +399,7 @@ class Client:
         if not isinstance(future, TaskFuture) or not future.is_task_of(self._direct):
             raise ValueError("future must be one that this executor's submit() has returned")
         with self._lock:
-            self._life.check_own()
+            self._lifecycle.check_own()
             task = future.task
             if task is None or future.has_ended:
                 return False
@@ -401,7 +413,7 @@ class Client:
         reloaded.client = self._direct
         with self._lock:
             if self._thread is not None:
-                self._life.check_open()
+                self._lifecycle.check_open()
             if self._thread is not None and self._supervisors.current is not None:
                 self._supervisors.tell(Kind.RELOAD, self._reloads.begin(reloaded))
                 return reloaded
@@ -416,7 +428,7 @@ class Client:
     def add_initializer(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         """See PreforkExecutor.add_initializer."""
         with self._lock:
-            self._life.check_open()
+            self._lifecycle.check_open()
             if self._thread is not None:
                 raise RuntimeError("add_initializer() comes before the first task: the pool runs")
             self._settings.added += ((fn, args),)
@@ -429,14 +441,14 @@ class Client:
             board = self._channels.board if is_open else None
             if board is not None:
                 self._books.history.note_backlog(self._ledger, board)
-            look = self._books.history.look(board, self._ledger)
-        return self._books.history.snapshot(self._settings.limits.max_workers, look)
+            reading = self._books.history.read(board, self._ledger)
+        return self._books.history.snapshot(self._settings.limits.max_workers, reading)
 
     @leaves_unlocked
     def record(self, recorder: Recorder) -> None:
         """See PreforkExecutor.record."""
         with self._lock:
-            self._life.check_open()
+            self._lifecycle.check_open()
             if self._books.recorder is not None:
                 raise RuntimeError("the executor is being recorded: close that recording first")
             self._books.record(recorder)
@@ -464,7 +476,7 @@ class Client:
         failed: Failed = []
         try:
             with self._lock:
-                self._life.check_open()
+                self._lifecycle.check_open()
                 if self._thread is not None or self._is_starting:
                     return
                 self._main.look()  # For a handler that submits while the pool starts.
@@ -492,7 +504,7 @@ class Client:
         channels = PoolChannels(self._settings.limits.max_workers)
         try:
             is_green = green.threads_are_green()
-            self._waiter = GreenWaiter() if is_green else Waiter()
+            self._poller = GreenPoller() if is_green else Poller()
         except BaseException:
             channels.close()
             raise
@@ -504,8 +516,8 @@ class Client:
         try:
             if not is_green:
                 self._direct.open(channels, self._enter_direct, self._wake)
-            self._waiter.register(self._channels.yells.fileno(), shared=True)
-            self._life.check_open()  # Or the interpreter's end has not seen this pool.
+            self._poller.register(self._channels.yells.fileno(), shared=True)
+            self._lifecycle.check_open()  # Or the interpreter's end has not seen this pool.
             # Else multiprocessing passes it on.
             tracker = Tracker.new() if self._settings.is_forked else None
             if tracker is not None:
@@ -524,28 +536,28 @@ class Client:
         self._channels = channels
         if self._books.recorder is not None:
             channels.board.words[sb.RECORDING] = 1
-        self._loop = loop = IoLoop(self._given, channels, self._waiter, fence)
+        self._loop = loop = IoLoop(self._parts, channels, self._poller, fence)
         self._dispatcher, self._requests = loop.dispatcher, loop.requests
         self._supervisors = loop.supervisors
 
     def _close(self) -> None:
         self._supervisors.close()
         self._loop.close_tracker()
-        self._waiter.close()
+        self._poller.close()
         self._channels.close()
 
     def _enter_direct(self, number: int, duration: int) -> None:
         """In a caller's thread: this task has ended, and its future has its result."""
         with self._lock:
-            life = self._life
-            if life.phase is Phase.ENDED:
+            lifecycle = self._lifecycle
+            if lifecycle.phase is Phase.ENDED:
                 return  # A signal handler has closed it meanwhile, and has not waited in vain.
             self._books.history.note_backlog(self._ledger, self._channels.board)
             if self._ledger.settle(number, duration) is not None:
                 self._books.history.finished += 1
             self._dispatcher.report()
             is_more_to_do = (
-                self._ledger.waiting or life.phase is not Phase.OPEN or life.is_abandoned
+                self._ledger.waiting or lifecycle.phase is not Phase.OPEN or lifecycle.is_abandoned
             )
         if is_more_to_do:
             self._wake()
@@ -556,20 +568,20 @@ class Client:
         with self._lock:  # Until it has been started, or that was interrupted.
             if self._thread is not threading.current_thread():
                 return
-            self._life.after(Event.STARTED)
+            self._lifecycle.after(Event.STARTED)
         self._loop.run()
 
     def _break(self, reason: str, cause: BaseException | None = None) -> None:
         """The pool cannot go on: fail every task, end every process."""
         with self._lock:
-            self._life.break_off(reason, cause)
+            self._lifecycle.break_off(reason, cause)
             tasks = self._ledger.clear()
             if self._books.recorder is not None:
                 self._books.recorder.gave_up(tasks, self._channels.board.read_all())
-            self._loop.forget_audits()
+            self._loop.forget_recoveries()
             self._supervisors.make_it_kill()
-        error = self._life.broken_error()
-        fail_all([(task, self._life.broken_error()) for task in tasks])
+        error = self._lifecycle.broken_error()
+        fail_all([(task, self._lifecycle.broken_error()) for task in tasks])
         self._reloads.end_all(error)
 
     def _end(self) -> None:
@@ -579,7 +591,7 @@ class Client:
             left = self._ledger.clear()
             self._books.history.close(self._channels.board)
             self._close()
-            self._life.after(Event.ALL_CLOSED)
+            self._lifecycle.after(Event.ALL_CLOSED)
         fail_all([(task, BrokenProcessPool("the executor was shut down")) for task in left])
         self._direct.close()
         self._roster.all_ended()
@@ -593,7 +605,7 @@ class Client:
         """In a child that the caller forked: this copy is not the executor."""
         self._loop.disown()
         self._channels.close()
-        self._waiter.close()
+        self._poller.close()
         self._supervisors.disown()
         self._books.disown()
         self._lock = self._books.lock

@@ -36,7 +36,7 @@ NEVER = 2**64
 _NANO = 1_000_000_000
 
 
-class Endings:
+class Deadlines:
     """What is known of the tasks in flight that are to be ended now or later."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Endings:
         return left <= 0
 
     def _judge(self, task: Task, slot: Slot | None, now: float) -> None:
-        timeout = task.terms.timeout
+        timeout = task.options.timeout
         if timeout is None:
             return
         left = timeout if slot is None else slot.since / _NANO + timeout - now

@@ -14,9 +14,9 @@ from ..errors import ReloadFailed, WorkerDied, describe_end
 from .books import Books
 from .dispatch import Dispatcher
 from .outcomes import Outcome
-from .recovery import Auditor
+from .recovery import Recoveries
 from .reloads import Reloads
-from .restarts import Starts
+from .restarts import StartFailures
 from .roster import Roster
 from .supervisors import Supervisors
 
@@ -27,7 +27,7 @@ class Deaths:
     """All in the I/O thread.
 
     Args:
-        books, auditor, dispatcher, reloads, roster, supervisors: the client's.
+        books, recoveries, dispatcher, reloads, roster, supervisors: the client's.
         has_initializer: whether the caller has given one.
         break_off: called with a reason, and what was raised, if the pool cannot go on.
     """
@@ -35,7 +35,7 @@ class Deaths:
     def __init__(
         self,
         books: Books,
-        auditor: Auditor,
+        recoveries: Recoveries,
         dispatcher: Dispatcher,
         reloads: Reloads,
         roster: Roster,
@@ -46,18 +46,18 @@ class Deaths:
     ) -> None:
         self._books = books
         self._ledger = books.ledger
-        self._auditor = auditor
+        self._recoveries = recoveries
         self._dispatcher = dispatcher
         self._reloads = reloads
         self._roster = roster
         self._supervisors = supervisors
         self._break_off = break_off
-        self._starts = Starts(has_initializer)
+        self._start_failures = StartFailures(has_initializer)
         self._failures: dict[int, tuple[str, BaseException]] = {}
 
     def worker_is_ready(self, pid: int) -> None:
         self._dispatcher.ready.add(pid)
-        self._starts.went_well()
+        self._start_failures.succeeded()
 
     def failed_to_start(self, pid: int, phrase: str, error: BaseException) -> None:
         """It has said why. What comes of it waits for the worker's death, which lets it log
@@ -84,23 +84,23 @@ class Deaths:
         elif death.state == sb.BUSY:
             reason = "out of memory" if death.flags & wire.OUT_OF_MEMORY else ""
             self.lose(death.task, outcomes, death.pid, exitcode, signal, reason)
-            self.take_back(death.task + 1, death.tail)
+            self.requeue_unbegun(death.task + 1, death.tail)
         elif death.state == sb.TAKING:
             with self._books.lock:
-                self._auditor.open()
+                self._recoveries.open()
         elif death.state == sb.IDLE:
             # A message may have woken it, and nobody else, just before it died.
             with self._books.lock:
-                self._auditor.recall()
+                self._recoveries.drain_pipe()
 
-    def take_back(self, number: int, count: int) -> None:
+    def requeue_unbegun(self, number: int, count: int) -> None:
         """These have been taken by a worker and will not begin there."""
-        numbers = range(number, number + min(count, wire.MOST_CALLS))
+        numbers = range(number, number + min(count, wire.MAX_CALLS))
         with self._books.lock:
             # Most often they have been recalled before. Then the pipe is left alone: what a
             # worker took meanwhile would begin before what had been sent before that.
             if unbegun := [n for n in numbers if n in self._ledger.in_flight]:
-                self._auditor.recall(unbegun)
+                self._recoveries.drain_pipe(unbegun)
         faults.at("client.took_back")
 
     def lose(
@@ -123,7 +123,7 @@ class Deaths:
     def _died_at_start(
         self, pid: int, how: str, failure: tuple[str, BaseException] | None, is_new: bool
     ) -> None:
-        what, is_hopeless = self._starts.failed(pid, how, failure)
+        what, is_hopeless = self._start_failures.failed(pid, how, failure)
         error = None if failure is None else failure[1]
         if is_new and self._reloads:
             self._give_up_reloads(what, error)

@@ -48,7 +48,7 @@ from .._support import faults
 from .._support.handlers import is_by_handler
 from .._support.locks import release_to
 from .._system import descriptors, platform
-from .._system.descriptors import Doorbell, Waiter
+from .._system.descriptors import Doorbell, Poller
 from .futures import TaskFuture
 from .ledger import Ledger, Task
 
@@ -72,7 +72,7 @@ def _nothing(*_: object) -> None:
     """What is left to do when all is closed."""
 
 
-def _about(future: TaskFuture) -> str:
+def _named(future: TaskFuture) -> str:
     task = future.task
     return "this future" if task is None else f"the future of task {task.name}"
 
@@ -87,7 +87,7 @@ class DirectReader:
 
     # From open on.
     _receiver: Receiver
-    _waiter: Waiter
+    _poller: Poller
     _bell: Doorbell
 
     def __init__(self, ledger: Ledger, lock: _Lock) -> None:
@@ -126,12 +126,12 @@ class DirectReader:
         self._enter, self._wake = enter, wake
         self._receiver = Receiver(channels.yells)
         with contextlib.ExitStack() as undo:
-            self._waiter = Waiter()
-            undo.callback(self._waiter.close)
+            self._poller = Poller()
+            undo.callback(self._poller.close)
             self._bell = Doorbell.new()
             undo.callback(self._bell.close)
-            self._waiter.register(channels.yells.fileno(), shared=True)
-            self._waiter.register(self._bell.read_end)
+            self._poller.register(channels.yells.fileno(), shared=True)
+            self._poller.register(self._bell.read_end)
             self._seats.clear()
             self._is_open = True
             undo.pop_all()
@@ -140,8 +140,8 @@ class DirectReader:
         """The channel has another socket than before, under the same descriptor."""
         if self._is_open:
             with contextlib.suppress(OSError):
-                self._waiter.unregister(self._receiver.end.fileno())
-            self._waiter.register(self._receiver.end.fileno(), shared=True)
+                self._poller.unregister(self._receiver.end.fileno())
+            self._poller.register(self._receiver.end.fileno(), shared=True)
 
     def close(self) -> None:
         """When every future has its end. If somebody is still about to leave, it is he who
@@ -154,7 +154,7 @@ class DirectReader:
     def _close_if_free(self) -> None:
         closer = object()
         if self._seats.setdefault(_SEAT, closer) is closer:
-            self._waiter.close()
+            self._poller.close()
             self._bell.close()
             # Futures that are kept refer to us, and need not keep the client.
             self._enter = self._wake = _nothing
@@ -199,21 +199,21 @@ class DirectReader:
     def others_may_read(self) -> Iterator[None]:
         """If this thread is reading, or was just told to, this is a signal handler that has
         come in between: let the I/O thread do what is to be done."""
-        held: list[tuple[_Lock, Any]] = []
+        released: list[tuple[_Lock, Any]] = []
         try:
             if self.is_reading():
                 # The books' as well, if what was read was just to be entered.
                 locks = filter(_is_owned, (self._lock, self.reading))
-                held.extend((lock, lock._release_save()) for lock in locks)
-            if held or self._sits_here():
+                released.extend((lock, lock._release_save()) for lock in locks)
+            if released or self._sits_here():
                 self._leave_all()
             yield
         finally:
-            was_held = bool(held)
-            while held:
-                lock, count = held.pop()
+            was_released = bool(released)
+            while released:
+                lock, count = released.pop()
                 lock._acquire_restore(count)
-            if was_held:
+            if was_released:
                 self._leave_all()  # What is done twice now may be counted twice.
 
     def _sits_here(self) -> bool:
@@ -237,7 +237,7 @@ class DirectReader:
             raise self.error_of_copy(future)
         if _thread.get_ident() == self._io_thread and (timeout is None or timeout > 0):
             raise RuntimeError(
-                f"{_about(future)} is not done, and cannot get done while it is waited for here: "
+                f"{_named(future)} is not done, and cannot get done while it is waited for here: "
                 "on_yell and done-callbacks run in the executor's own thread, which brings the "
                 "results. Give that future a done-callback, or wait for it in another thread"
             )
@@ -245,7 +245,7 @@ class DirectReader:
     def error_of_copy(self, future: TaskFuture) -> BrokenProcessPool:
         """What is told to those who wait for it in a fork."""
         return BrokenProcessPool(
-            f"{_about(future)} belongs to process {self._process}, which alone learns how it "
+            f"{_named(future)} belongs to process {self._process}, which alone learns how it "
             f"ends; process {os.getpid()} was forked from that one before it was done. Wait for "
             "it there, or submit to an executor that was made here"
         )
@@ -308,7 +308,7 @@ class DirectReader:
                 descriptors.readable(own_bell, left)
                 self._bell.hush()
                 continue
-            ready = self._waiter.wait(left)
+            ready = self._poller.wait(left)
             if own_bell in ready:
                 self._bell.hush()
                 ready.remove(own_bell)

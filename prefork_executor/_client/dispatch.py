@@ -20,7 +20,7 @@ from .._messages.wire import Kind
 from .._support import faults
 from . import batches
 from .batches import Batches
-from .deadlines import Endings
+from .deadlines import Deadlines
 from .ledger import AHEAD, Ledger, Task
 from .outcomes import begin, is_about_the_task
 
@@ -32,7 +32,7 @@ class Dispatcher:
     """Brings tasks from the books to the pipe.
 
     Args:
-        ledger, channels, endings, batches: the client's.
+        ledger, channels, deadlines, batches: the client's.
         wake: makes the I/O thread look around.
         fence: makes what was written to the board visible before the next access; None: that
             is done elsewhere.
@@ -42,14 +42,14 @@ class Dispatcher:
         self,
         ledger: Ledger,
         channels: PoolChannels,
-        endings: Endings,
+        deadlines: Deadlines,
         batches: Batches,
         wake: Callable[[], None],
         fence: Callable[[], object] | None,
     ) -> None:
         self._ledger = ledger
         self._channels = channels
-        self._endings = endings
+        self._deadlines = deadlines
         self._batches = batches
         self._wake = wake
         self._fence = fence
@@ -150,8 +150,8 @@ class Dispatcher:
                     ledger.dequeue()
                     continue
                 return  # Until it is, see next_to_prepare.
-            if (most := self._fair_share()) > 1 and batches.shared_body(task) is not None:
-                if not self._send_batch(most):
+            if (limit := self._fair_share()) > 1 and batches.batchable_body(task) is not None:
+                if not self._send_batch(limit):
                     return
                 continue
             if not begin(task):
@@ -172,45 +172,45 @@ class Dispatcher:
         waiting = self._ledger.waiting
         if not waiting or self.is_ready(waiting[0]) or waiting[0].is_dropped or not self.has_room():
             return []
-        return list(itertools.islice(waiting, batches.MOST))
+        return list(itertools.islice(waiting, batches.MAX_TASKS))
 
     def _fair_share(self) -> int:
         """How many of the tasks that wait one worker may get in one message."""
-        return min(batches.MOST, self._ledger.backlog // max(1, len(self.ready)))
+        return min(batches.MAX_TASKS, self._ledger.backlog // max(1, len(self.ready)))
 
-    def _send_batch(self, most: int) -> bool:
+    def _send_batch(self, limit: int) -> bool:
         """Send the tasks that are the next to wait in one message, as far as they may
         share it. False: the pipe is full."""
         ledger = self._ledger
-        batch, bodies = self._gather(most)
+        batch, bodies = self._gather(limit)
         if not batch:
             return True
         first, last = batch[0].number, batch[-1].number
-        extra, names = self._about_all(batch)
+        meta, names = self._batch_meta(batch)
         try:
             if faults.points:
                 faults.at("client.sends_batch", first, len(batch))
-            self._channels.tasks.send(wire.pack_calls(first, bodies, extra, names), DONTWAIT)
+            self._channels.tasks.send(wire.pack_calls(first, bodies, meta, names), DONTWAIT)
         except OSError as error:
             # Full; or the system has no memory for it, which comes to the same.
-            ledger.take_back(range(first, last + 1))
+            ledger.requeue(range(first, last + 1))
             self._on_full_pipe(error)
             return False
         self._tries_again = False
         self._batches.sent(last)
         for task in batch:
-            if task.terms.timeout is not None:
-                self._endings.watch(task.terms.timeout)
+            if task.options.timeout is not None:
+                self._deadlines.watch(task.options.timeout)
         return True
 
-    def _gather(self, most: int) -> tuple[list[Task], list[bytes]]:
+    def _gather(self, limit: int) -> tuple[list[Task], list[bytes]]:
         """Tasks for one message, told to run and in the books, and their calls."""
         ledger, span = self._ledger, 0
         batch: list[Task] = []
         bodies: list[bytes] = []
-        while ledger.waiting and len(batch) < most and span < batches.SPAN:
+        while ledger.waiting and len(batch) < limit and span < batches.MAX_SPAN_NS:
             task = ledger.waiting[0]
-            body = batches.shared_body(task)
+            body = batches.batchable_body(task)
             if task.verdict is not None or body is None:
                 break
             ledger.dequeue()
@@ -222,14 +222,14 @@ class Dispatcher:
                 span += task.timing.mean
         return batch, bodies
 
-    def _about_all(self, batch: list[Task]) -> tuple[int, list[int]]:
-        """What is told beside these calls: see `_messages.wire.about`; and their names, if they
-        have not all the same. The wait of one of them is measured at most."""
+    def _batch_meta(self, batch: list[Task]) -> tuple[int, list[int]]:
+        """What is told beside these calls: see `_messages.wire.pack_call_meta`; and their
+        names, if they have not all the same. The wait of one of them is measured at most."""
         names = [task.timing.index or self._enter_name(task) for task in batch]
         submitted = max([task.submitted for task in batch])
         if names.count(names[0]) == len(names):
-            return wire.about(names[0], submitted), []
-        return wire.about(0, submitted), names
+            return wire.pack_call_meta(names[0], submitted), []
+        return wire.pack_call_meta(0, submitted), names
 
     def _enter_name(self, task: Task) -> int:
         timing = task.timing
@@ -243,20 +243,20 @@ class Dispatcher:
         try:
             # In the books before it is sent: its outcome may be there at once.
             ledger.send_next()
-            extra = task.timing.index or self._enter_name(task)
+            meta = task.timing.index or self._enter_name(task)
             if task.submitted:
-                extra = wire.about(extra, task.submitted)
+                meta = wire.pack_call_meta(meta, task.submitted)
             if faults.points:
                 faults.at("client.sends_task")
             if task.parcel is not None:
-                self._send_parcel(task, task.parcel, extra)
+                self._send_parcel(task, task.parcel, meta)
             elif task.parts is not None:
                 tasks = self._channels.tasks
-                channels.send(tasks, Kind.CALL, task.number, extra, task.parts, DONTWAIT)
+                channels.send(tasks, Kind.CALL, task.number, meta, task.parts, DONTWAIT)
             if faults.points:
                 faults.at("client.sent_task")
         except (BlockingIOError, ConnectionError) as error:
-            ledger.take_back([task.number])
+            ledger.requeue([task.number])
             self._on_full_pipe(error)
             return False
         except BaseException as error:
@@ -267,12 +267,12 @@ class Dispatcher:
             error.add_note(f"Task {task.name} could not be sent to a worker.")
             failed.append((task, error))
         self._tries_again = False
-        if task.terms.timeout is not None and self._endings.watch(task.terms.timeout):
+        if task.options.timeout is not None and self._deadlines.watch(task.options.timeout):
             self._wake()
         return True
 
-    def _send_parcel(self, task: Task, parcel: Parcel, extra: int) -> None:
-        parcel.send(self._channels.tasks, Kind.CALL, task.number, extra, DONTWAIT)
+    def _send_parcel(self, task: Task, parcel: Parcel, meta: int) -> None:
+        parcel.send(self._channels.tasks, Kind.CALL, task.number, meta, DONTWAIT)
         self._sent.append(parcel)
         task.unwrap()
 

@@ -5,7 +5,7 @@ One turn::
 
     read a batch of what has come         (`upstream.py`)
     do what callers have asked for        (`requests.py`)
-    enter outcomes into the books; look at audits, batches and time limits; send
+    enter outcomes into the books; look at recoveries, batches and time limits; send
     tell the futures, without the lock    (`outcomes.py`)
     get ready what is to be sent next     (`preparing.py`)
     wait, if there was nothing more to read
@@ -29,19 +29,19 @@ from .._messages.channels import PoolChannels
 from .._server.settings import Settings
 from .._support import faults
 from .._support.named_tuples import NamedTuple
-from .._system.descriptors import Waiter
-from .._system.green import GreenWaiter
+from .._system.descriptors import Poller
+from .._system.green import GreenPoller
 from .batches import Batches
 from .books import Books
 from .deaths import Deaths
 from .direct import DirectReader
 from .dispatch import Dispatcher, Failed
 from .notices import Notices
-from .outcomes import Outcome, fail_all, open_all, settle, tell_all
+from .outcomes import Outcome, fail_all, open_all, resolve_all, settle
 from .ownership import Ownership
 from .phases import Phase
 from .preparing import Preparer
-from .recovery import MISSING_INTERVAL, Auditor
+from .recovery import MISSING_INTERVAL, Recoveries
 from .reloads import Reloads
 from .requests import Requests
 from .resource_tracking import Tracker
@@ -61,11 +61,11 @@ logger = logging.getLogger("prefork_executor")
 
 NEVER_ENOUGH = -1
 """Outcomes to be read: all there are."""
-AUDIT_INTERVAL = 0.005
-"""Seconds between two looks of an audit that waits for a worker to move."""
+RECOVERY_INTERVAL = 0.005
+"""Seconds between two looks of a recovery that waits for a worker to move."""
 
 
-class Given(NamedTuple):
+class ClientParts(NamedTuple):
     """What a client has before it starts, for its I/O thread."""
 
     context: Any
@@ -88,69 +88,69 @@ class IoLoop:
     """What runs in the I/O thread until the client has ended.
 
     Args:
-        given: the client's.
+        parts: the client's.
         channels: of the pool that starts now.
-        waiter: with which this thread waits.
+        poller: with which this thread waits.
         fence: for the dispatcher.
     """
 
     def __init__(
         self,
-        given: Given,
+        parts: ClientParts,
         channels: PoolChannels,
-        waiter: Waiter | GreenWaiter,
+        poller: Poller | GreenPoller,
         fence: Callable[[], object] | None,
     ) -> None:
-        self._books = books = given.books
+        self._books = books = parts.books
         self._ledger = ledger = books.ledger
-        self._life = books.life
-        self._endings = books.endings
+        self._lifecycle = books.lifecycle
+        self._deadlines = books.deadlines
         self._channels = channels
-        self._waiter = waiter
-        self._direct = direct = given.direct
-        self._main = main = given.main
-        self._reloads = reloads = given.reloads
-        self._roster = given.roster
-        self._break_off = break_off = given.break_off
-        self._end = given.end
-        self._auditor = auditor = Auditor(ledger, channels)
-        self._batches = batches = Batches(ledger, auditor, channels.board)
+        self._poller = poller
+        self._direct = direct = parts.direct
+        self._main = main = parts.main
+        self._reloads = reloads = parts.reloads
+        self._roster = parts.roster
+        self._break_off = break_off = parts.break_off
+        self._end = parts.end
+        self._recoveries = recoveries = Recoveries(ledger, channels)
+        self._batches = batches = Batches(ledger, recoveries, channels.board)
         self.dispatcher = dispatcher = Dispatcher(
-            ledger, channels, books.endings, batches, channels.wake, fence
+            ledger, channels, books.deadlines, batches, channels.wake, fence
         )
         self._preparer = Preparer(books, channels, dispatcher, main)
         self.supervisors = supervisors = Supervisors(
-            *(given.context, given.settings, books, channels, dispatcher, direct, main, waiter),
-            given.stop,
+            *(parts.context, parts.settings, books, channels, dispatcher, direct, main, poller),
+            parts.stop,
         )
-        self.requests = Requests(books, auditor, channels, dispatcher, supervisors, break_off)
+        self.requests = Requests(books, recoveries, channels, dispatcher, supervisors, break_off)
         self._deaths = deaths = Deaths(
-            *(books, auditor, dispatcher, reloads, given.roster, supervisors),
-            has_initializer=given.settings.initializer is not None,
+            *(books, recoveries, dispatcher, reloads, parts.roster, supervisors),
+            has_initializer=parts.settings.initializer is not None,
             break_off=break_off,
         )
         notices = Notices(
-            *(books, auditor, batches, deaths, dispatcher, main, reloads, supervisors), break_off
+            *(books, recoveries, batches, deaths, dispatcher, main, reloads, supervisors), break_off
         )
-        self._upstream = Upstream(books, channels, direct, given.yell_hooks, notices, supervisors)
+        self._upstream = Upstream(books, channels, direct, parts.yell_hooks, notices, supervisors)
         self._ownership = Ownership()
         self._tracker: Tracker | None = None
-        self._untold: list[End | None] = []
+        self._unresolved: list[End | None] = []
 
     def share_tracker(self, tracker: Tracker) -> None:
         """Start the resource tracker when workers need it."""
         self._tracker = tracker
-        self._waiter.register(tracker.descriptor)
+        self._poller.register(tracker.descriptor)
 
     def run(self) -> None:
         """Until the client has ended."""
         self._direct.serve()
         with self._direct.reading:
             try:
-                while self._life.phase is not Phase.ENDED:
+                while self._lifecycle.phase is not Phase.ENDED:
                     self.turn()
             except BaseException as error:
-                if self._life.is_copy:
+                if self._lifecycle.is_copy:
                     return  # A done-callback has forked, and this thread is the fork's only one.
                 # A bug of ours must not leave futures that nobody will ever resolve.
                 logger.critical("the executor's I/O thread failed", exc_info=True)
@@ -176,10 +176,10 @@ class IoLoop:
         while self._preparer.get_ready():
             self._resolve(outcomes)
         self.dispatcher.close_sent()
-        self._auditor.close_unread()
-        while self._auditor.dropped:
-            logger.error("what was no task was dropped: %s", self._auditor.dropped.pop(0))
-        if supervisors.current is None and self._life.is_to_end:
+        self._recoveries.close_unread()
+        while self._recoveries.dropped:
+            logger.error("what was no task was dropped: %s", self._recoveries.dropped.pop(0))
+        if supervisors.current is None and self._lifecycle.is_to_end:
             self._end()
         elif not more:
             self._wait()
@@ -190,14 +190,14 @@ class IoLoop:
         patience = self._patience()
         self._direct.reading.release()
         try:
-            ready = self._waiter.wait(patience)
+            ready = self._poller.wait(patience)
         finally:
             self._direct.reading.acquire()
         self._ownership.woke(is_early=bool(ready))
         if not ready:
             self._channels.files.drop_unused()
         if (tracker := self._tracker) is not None and tracker.descriptor in ready:
-            self._waiter.unregister(tracker.descriptor)
+            self._poller.unregister(tracker.descriptor)
             tracker.start()
         supervisor = self.supervisors.current
         if supervisor is None:
@@ -212,13 +212,13 @@ class IoLoop:
         supervisors = self.supervisors
         supervisor = supervisors.current
         watched = None if supervisor is None else supervisors.supervision.look_at
-        due = (self._endings.look_at, self._batches.look_at, supervisors.restarts.at, watched)
+        due = (self._deadlines.look_at, self._batches.look_at, supervisors.restarts.at, watched)
         idle = (self._channels.files.drop_at, self._ownership.look_at)
         looks = [at for at in (*due, *idle) if at is not None]
         waits = [max(0.0, min(looks) - time.monotonic())] if looks else []
         has_unsent = supervisor is not None and supervisor.has_unsent
-        if self._auditor.is_at_work or self.dispatcher.is_to_try_again or has_unsent:
-            waits.append(AUDIT_INTERVAL)
+        if self._recoveries.is_at_work or self.dispatcher.is_to_try_again or has_unsent:
+            waits.append(RECOVERY_INTERVAL)
         elif self._ledger.in_flight:
             waits.append(MISSING_INTERVAL)
         return min(waits, default=None)
@@ -228,14 +228,14 @@ class IoLoop:
     def _resolve(self, outcomes: list[Outcome]) -> None:
         failed: Failed = []
         ends: list[End | None] = []
-        self._untold = ends
+        self._unresolved = ends
         try:
             with self._books.lock:
                 self._settle(outcomes, ends)
                 self._go_on(failed)
         finally:
             # Even if that fails, for these are in the books no more.
-            tell_all(ends)
+            resolve_all(ends)
             fail_all(failed)
 
     def _settle(self, outcomes: list[Outcome], ends: list[End | None]) -> None:
@@ -253,32 +253,32 @@ class IoLoop:
         """With the lock held: whatever can be done now."""
         if self._direct.was_interrupted:
             self._direct.forget_interruption()
-            self._ledger.weigh_again()
+            self._ledger.recount()
         if self.dispatcher.was_interrupted:
             self.dispatcher.forget_interruption()
-            self._ledger.weigh_again()
-            self._auditor.open()
+            self._ledger.recount()
+            self._recoveries.open()
         if (supervisor := self.supervisors.current) is not None:
             supervisor.flush()
         if self.dispatcher.is_cut and not self.supervisors.is_cut:
             self.supervisors.on_cut()
-        if self._auditor.is_at_work:
-            self._auditor.look()
+        if self._recoveries.is_at_work:
+            self._recoveries.look()
         elif self._ledger.in_flight:
-            self._auditor.look_for_missing()
+            self._recoveries.look_for_missing()
         if self._batches.look_at is not None:
             self._batches.look()
-        if self._endings.look_at is not None:
+        if self._deadlines.look_at is not None:
             self._end_tasks()
-        if self._ledger.waiting and self._life.broken is None:
+        if self._ledger.waiting and self._lifecycle.broken is None:
             self.dispatcher.send_waiting(failed)
         self.dispatcher.report()
         self.supervisors.end_when_done()
 
     def _end_tasks(self) -> None:
         """With the lock held: have those workers ended whose tasks are to end."""
-        ends = self._endings.due(
-            self._ledger.in_flight, self._read_board_in_order, self._auditor.mark
+        ends = self._deadlines.due(
+            self._ledger.in_flight, self._read_board_in_order, self._recoveries.mark
         )
         for slot in ends:
             self.supervisors.tell_to_end_task(slot)
@@ -293,14 +293,14 @@ class IoLoop:
     def _on_supervisor_end(self, supervisor: SupervisorHandle) -> None:
         supervisors = self.supervisors
         how = supervisors.see_off(supervisor)
-        if self._life.is_to_end:
+        if self._lifecycle.is_to_end:
             return
         if self._channels.are_cut():
             supervisors.on_cut()
         self._settle_after_supervisor()
         self._reloads.end_all()
         # Closing, what was lost may have been the last; or the caller gave up.
-        if self._life.is_to_end:
+        if self._lifecycle.is_to_end:
             return
         what, is_hopeless = supervisors.restarts.ended(
             how, self._books.history.finished, from_outside=supervisor.ended_from_outside
@@ -332,9 +332,9 @@ class IoLoop:
         self._resolve(outcomes)
         self._deaths.forget()
         with self._books.lock:
-            self._auditor.forget()
-            self._auditor.recall()
-            self._ledger.take_back(list(self._ledger.in_flight))
+            self._recoveries.forget()
+            self._recoveries.drain_pipe()
+            self._ledger.requeue(list(self._ledger.in_flight))
             self._main.forget()
             for task in self._ledger.waiting:
                 task.unbind()
@@ -359,9 +359,9 @@ class IoLoop:
 
     # --- the end ------------------------------------------------------------------------
 
-    def forget_audits(self) -> None:
+    def forget_recoveries(self) -> None:
         """With the lock held: all tasks have been given up."""
-        self._auditor.forget()
+        self._recoveries.forget()
 
     def close_tracker(self) -> None:
         if self._tracker is not None:
@@ -369,7 +369,7 @@ class IoLoop:
 
     def disown(self) -> None:
         """In a child that the caller forked."""
-        self._untold.clear()  # A done-callback may have forked. The others are not for here.
+        self._unresolved.clear()  # A done-callback may have forked. The others are not for here.
         if self._tracker is not None:
             self._tracker.disown()
 
@@ -377,5 +377,5 @@ class IoLoop:
 def _as_killed(slot: Slot) -> wire.Death:
     """The death that nobody tells of a worker whose supervisor has died."""
     status = int(signal.SIGKILL)
-    held = (slot.place, slot.state, slot.task, slot.done, 0, slot.tail)
-    return wire.Death(slot.pid, status, *held, slot.born, slot.since, time.monotonic_ns())
+    slot_words = (slot.place, slot.state, slot.task, slot.done, 0, slot.tail)
+    return wire.Death(slot.pid, status, *slot_words, slot.born, slot.since, time.monotonic_ns())

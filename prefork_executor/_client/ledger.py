@@ -1,4 +1,4 @@
-"""The client's books: which task waits, and which is beyond recall.
+"""The client's books: which task waits, and which is in flight.
 
 Pure bookkeeping: no sockets, no processes, no futures' locks. The client feeds
 it events and does what it answers.
@@ -12,7 +12,7 @@ The window
 ----------
 What lies in the task pipe is late-bound: any idle worker takes it. It is also
 past cancelling, so only about two tasks a worker are sent ahead. That is counted
-in weights: a task of unknown or long duration weighs ONE, a task whose function
+in weights: a task of unknown or long duration weighs FULL_WEIGHT, a task whose function
 was measured to be short weighs as much less as it is shorter, so that short
 tasks keep the pipe filled and the client out of the way.
 """
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from .._messages import channels
 from .._messages.wire import INLINE_LIMIT
 from .._pickling.calls import Chunk, Part, dump_call, dump_for, task_name, user_function
-from .._server.settings import Terms
+from .._server.settings import TaskOptions
 from .futures import TaskFuture
 
 TYPE_CHECKING = False
@@ -36,26 +36,26 @@ if TYPE_CHECKING:
 
     from .._messages.channels import Parcel
     from .._messages.payload_files import PayloadFiles
-    from .._pickling.calls import HeldMain, HeldModules
+    from .._pickling.calls import HeldModules, MainSnapshot
 
     Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
     Payload = tuple[list[Part], Any]
     """Its parts, and what they refer to in ``__main__``."""
 
-ONE = 64
+FULL_WEIGHT = 64
 """The weight of a task that is not known to be short."""
-SHORT = 500_000
-"""Nanoseconds from which on a task weighs ONE: much more than a round trip, so
+FULL_WEIGHT_NS = 500_000
+"""Nanoseconds from which on a task weighs FULL_WEIGHT: much more than a round trip, so
 that a worker never waits for the client, and far less than anybody would notice
 when a cancelled task runs all the same."""
 SMOOTHING = 8
 """The mean duration follows one observation by an eighth of the difference."""
 AHEAD = 2
-"""Tasks of weight ONE in flight for each worker: one that runs, one that waits."""
-HEAVY = 128 * 1024
-"""Bytes of a payload that weigh 1, so that one of 8 MiB weighs ONE at least: what is sent
+"""Tasks of weight FULL_WEIGHT in flight for each worker: one that runs, one that waits."""
+BYTES_PER_WEIGHT = 128 * 1024
+"""Bytes of a payload that weigh 1, so that one of 8 MiB weighs FULL_WEIGHT at least: what is sent
 ahead lies in memory twice."""
-_MOST_TIMINGS = 4096
+_MAX_TIMINGS = 4096
 """Functions whose duration is remembered."""
 
 
@@ -69,7 +69,7 @@ class Timing:
         # Only kept, so that its id cannot become another's.
         self.code = code
         self.mean = 0
-        self.weight = ONE
+        self.weight = FULL_WEIGHT
         self.index = 0
         """Of the name in the board's table; 0: it is not there yet."""
         self.is_left_to_io = False
@@ -82,10 +82,10 @@ class Timing:
             self.mean = duration if not self.mean else (self.mean + duration) // 2
         else:
             self.mean += (duration - self.mean) // SMOOTHING
-        self.weight = min(ONE, max(1, self.mean * ONE // SHORT))
+        self.weight = min(FULL_WEIGHT, max(1, self.mean * FULL_WEIGHT // FULL_WEIGHT_NS))
 
 
-class Kept:
+class UnpickledCall:
     """A call that is not pickled yet, because enough are that wait."""
 
     __slots__ = ("_call",)
@@ -93,95 +93,96 @@ class Kept:
     def __init__(self, call: Call) -> None:
         self._call = call
 
-    def payload(self, _task: str, held: HeldMain, modules: HeldModules) -> Payload:
+    def payload(self, _task: str, snapshot: MainSnapshot, modules: HeldModules) -> Payload:
         """What is to be sent. Raises pickle.PicklingError, or what the user's code raises."""
-        return dump_call(*self._call, held, modules)
+        return dump_call(*self._call, snapshot, modules)
 
 
-class Unbound:
+class UnboundPayload:
     """A payload of which it is to be seen whether the workers have what it refers to. It was
-    made for others, that held ``then``, or were expected to."""
+    made for others, that held ``made_for``, or were expected to."""
 
-    __slots__ = ("_names", "_parts", "_then")
+    __slots__ = ("_made_for", "_names", "_parts")
 
-    def __init__(self, parts: list[Part], names: Any, then: HeldMain) -> None:
+    def __init__(self, parts: list[Part], names: Any, made_for: MainSnapshot) -> None:
         self._parts = parts
         self._names = names
-        self._then = then
+        self._made_for = made_for
 
-    def payload(self, task: str, held: HeldMain, modules: HeldModules) -> Payload:
+    def payload(self, task: str, snapshot: MainSnapshot, modules: HeldModules) -> Payload:
         """What is to be sent. Raises pickle.PicklingError, or what the user's code raises."""
-        return dump_for(self._parts, self._names, self._then, held, modules, task)
+        return dump_for(self._parts, self._names, self._made_for, snapshot, modules, task)
 
 
 class Task:
-    """One submitted call. ``parts`` is its payload; None while it has ``late``, from which
-    that is still to be made. ``names`` is what the payload refers to in ``__main__``, and
-    ``held`` the workers' one for which that is right. ``size`` is how many bytes were made to
+    """One submitted call. ``parts`` is its payload; None while it is still to be made, from
+    ``deferred``. ``names`` is what the payload refers to in ``__main__``, and ``snapshot`` the
+    workers' main module for which that is right. ``size`` is how many bytes were made to
     pickle it at submit, ``bulk`` how many are to be copied if it needs a file, else 0;
     ``parcel`` is that file, ready to be sent.
 
-    ``runs`` counts those of its runs that were lost, for :class:`Terms`. ``verdict``
+    ``lost_runs`` counts those of its runs that were lost, for :class:`TaskOptions`. ``verdict``
     is what its future gets if it does not end well by itself: it is to be ended.
     ``record`` is what a recording keeps of it, if one is on. ``submitted`` says when it
-    was, if its wait is to be measured; see `_messages.wire.about`."""
+    was, if its wait is to be measured; see `_messages.wire.pack_call_meta`."""
 
     __slots__ = (
-        *("bulk", "future", "held", "is_dropped", "late", "names", "number", "parcel", "parts"),
-        *("record", "runs", "size", "submitted", "terms", "timing", "verdict", "weight"),
+        *("bulk", "deferred", "future", "is_dropped", "lost_runs", "names", "number", "options"),
+        *("parcel", "parts", "record", "size", "snapshot", "submitted", "timing", "verdict"),
+        "weight",
     )
 
     def __init__(
         self,
         future: TaskFuture,
         timing: Timing,
-        terms: Terms,
+        options: TaskOptions,
         payload: Payload | None,
-        held: HeldMain,
+        snapshot: MainSnapshot,
     ) -> None:
         self.future = future
         self.timing = timing
-        self.terms = terms
+        self.options = options
         self.parts: list[Part] | None
         self.names: Any
-        self.held = held
+        self.snapshot = snapshot
         self.parcel: Parcel | None = None
-        self.late: Kept | Unbound | None = None
+        self.deferred: UnpickledCall | UnboundPayload | None = None
         self.is_dropped = False
         """Whether it has been given up and only keeps a place."""
         self.number = 0
-        self.runs = 0
+        self.lost_runs = 0
         self.submitted = 0
         self.verdict: BaseException | None = None
         self.record: Any = None
-        self.weight = ONE
+        self.weight = FULL_WEIGHT
         if payload is None:
             self.parts = self.names = None
             self.size = self.bulk = 0
         else:
-            self.size = self.bind(payload, held)
+            self.size = self.bind(payload, snapshot)
 
-    def bind(self, payload: Payload, held: HeldMain) -> int:
+    def bind(self, payload: Payload, snapshot: MainSnapshot) -> int:
         """This is its payload, right for these workers. Returns how many bytes of it are in
         no other's hands."""
         self.parts, self.names = parts, names = payload
-        self.held = held
-        self.late = None
+        self.snapshot = snapshot
+        self.deferred = None
         first = parts[0]
         size = len(first) if type(first) is bytes else _size(first)
         self.bulk = sum(map(_size, parts)) if len(parts) > 1 or size > INLINE_LIMIT else 0
-        if names is not None and not held.is_known:
+        if names is not None and not snapshot.is_known:
             self.unbind()
         return size
 
-    def keep(self, call: Call) -> None:
+    def defer(self, call: Call) -> None:
         """It is to be pickled later."""
-        self.late = Kept(call)
+        self.deferred = UnpickledCall(call)
 
     def unbind(self) -> None:
         """The workers are others than those that its payload was made for."""
         if self.parts is not None and self.names is not None:
-            self.late = Unbound(self.parts, self.names, self.held)
+            self.deferred = UnboundPayload(self.parts, self.names, self.snapshot)
             self.parts = self.parcel = None
 
     def wrap(self, files: PayloadFiles) -> None:
@@ -198,7 +199,7 @@ class Task:
     def let_go(self, verdict: BaseException) -> None:
         """It will not be sent: keep nothing of it but its place."""
         self.verdict, self.is_dropped = verdict, True
-        self.parts = self.late = self.names = self.parcel = None
+        self.parts = self.deferred = self.names = self.parcel = None
         self.size = 0
 
     @property
@@ -209,12 +210,12 @@ class Task:
     @property
     def is_short(self) -> bool:
         """Whether its function is known to be."""
-        return self.timing.weight < ONE
+        return self.timing.weight < FULL_WEIGHT
 
     @property
     def may_run_again(self) -> bool:
         """Whether its caller allows another run after one that was lost."""
-        return self.runs < self.terms.retries
+        return self.lost_runs < self.options.retries
 
 
 def _size(part: Part) -> int:
@@ -299,7 +300,7 @@ class Ledger:
         if (known := self._timings.get(key)) is not None:
             timing = known
         else:
-            if len(self._timings) >= _MOST_TIMINGS:
+            if len(self._timings) >= _MAX_TIMINGS:
                 self._timings.clear()
             timing = self._timings[key] = Timing(task_name(fn), code)
         if type(fn) is types.FunctionType or type(fn) is Chunk:
@@ -308,7 +309,7 @@ class Ledger:
 
     def has_room(self, workers: int) -> bool:
         """Whether one more task may be sent ahead to so many workers."""
-        return self._weight < (AHEAD * max(workers, 1) + 1) * ONE
+        return self._weight < (AHEAD * max(workers, 1) + 1) * FULL_WEIGHT
 
     def send_next(self) -> None:
         """The task that is the next to wait, and numbered, is sent now: see :meth:`sent`."""
@@ -323,7 +324,7 @@ class Ledger:
         is, because news of it may come at once."""
         task.weight = task.timing.weight
         if task.bulk:
-            task.weight = max(task.weight, min(ONE, task.bulk // HEAVY))
+            task.weight = max(task.weight, min(FULL_WEIGHT, task.bulk // BYTES_PER_WEIGHT))
         self.in_flight[task.number] = task
         self._weight += task.weight
 
@@ -348,7 +349,7 @@ class Ledger:
             task.timing.observe(duration)
         return task
 
-    def weigh_again(self) -> None:
+    def recount(self) -> None:
         """After a signal handler has raised in the midst of any of this."""
         self._weight = sum(task.weight for task in self.in_flight.values())
         self._count_waiting()
@@ -357,21 +358,21 @@ class Ledger:
         self.waiting_bytes = sum(task.size for task in self.waiting)
         self._dropped = sum(task.is_dropped for task in self.waiting)
 
-    def take_back(self, numbers: Iterable[int]) -> None:
-        """These tasks have not begun, or may run again: they are the next to be
-        sent, in order."""
+    def requeue(self, numbers: Iterable[int]) -> None:
+        """Put these back before all that wait, in order: they have not begun, or may run
+        again."""
         settled = [self.settle(number) for number in sorted(numbers)]
         back = [task for task in settled if task is not None]
         self.waiting.extendleft(reversed(back))
         self.waiting_bytes += sum(task.size for task in back)
 
-    def withdraw(self) -> list[Task]:
-        """Give up the tasks that can still be cancelled: those that were never
-        sent. What has come back unbegun stays, as its future says that it runs."""
-        return self.give_up([task for task in self.waiting if not task.number])
+    def take_unsent(self) -> list[Task]:
+        """Discard the tasks that can still be cancelled: those that were never sent. What
+        has come back unbegun stays, as its future says that it runs."""
+        return self.discard([task for task in self.waiting if not task.number])
 
-    def give_up(self, tasks: Iterable[Task]) -> list[Task]:
-        """Give up these tasks: those of them that there still were."""
+    def discard(self, tasks: Iterable[Task]) -> list[Task]:
+        """Forget these tasks. Returns those of them that there still were."""
         wanted = {id(task) for task in tasks if not task.is_dropped}
         gone = [task for task in self.in_flight.values() if id(task) in wanted]
         for task in gone:
@@ -384,7 +385,7 @@ class Ledger:
         return gone
 
     def clear(self) -> list[Task]:
-        """Give up every task: the list of them all."""
+        """Forget every task. Returns them all."""
         tasks = [*self.in_flight.values(), *(task for task in self.waiting if not task.is_dropped)]
         self.in_flight.clear()
         self.waiting.clear()

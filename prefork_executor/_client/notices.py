@@ -25,7 +25,7 @@ from .books import Books
 from .deaths import Deaths
 from .dispatch import Dispatcher
 from .outcomes import Outcome, open_all
-from .recovery import Auditor
+from .recovery import Recoveries
 from .reloads import Reloads
 from .supervisors import Supervisors
 from .workers_main import WorkersMain
@@ -74,8 +74,8 @@ def _decision(_number: int, parts: Parts) -> tuple[float, int, int, int, str]:
 
 
 def _main(_number: int, parts: Parts) -> tuple[dict[str, bytes], tuple[str, ...], bool]:
-    held, reasons, is_shared = calls.loads(parts)
-    return dict(held), tuple(map(str, reasons)), bool(is_shared)
+    fingerprints, reasons, is_shared = calls.loads(parts)
+    return dict(fingerprints), tuple(map(str, reasons)), bool(is_shared)
 
 
 def _failure(_number: int, parts: Parts) -> BaseException:
@@ -83,17 +83,17 @@ def _failure(_number: int, parts: Parts) -> BaseException:
 
 
 class Notices:
-    """Does what they ask for. In the I/O thread.
+    """Handles them. In the I/O thread.
 
     Args:
-        books, auditor, batches, deaths, dispatcher, main, reloads, supervisors: the client's.
+        books, recoveries, batches, deaths, dispatcher, main, reloads, supervisors: the client's.
         break_off: called with a reason, and what was raised, if the pool cannot go on.
     """
 
     def __init__(
         self,
         books: Books,
-        auditor: Auditor,
+        recoveries: Recoveries,
         batches: Batches,
         deaths: Deaths,
         dispatcher: Dispatcher,
@@ -103,7 +103,7 @@ class Notices:
         break_off: Callable[[str, BaseException | None], None],
     ) -> None:
         self._books = books
-        self._auditor = auditor
+        self._recoveries = recoveries
         self._batches = batches
         self._deaths = deaths
         self._dispatcher = dispatcher
@@ -112,7 +112,7 @@ class Notices:
         self._supervisors = supervisors
         self._break_off = break_off
 
-    def heed(self, packet: Packet, outcomes: list[Outcome]) -> None:
+    def handle(self, packet: Packet, outcomes: list[Outcome]) -> None:
         """Read it, and do what it asks for; log it if it is malformed. ``outcomes`` have been
         read before it, and are not in the books yet."""
         faults.at("client.heeds", packet.kind)
@@ -148,7 +148,7 @@ class Notices:
     def supervisor_ready(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
         self._supervisors.is_ready(packet.number)
 
-    def main_held(
+    def main_snapshot(
         self,
         _packet: Packet,
         told: tuple[dict[str, bytes], tuple[str, ...], bool],
@@ -162,8 +162,8 @@ class Notices:
 
     def marker(self, packet: Packet, _told: None, outcomes: list[Outcome]) -> None:
         with self._books.lock:
-            self._auditor.on_marker(packet.number, {done.number for done in outcomes})
-            self._books.endings.on_marker(packet.number)
+            self._recoveries.on_marker(packet.number, {done.number for done in outcomes})
+            self._books.deadlines.on_marker(packet.number)
             found = self._batches.on_marker(packet.number)
         open_all(memoryview(found), outcomes, self._books.ledger, self._books.recorder)
 
@@ -177,22 +177,22 @@ class Notices:
     def stopped(self, _packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
         # As after a death in IDLE: it may have been woken, and nobody else.
         with self._books.lock:
-            self._auditor.recall()
+            self._recoveries.drain_pipe()
 
     def unbegun(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
-        self._deaths.take_back(packet.number, packet.extra)
+        self._deaths.requeue_unbegun(packet.number, packet.extra)
 
 
-Reads = Callable[[int, Parts], "Any"]
-Heeds = Callable[[Notices, Packet, "Any", list[Outcome]], None]
+Reader = Callable[[int, Parts], "Any"]
+Handler = Callable[[Notices, Packet, "Any", list[Outcome]], None]
 
-_TABLE: dict[int, tuple[Reads, Heeds]] = {
+_TABLE: dict[int, tuple[Reader, Handler]] = {
     Kind.READY: (_nothing, Notices.ready),
     Kind.INITIALIZER_FAILED: (_failure, Notices.initializer_failed),
     Kind.DEATH: (_death, Notices.death),
     Kind.DECISION: (_decision, Notices.decision),
     Kind.SUPERVISOR_READY: (_process, Notices.supervisor_ready),
-    Kind.MAIN_HELD: (_main, Notices.main_held),
+    Kind.MAIN_SNAPSHOT: (_main, Notices.main_snapshot),
     Kind.MARKER: (_nothing, Notices.marker),
     Kind.START_FAILED: (_failure, Notices.start_failed),
     Kind.RELOADED: (_nothing, Notices.reloaded),

@@ -124,15 +124,15 @@ def settle(ledger: Ledger, done: Outcome) -> End | None:
     if error is not None:
         is_lost = done.is_death if verdict is None else isinstance(verdict, TaskTimeout)
         if is_lost and task.may_run_again:
-            task.runs += 1
+            task.lost_runs += 1
             task.verdict = None
-            ledger.take_back([done.number])
+            ledger.requeue([done.number])
             return None
         if verdict is not None:
             verdict.__cause__ = error
             error = verdict
-        if is_lost and task.runs:
-            error.add_note(f"It was run {task.runs + 1} times, and lost each time.")
+        if is_lost and task.lost_runs:
+            error.add_note(f"It was run {task.lost_runs + 1} times, and lost each time.")
     ledger.settle(done.number, done.duration)
     return task, done.result, error
 
@@ -153,7 +153,7 @@ def resolve(setter: Callable[..., None], *values: Any) -> None:
         logger.exception("a done-callback of a future raised")
 
 
-def tell_all(ends: list[End | None]) -> None:
+def resolve_all(ends: list[End | None]) -> None:
     """Resolve the futures of these tasks, in order. Empties the list.
 
     Who waits for one of them is woken when all have their results, or a callback is to run.

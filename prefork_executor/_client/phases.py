@@ -79,7 +79,7 @@ NEXT = {
 }
 
 
-class Life:
+class Lifecycle:
     """A client's phase. Guarded by the client's lock, except that anybody may read it."""
 
     def __init__(self) -> None:

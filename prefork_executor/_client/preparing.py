@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .._messages.channels import PoolChannels
 from .._pickling import exceptions
-from .._pickling.calls import HeldMain
+from .._pickling.calls import MainSnapshot
 from .books import Books
 from .dispatch import Dispatcher
 from .ledger import Task
@@ -35,15 +35,15 @@ class Preparer:
     def get_ready(self) -> bool:
         """False: there was nothing to do."""
         failed: dict[int, tuple[Task, BaseException]] = {}
-        held = self._main.held
-        if not held.is_known or self._books.life.broken is not None:
+        snapshot = self._main.snapshot
+        if not snapshot.is_known or self._books.lifecycle.broken is not None:
             return False
         with self._books.lock:
             tasks = self._dispatcher.next_to_prepare()
         done = 0
         for task in tasks:
             try:
-                done += self._get_one_ready(task, held, is_first=task is tasks[0])
+                done += self._get_one_ready(task, snapshot, is_first=task is tasks[0])
             except BaseException as error:
                 # Even SystemExit: it is the user's object that raised it in our thread.
                 failed[id(task)] = (task, error.with_traceback(None))
@@ -51,18 +51,18 @@ class Preparer:
                 break
         if failed:
             with self._books.lock:
-                gone = self._books.ledger.give_up(task for task, _ in failed.values())
+                gone = self._books.ledger.discard(task for task, _ in failed.values())
             fail_all([failed[id(task)] for task in gone])
         return bool(tasks)
 
-    def _get_one_ready(self, task: Task, held: HeldMain, *, is_first: bool) -> int:
+    def _get_one_ready(self, task: Task, snapshot: MainSnapshot, *, is_first: bool) -> int:
         """Returns how many bytes that took."""
-        late, size = task.late, 0
+        deferred, size = task.deferred, 0
         if task.is_dropped or task.future.cancelled():
             return 0
-        if late is not None:
-            payload = late.payload(task.name, held, self._main.modules)
-            size = task.bind(payload, held)
+        if deferred is not None:
+            payload = deferred.payload(task.name, snapshot, self._main.modules)
+            size = task.bind(payload, snapshot)
         # The others only if that is no matter: there may be no room for them yet.
         is_to_wrap = task.bulk and (is_first or task.bulk < READY_AT_ONCE)
         if is_to_wrap and task.parcel is None:

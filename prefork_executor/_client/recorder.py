@@ -32,7 +32,7 @@ from ..errors import TaskAborted, TaskTimeout, describe_end
 from ..stats import ScalingDecision
 from .ledger import Task
 
-MOST_DECISIONS = 10_000
+MAX_DECISIONS = 10_000
 """Decisions kept. One line each: nobody reads more."""
 
 
@@ -66,12 +66,12 @@ class Recorder:
     """Keeps what happens from its making on.
 
     Args:
-        most: tasks that are kept, and workers.
+        max_tasks: tasks that are kept, and workers.
         max_workers: the pool's limit.
     """
 
-    def __init__(self, most: int, max_workers: int) -> None:
-        self._most = most
+    def __init__(self, max_tasks: int, max_workers: int) -> None:
+        self._max_tasks = max_tasks
         self._max_workers = max_workers
         self._lock = threading.RLock()
         self._begin = time.monotonic_ns()
@@ -163,7 +163,7 @@ class Recorder:
     def decided(self, at: float, workers: int, started: int, retired: int, reason: str) -> None:
         """The regulator has."""
         with self._lock:
-            if len(self._decisions) < MOST_DECISIONS:
+            if len(self._decisions) < MAX_DECISIONS:
                 self._decisions.append(ScalingDecision(at, workers, started, retired, reason))
             else:
                 self._decisions_left_out += 1
@@ -185,7 +185,7 @@ class Recorder:
         ended = record.ended or now
         row = TaskRow(record.name, record.submitted, ended, outcome, error, tuple(record.runs))
         self._draw(row)
-        if len(self._rows) < self._most:
+        if len(self._rows) < self._max_tasks:
             self._rows.append(row)
         else:
             self._left_out += 1
@@ -208,7 +208,7 @@ class Recorder:
         self._live.step(life.born, 1)
         if is_over:
             self._live.step(life.end, -1)
-        if len(self._lives) < self._most:
+        if len(self._lives) < self._max_tasks:
             self._lives.append(life)
         else:
             self._lives_left_out += 1

@@ -3,13 +3,13 @@
 A death in TAKING
 -----------------
 Between asking the pipe and saying which task it got a worker may die with a task
-that nobody can name. Such a death opens an :class:`Audit`:
+that nobody can name. Such a death opens a :class:`Recovery`:
 
 1. The pipe is emptied: what is in it was never taken and will be sent again.
    *Suspects* are then the tasks that had been sent, are not resolved, and did
    not come out of the pipe: some worker took each of them.
 2. *Takers* are the workers seen in TAKING. Each may still be about to name a
-   suspect, so the audit waits until each has been seen to have left that state
+   suspect, so the recovery waits until each has been seen to have left that state
    or has died. (The pipe has only newer tasks since, so nobody takes a suspect.)
 3. Tasks named in BUSY slots in the reading that shows the last of them gone are taken
    off the suspects, and with them the others of their messages: those before have
@@ -20,7 +20,7 @@ that nobody can name. Such a death opens an :class:`Audit`:
    begun: BUSY is marked before the first line of the user's. It is sent again.
 
 Each of these orders is needed; without it a task that runs is sent again and
-runs twice (the suite's model of the audit shows how, for each):
+runs twice (the suite's model of the recovery shows how, for each):
 
 * A worker says TAKING before it asks the pipe, and sends an outcome before it says
   TAKING again. It leaves TAKING by naming its task, in one word; TAKING goes with the
@@ -40,7 +40,7 @@ A message that is gone
 ----------------------
 The user's code may read from a descriptor that is not its own, and so take a task from the
 pipe. Then workers are idle though tasks are in flight that none of them names. Where it has
-been so for two looks in a row, an audit is opened as well.
+been so for two looks in a row, a recovery is opened as well.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from .._board import scoreboard as sb
 from .._board.scoreboard import Slot
 from .._messages.channels import DONTWAIT, PoolChannels
-from .._messages.wire import MOST_CALLS, Kind
+from .._messages.wire import MAX_CALLS, Kind
 from ..errors import ProtocolError
 from .ledger import Ledger
 
@@ -60,8 +60,8 @@ MISSING_INTERVAL = 1.0
 """Seconds between two looks for messages that are gone, while tasks are in flight."""
 
 
-class Audit:
-    """One inquiry after a death in TAKING; see the head of this module."""
+class Recovery:
+    """The recovery after one death in TAKING; see the head of this module."""
 
     def __init__(self, suspects: Iterable[int], board: Sequence[Slot]) -> None:
         self.suspects = set(suspects) - _held(board)
@@ -99,13 +99,13 @@ def _held(board: Iterable[Slot]) -> set[int]:
     }
 
 
-class Auditor:
-    """Opens audits and brings them to their end. All with the client's lock held."""
+class Recoveries:
+    """Opens recoveries and brings them to their end. All with the client's lock held."""
 
     def __init__(self, ledger: Ledger, channels: PoolChannels) -> None:
         self._ledger = ledger
         self._channels = channels
-        self._audits: list[Audit] = []
+        self._open: list[Recovery] = []
         self._last_marker = 0
         self._unread: list[int] = []
         self.dropped: list[str] = []
@@ -116,11 +116,11 @@ class Auditor:
 
     @property
     def is_at_work(self) -> bool:
-        return bool(self._audits)
+        return bool(self._open)
 
-    def recall(self, unbegun: Iterable[int] = ()) -> None:
-        """Take back what no worker has taken from the pipe. It is sent again, which
-        wakes as many idle workers as there are messages.
+    def drain_pipe(self, unbegun: Iterable[int] = ()) -> None:
+        """Take what no worker has taken out of the pipe, and requeue it. It is sent again,
+        which wakes as many idle workers as there are messages.
 
         Args:
             unbegun: tasks that a worker had taken and that have not begun. They were sent
@@ -129,7 +129,7 @@ class Auditor:
         numbers = list(unbegun)
         while True:
             try:
-                packet = self._channels.recall.receive(DONTWAIT)
+                packet = self._channels.task_reader.receive(DONTWAIT)
             except (BlockingIOError, EOFError):
                 break  # Empty; or somebody has shut it down, which ends it as well.
             except ProtocolError as error:
@@ -140,15 +140,15 @@ class Auditor:
             if packet.kind == Kind.CALL:
                 numbers.append(packet.number)
             elif packet.kind == Kind.CALLS:
-                numbers += range(packet.number, packet.number + min(packet.parts, MOST_CALLS))
-        self._ledger.take_back(numbers)
+                numbers += range(packet.number, packet.number + min(packet.parts, MAX_CALLS))
+        self._ledger.requeue(numbers)
 
     def open(self) -> None:
         """Somebody may have died with a task that nobody can name."""
-        self.recall()
-        audit = Audit(self._ledger.in_flight, self._channels.board.read_all())
-        if audit.suspects:
-            self._audits.append(audit)
+        self.drain_pipe()
+        recovery = Recovery(self._ledger.in_flight, self._channels.board.read_all())
+        if recovery.suspects:
+            self._open.append(recovery)
 
     def close_unread(self) -> None:
         """Close the files of big payloads that have come back. Not with the lock held: that
@@ -157,9 +157,9 @@ class Auditor:
             posix.close(self._unread.pop())
 
     def look_for_missing(self) -> None:
-        """Open an audit if tasks are in nobody's hands though somebody waits for one."""
+        """Open a recovery if tasks are in nobody's hands though somebody waits for one."""
         now = time.monotonic()
-        if now < self._missing_at or self._audits:
+        if now < self._missing_at or self._open:
             return
         self._missing_at = now + MISSING_INTERVAL
         before, self._missing = self._missing, set()
@@ -173,10 +173,10 @@ class Auditor:
 
     def look(self) -> None:
         """Go on with those that wait for a worker to move."""
-        for audit in self._audits:
-            if audit.marker is None and audit.look(self._channels.board.read_all):
+        for recovery in self._open:
+            if recovery.marker is None and recovery.look(self._channels.board.read_all):
                 # If the channel is full, the next look tries again.
-                audit.marker = self.mark()
+                recovery.marker = self.mark()
 
     def mark(self) -> int | None:
         """Send a marker: when it has come round, all that is in the yell channel now
@@ -189,11 +189,13 @@ class Auditor:
     def on_marker(self, marker: int, just_read: Container[int]) -> None:
         """A marker has come round. ``just_read`` are the tasks whose outcomes have
         been read and are not in the books yet."""
-        for audit in [audit for audit in self._audits if audit.marker == marker and marker]:
-            self._audits.remove(audit)
-            unresolved = audit.suspects & self._ledger.in_flight.keys()
-            self._ledger.take_back(number for number in unresolved if number not in just_read)
+        for recovery in [
+            recovery for recovery in self._open if recovery.marker == marker and marker
+        ]:
+            self._open.remove(recovery)
+            unresolved = recovery.suspects & self._ledger.in_flight.keys()
+            self._ledger.requeue(number for number in unresolved if number not in just_read)
 
     def forget(self) -> None:
-        """Nobody is left to be audited."""
-        self._audits.clear()
+        """Nothing is left to be recovered."""
+        self._open.clear()

@@ -13,7 +13,7 @@ from .books import Books
 from .dispatch import Dispatcher
 from .ledger import Task
 from .outcomes import fail_all
-from .recovery import Auditor
+from .recovery import Recoveries
 from .supervisors import Supervisors
 
 
@@ -21,14 +21,14 @@ class Requests:
     """Asked for with the client's lock held; done in order.
 
     Args:
-        books, auditor, channels, dispatcher, supervisors: the client's.
+        books, recoveries, channels, dispatcher, supervisors: the client's.
         break_off: called with a reason, and what was raised, if the pool cannot go on.
     """
 
     def __init__(
         self,
         books: Books,
-        auditor: Auditor,
+        recoveries: Recoveries,
         channels: PoolChannels,
         dispatcher: Dispatcher,
         supervisors: Supervisors,
@@ -37,7 +37,7 @@ class Requests:
         self.queue: collections.deque[Callable[[], None]] = collections.deque()
         self._books = books
         self._ledger = books.ledger
-        self._auditor = auditor
+        self._recoveries = recoveries
         self._channels = channels
         self._dispatcher = dispatcher
         self._supervisors = supervisors
@@ -83,7 +83,7 @@ class Requests:
 
     def _cancel_waiting(self) -> None:
         with self._books.lock:
-            cancelled = self._ledger.withdraw()
+            cancelled = self._ledger.take_unsent()
             self._dispatcher.report()
         _cancel_all(cancelled)
 
@@ -91,11 +91,11 @@ class Requests:
         with self._books.lock:
             verdict = TaskAborted(task.name)
             if self._ledger.in_flight.get(task.number) is task:
-                self._auditor.recall()
+                self._recoveries.drain_pipe()
             is_dropped = False
             if self._ledger.in_flight.get(task.number) is task:
                 task.verdict = verdict
-                self._books.endings.look_now()
+                self._books.deadlines.look_now()
             elif is_dropped := self._ledger.drop(task, verdict):
                 self._dispatcher.report()
         if is_dropped:
@@ -103,11 +103,11 @@ class Requests:
 
     def _end_workers(self, doomed: list[Task], number: int, reason: str, end: int) -> None:
         with self._books.lock:
-            self._auditor.recall()
-            gone = self._ledger.give_up(doomed)
+            self._recoveries.drain_pipe()
+            gone = self._ledger.discard(doomed)
             if self._books.recorder is not None:
                 self._books.recorder.gave_up(gone, self._channels.board.read_all())
-            self._auditor.forget()
+            self._recoveries.forget()
             # If it closes, nobody is forked for those that end.
             self._supervisors.end_when_done()
             self._supervisors.tell_to_end_workers(number, end)

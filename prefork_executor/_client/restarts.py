@@ -21,29 +21,29 @@ import time
 
 from .._pool.regulator import FREE_CRASHES, backoff
 
-MOST_START_DEATHS = 3
+MAX_START_DEATHS = 3
 """Workers in a row that may die in their initializer before the pool is broken."""
-MOST_START_DEATHS_WITHOUT_INITIALIZER = 10
+MAX_START_DEATHS_WITHOUT_INITIALIZER = 10
 """The same without an initializer, when only the system can be to blame."""
-MOST_SUPERVISOR_DEATHS = 3
+MAX_SUPERVISOR_DEATHS = 3
 """Supervisors in a row that may die before one was ready."""
 PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """What the system lacks now, it may have again."""
-MOST_NOT_STARTED = 8
+MAX_NOT_STARTED = 8
 """Supervisors in a row that may fail to be started: with the waits between them, after
 about a quarter of a minute there is no hope."""
 SETTLED_AFTER = 1.0
 """Seconds after which a supervisor that was ready counts as sound, whatever was done."""
 
 
-class Starts:
+class StartFailures:
     """Counts the failures in a row."""
 
     def __init__(self, has_initializer: bool) -> None:
         self._has_initializer = has_initializer
         self._failures = 0
 
-    def went_well(self) -> None:
+    def succeeded(self) -> None:
         """A worker is ready: the next failure is the first."""
         self._failures = 0
 
@@ -57,12 +57,12 @@ class Starts:
             what, error = failure
             return f"{what} in worker {pid}: {type(error).__name__}: {error}", True
         where = "in the initializer" if self._has_initializer else "as they started"
-        most = MOST_START_DEATHS
+        limit = MAX_START_DEATHS
         if not self._has_initializer:
-            most = MOST_START_DEATHS_WITHOUT_INITIALIZER
+            limit = MAX_START_DEATHS_WITHOUT_INITIALIZER
         workers = "worker" if self._failures == 1 else "workers in a row"
         what = f"{self._failures} {workers} died {where}; the last, {pid}, {how}"
-        return what, self._failures >= most
+        return what, self._failures >= limit
 
 
 class Restarts:
@@ -78,7 +78,7 @@ class Restarts:
         self._crashes = 0
         self._finished = 0
 
-    def went_well(self) -> None:
+    def succeeded(self) -> None:
         """The supervisor is ready."""
         self._ready_at = time.monotonic()
         self._never_ready = self._not_started = 0
@@ -98,7 +98,7 @@ class Restarts:
             was_of_use = has_lived or finished > self._finished
             self._crashes = 1 if was_of_use else self._crashes + 1
         self._ready_at, self._is_forgiven, self._finished = None, False, finished
-        if self._never_ready >= MOST_SUPERVISOR_DEATHS:
+        if self._never_ready >= MAX_SUPERVISOR_DEATHS:
             what = f"{self._never_ready} supervisors in a row ended before they were ready"
             return f"{what}; the last {how}", True
         pause = backoff(self._crashes - FREE_CRASHES) if self._crashes > FREE_CRASHES else 0.0
@@ -115,7 +115,7 @@ class Restarts:
         # What the fork server's client sees of it there.
         is_passing = is_passing or isinstance(error, MemoryError | EOFError | ConnectionError)
         self._not_started += 1
-        if not is_passing or self._not_started >= MOST_NOT_STARTED:
+        if not is_passing or self._not_started >= MAX_NOT_STARTED:
             return None
         pause = backoff(self._not_started)
         self.at = time.monotonic() + pause

@@ -6,7 +6,7 @@ breaks the pool. Here a worker that ends costs one task, and another takes its p
 
 * Whoever ends one worker by its entry here ends the task it holds, and no other.
 * Whoever ends all that live means the pool: every future fails, nothing that waits is run,
-  and the pool is broken. It is one stop if all are ended within TOGETHER seconds; workers
+  and the pool is broken. It is one stop if all are ended within STOP_WINDOW seconds; workers
   that have started since the look that showed the others need not be.
 
 What a program sends by ``os.kill`` passes by here, and ends one worker each time.
@@ -26,15 +26,15 @@ from .._support.locks import leaves_unlocked
 from .._support.named_tuples import NamedTuple
 from .._system import processes
 
-TOGETHER = 5.0
+STOP_WINDOW = 5.0
 """Seconds within which workers are ended one after the other by somebody who means all."""
-MOST_DEATHS = 256
+MAX_DEATHS = 256
 """Deaths that are remembered for a look that has just seen who died."""
 STOPPED = "the pool was stopped: this program has ended every process in the executor's _processes"
 _NANO = 1_000_000_000
 
 
-class Seen(NamedTuple):
+class WorkerId(NamedTuple):
     """A worker on the board. No two that ever were have the same ``pid`` and ``born``, which
     is in nanoseconds on the monotonic clock."""
 
@@ -58,20 +58,20 @@ class WorkerProcess:
 
     daemon = False
 
-    def __init__(self, seen: Seen, looked_at: int, end: _End, roster: Roster) -> None:
-        self.pid = self.ident = seen.pid
-        self.name = f"PreforkWorker-{seen.place + 1}"
-        self._seen = seen
+    def __init__(self, worker_id: WorkerId, looked_at: int, end: _End, roster: Roster) -> None:
+        self.pid = self.ident = worker_id.pid
+        self.name = f"PreforkWorker-{worker_id.place + 1}"
+        self._worker_id = worker_id
         self._looked_at = looked_at
         self._end = end
         self._roster = roster
         self._sentinel = -1
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, WorkerProcess) and self._seen == other._seen
+        return isinstance(other, WorkerProcess) and self._worker_id == other._worker_id
 
     def __hash__(self) -> int:
-        return hash(self._seen)
+        return hash(self._worker_id)
 
     def __repr__(self) -> str:
         state = "started" if self.is_alive() else f"stopped exitcode={self.exitcode}"
@@ -93,11 +93,11 @@ class WorkerProcess:
     def terminate(self) -> None:
         """End it by SIGTERM, and with it the task it holds; or the pool, if all others that
         live have been ended as well."""
-        self._roster.end(self._seen, self._looked_at, signal.SIGTERM)
+        self._roster.end(self._worker_id, self._looked_at, signal.SIGTERM)
 
     def kill(self) -> None:
         """The same, by SIGKILL."""
-        self._roster.end(self._seen, self._looked_at, signal.SIGKILL)
+        self._roster.end(self._worker_id, self._looked_at, signal.SIGKILL)
 
     def close(self) -> None:
         """Nothing: there is nothing to close."""
@@ -107,7 +107,7 @@ class WorkerProcess:
         """A descriptor that is ready when the worker has ended, for
         ``multiprocessing.connection.wait``. It is closed with this object."""
         if self._sentinel < 0:
-            self._sentinel = processes.sentinel_of(self.pid, self._roster.is_there(self._seen))
+            self._sentinel = processes.sentinel_of(self.pid, self._roster.is_there(self._worker_id))
         return self._sentinel
 
     def __del__(self) -> None:
@@ -157,7 +157,7 @@ class Roster:
 
     def __init__(
         self,
-        live: Callable[[], list[Seen]],
+        live: Callable[[], list[WorkerId]],
         end_one: Callable[[int, int], None],
         stop: Callable[[str], None],
     ) -> None:
@@ -178,16 +178,16 @@ class Roster:
         with self._lock:
             return {s.pid: WorkerProcess(s, now, self._end_of(s), self) for s in live}
 
-    def _end_of(self, seen: Seen) -> _End:
-        key = seen.pid, seen.born
+    def _end_of(self, worker_id: WorkerId) -> _End:
+        key = worker_id.pid, worker_id.born
         end = self._ends.get(key)
         if end is None:
             end = self._ends[key] = _End(self._deaths.get(key))
         return end
 
-    def is_there(self, seen: Seen) -> Callable[[], bool]:
+    def is_there(self, worker_id: WorkerId) -> Callable[[], bool]:
         """What tells whether a process id is still this worker's."""
-        return lambda: seen in self._live()
+        return lambda: worker_id in self._live()
 
     # --- told by the client ---------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Roster:
         """A worker has ended."""
         with self._lock:
             self._deaths[pid, born] = exitcode
-            if len(self._deaths) > MOST_DEATHS:
+            if len(self._deaths) > MAX_DEATHS:
                 self._deaths.popitem(last=False)
             end = self._ends.get((pid, born))
         if end is not None and end.exitcode is None:
@@ -214,22 +214,22 @@ class Roster:
     # --- asked by the caller ----------------------------------------------------------------------
 
     @leaves_unlocked
-    def end(self, seen: Seen, looked_at: int, number: int) -> None:
+    def end(self, worker_id: WorkerId, looked_at: int, number: int) -> None:
         """End this worker, which a look has shown; or the pool, if it was the last."""
         live = self._live()
         with self._lock:
             now = time.monotonic_ns()
-            soon = now - int(TOGETHER * _NANO)
+            soon = now - int(STOP_WINDOW * _NANO)
             self._told = {key: told for key, told in self._told.items() if told[0] > soon}
-            if seen in live:
-                self._told[seen.pid, seen.born] = now, looked_at
+            if worker_id in live:
+                self._told[worker_id.pid, worker_id.born] = now, looked_at
             is_all = bool(self._told) and not self._left(live, soon)
         if is_all:
             self._stop(STOPPED)
-        elif seen in live:
-            self._end_one(seen.pid, number)
+        elif worker_id in live:
+            self._end_one(worker_id.pid, number)
 
-    def _left(self, live: list[Seen], soon: int) -> list[Seen]:
+    def _left(self, live: list[WorkerId], soon: int) -> list[WorkerId]:
         """Who has been shown, and has not been told to end."""
         since = max(soon, min(looked_at for _, looked_at in self._told.values()))
         return [s for s in live if (s.pid, s.born) not in self._told and s.born <= since]

@@ -28,7 +28,7 @@ Decided = tuple[float, int, int, int, str]
 """The fields of a :class:`~prefork_executor.ScalingDecision`."""
 
 
-class Look(NamedTuple):
+class Reading(NamedTuple):
     """What `History.look` has seen."""
 
     header: Sequence[int]
@@ -50,7 +50,7 @@ class History:
         self.finished = 0
         self.main_not_shared: tuple[str, ...] = ()
         self._peak = 0
-        self._most_outstanding = 0
+        self._max_outstanding = 0
         self._header: Sequence[int] = (0,) * sb.HEADER_WORDS
         self._memory: dict[int, int | None] = {}
         self._memory_at = 0.0
@@ -64,16 +64,16 @@ class History:
     def note_backlog(self, ledger: Ledger, board: Scoreboard) -> None:
         """To be called before tasks leave the books."""
         outstanding = ledger.outstanding
-        if outstanding > self._most_outstanding:
-            self._most_outstanding = outstanding
-            most = max(0, outstanding - board.states().count(sb.BUSY))
-            board.words[sb.MOST_BACKLOG] = max(most, board.words[sb.MOST_BACKLOG])
+        if outstanding > self._max_outstanding:
+            self._max_outstanding = outstanding
+            peak = max(0, outstanding - board.states().count(sb.BUSY))
+            board.words[sb.PEAK_BACKLOG] = max(peak, board.words[sb.PEAK_BACKLOG])
 
     def close(self, board: Scoreboard) -> None:
         """The board is about to be closed."""
         self._header = tuple(board.words[: sb.HEADER_WORDS])
 
-    def look(self, board: Scoreboard | None, ledger: Ledger) -> Look:
+    def read(self, board: Scoreboard | None, ledger: Ledger) -> Reading:
         """What must be seen at one moment, with the client's lock held; ``board`` is None
         if it is not open."""
         from .._board.reader import BoardReader
@@ -84,7 +84,7 @@ class History:
             reader, words = BoardReader(board.copy, board.slots), board.words
             self._header, slots = reader.look(lambda: tuple(words[: sb.HEADER_WORDS]))
             waits = board.copy(*board.span_of_waits())
-        return Look(
+        return Reading(
             header=self._header,
             slots=slots,
             names=[_task_name(slot, ledger) for slot in slots],
@@ -97,29 +97,29 @@ class History:
             main_not_shared=self.main_not_shared,
         )
 
-    def snapshot(self, max_workers: int, look: Look) -> ExecutorStats:
+    def snapshot(self, max_workers: int, reading: Reading) -> ExecutorStats:
         """What that look has seen, and the rest, for which no lock is held."""
         from .._board.reader import backlog, of_past, seconds_at_max, waits_of, worker_stats
         from ..stats import ExecutorStats, ScalingDecision
 
-        now, header, memory = time.monotonic_ns(), look.header, self._memory_of(look.slots)
+        now, header, memory = time.monotonic_ns(), reading.header, self._memory_of(reading.slots)
         return ExecutorStats(
             max_workers=max_workers,
             workers=tuple(
                 worker_stats(slot, now, name, memory[slot.pid])
-                for slot, name in zip(look.slots, look.names, strict=True)
+                for slot, name in zip(reading.slots, reading.names, strict=True)
             ),
-            peak_workers=look.peak,
-            backlog=backlog(look.waiting + look.in_flight, look.slots),
-            max_backlog=header[sb.MOST_BACKLOG],
+            peak_workers=reading.peak,
+            backlog=backlog(reading.waiting + reading.in_flight, reading.slots),
+            max_backlog=header[sb.PEAK_BACKLOG],
             seconds_at_max=seconds_at_max(header, now),
-            waits=waits_of(look.waits, now),
-            waiting=look.waiting,
-            in_flight=look.in_flight,
-            finished=look.finished,
-            decisions=tuple(ScalingDecision(*decided) for decided in look.decisions),
-            main_not_shared=look.main_not_shared,
-            **of_past(header, len(look.slots)),
+            waits=waits_of(reading.waits, now),
+            waiting=reading.waiting,
+            in_flight=reading.in_flight,
+            finished=reading.finished,
+            decisions=tuple(ScalingDecision(*decided) for decided in reading.decisions),
+            main_not_shared=reading.main_not_shared,
+            **of_past(header, len(reading.slots)),
         )
 
     def _memory_of(self, slots: Iterable[Slot]) -> dict[int, int | None]:

@@ -28,7 +28,7 @@ REACT_WITHIN = 10.0
 """Seconds that it may take to react."""
 LOOK_INTERVAL = 0.5
 """Seconds between two looks, while something is expected."""
-_MOST_LOOKS = int(REACT_WITHIN / LOOK_INTERVAL)
+_MAX_LOOKS = int(REACT_WITHIN / LOOK_INTERVAL)
 
 
 class Supervision:
@@ -90,7 +90,7 @@ class Supervision:
             return False
         self._looks += 1
         self.look_at = time.monotonic() + LOOK_INTERVAL
-        if self._looks < _MOST_LOOKS:
+        if self._looks < _MAX_LOOKS:
             return False
         self._looks = 0
         return True

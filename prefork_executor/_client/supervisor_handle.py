@@ -27,7 +27,7 @@ from .._support import faults
 from .._system import descriptors, green, processes, signals
 from .._system.descriptors import Socket
 from ..errors import describe_end
-from .supervisor_process import give_brake
+from .supervisor_process import stop_pool_when_ended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class SupervisorHandle:
         finally:
             self._close_theirs()
             self._starter = None
-        give_brake(process, self._stop)
+        stop_pool_when_ended(process, self._stop)
         self._process = process
         self._pidfd = processes.open_pidfd(process.pid)
         # One that has ended already is found out in the same way as any other.

@@ -77,13 +77,13 @@ class _StopsThePool:
     ident = pid
 
 
-def give_brake(process: Any, stop: Callable[[str], None]) -> None:
+def stop_pool_when_ended(process: Any, stop: Callable[[str], None]) -> None:
     """From now on this process, which has been started, stops the pool when it is ended."""
     kind: Any = type(process)
-    process.__class__ = _with_brake(kind)
+    process.__class__ = _stopping_class(kind)
     process.stop_pool_by(stop)
 
 
 @functools.cache
-def _with_brake(kind: Any) -> type:
+def _stopping_class(kind: Any) -> type:
     return type("SupervisorProcess", (_StopsThePool, kind), {})

@@ -22,7 +22,7 @@ from .._messages.wire import Kind
 from .._server.settings import Settings
 from .._support import faults
 from .._system import descriptors, processes
-from .._system.green import GreenWaiter
+from .._system.green import GreenPoller
 from .books import Books
 from .direct import DirectReader
 from .dispatch import Dispatcher
@@ -48,7 +48,7 @@ class Supervisors:
     Args:
         context, settings: what the caller has asked for.
         books, channels, dispatcher, direct, main: the client's.
-        waiter: the I/O thread's.
+        poller: the I/O thread's.
         stop: called with a reason when the program ends the process as one of its children.
     """
 
@@ -64,7 +64,7 @@ class Supervisors:
         dispatcher: Dispatcher,
         direct: DirectReader,
         main: WorkersMain,
-        waiter: descriptors.Waiter | GreenWaiter,
+        poller: descriptors.Poller | GreenPoller,
         stop: Callable[[str], None],
     ) -> None:
         self._context = context
@@ -74,7 +74,7 @@ class Supervisors:
         self._dispatcher = dispatcher
         self._direct = direct
         self._main = main
-        self._waiter = waiter
+        self._poller = poller
         self._stop = stop
         self.current: SupervisorHandle | None = None
         self.restarts = Restarts()
@@ -92,7 +92,7 @@ class Supervisors:
         self.supervision = Supervision(supervisor, self._channels.board)
         try:
             supervisor.start(self._context, self._settings, self._give_channels)
-            self._waiter.register(supervisor.control.fileno())
+            self._poller.register(supervisor.control.fileno())
         except BaseException:
             with self._books.lock:
                 self.current = None
@@ -112,12 +112,12 @@ class Supervisors:
 
     def is_ready(self, main: int) -> None:
         """It has said so; ``main`` is the process in which the pool runs."""
-        self.restarts.went_well()
+        self.restarts.succeeded()
         with self._books.lock:
             self._is_ready = True
             watched = self.supervision.watch(main)
         if watched is not None:
-            self._waiter.register(watched)
+            self._poller.register(watched)
 
     def start_next(self) -> None:
         """Start one in the place of the one that has ended. Raises what :meth:`start` raises,
@@ -168,11 +168,11 @@ class Supervisors:
 
     def end_when_done(self) -> None:
         """When the client closes and nothing is left: have it end."""
-        life = self._books.life
-        if life.is_abandoned and life.phase is Phase.OPEN:
-            life.after(Event.SHUTDOWN)
-        if life.phase is Phase.CLOSING and not self._books.ledger.outstanding:
-            life.after(Event.ALL_DONE)
+        lifecycle = self._books.lifecycle
+        if lifecycle.is_abandoned and lifecycle.phase is Phase.OPEN:
+            lifecycle.after(Event.SHUTDOWN)
+        if lifecycle.phase is Phase.CLOSING and not self._books.ledger.outstanding:
+            lifecycle.after(Event.ALL_DONE)
             if self.current is not None:
                 self.current.tell(Kind.SHUTDOWN)
                 self.supervision.expect_sign()
@@ -184,7 +184,7 @@ class Supervisors:
         read."""
         ended = self.supervision.on_readable(ready)
         if ended is not None:
-            self._waiter.unregister(ended)
+            self._poller.unregister(ended)
             descriptors.close_quietly([ended])
         if self.supervision.is_overdue() and self.current is not None:
             logger.error("the supervisor did not react in %g s; killing it", REACT_WITHIN)
@@ -198,7 +198,7 @@ class Supervisors:
             return
         self.is_cut = True
         logger.error("a task has shut down the pool's channels; what runs is ended")
-        self._waiter.unregister(self._channels.yells.fileno())
+        self._poller.unregister(self._channels.yells.fileno())
         self.restarts.forgive()
         with self._books.lock:
             self._dispatcher.cut()
@@ -208,7 +208,7 @@ class Supervisors:
     def _renew_channels(self) -> None:
         with self._books.lock:
             self._channels.renew()
-            self._waiter.register(self._channels.yells.fileno(), shared=True)
+            self._poller.register(self._channels.yells.fileno(), shared=True)
             self._direct.watch_again()
             self.is_cut = False
             self._dispatcher.mend()
@@ -218,9 +218,9 @@ class Supervisors:
     def see_off(self, supervisor: SupervisorHandle) -> str:
         """It has ended: wait until its workers have, and forget it. Returns how it ended, as
         a verb phrase."""
-        self._waiter.unregister(supervisor.control.fileno())
+        self._poller.unregister(supervisor.control.fileno())
         if (watched := self.supervision.watched) is not None:
-            self._waiter.unregister(watched)
+            self._poller.unregister(watched)
         self.supervision.close()
         pid, how = supervisor.pid, supervisor.wait()
         board = self._channels.board

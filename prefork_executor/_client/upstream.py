@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prefork_executor")
 
-MOST_OUTCOMES = 256
+MAX_OUTCOMES = 256
 """Outcomes read before their futures are resolved, if they come many in a message."""
 BATCH = 64
 """Messages read before their futures are resolved and new tasks are sent."""
@@ -39,7 +39,7 @@ class YellHooks:
         """From now on, for what is of this very type."""
         self._by_type[kind] = hook
 
-    def hear(self, packet: Packet) -> None:
+    def call(self, packet: Packet) -> None:
         """In the I/O thread."""
         if self._on_yell is None and not self._by_type:
             channels.discard(packet)
@@ -98,10 +98,10 @@ class Upstream:
             elif kind == Kind.OUTCOMES:
                 channels.discard(packet)
                 open_all(packet.body, outcomes, self._ledger, self._books.recorder)
-                if len(outcomes) > MOST_OUTCOMES:
+                if len(outcomes) > MAX_OUTCOMES:
                     return True
             elif kind == Kind.YELL:
-                self._hooks.hear(packet)
+                self._hooks.call(packet)
             else:
-                self._notices.heed(packet, outcomes)
+                self._notices.handle(packet, outcomes)
         return True

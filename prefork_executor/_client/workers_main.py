@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from .._pickling.calls import HeldMain, HeldModules
+from .._pickling.calls import HeldModules, MainSnapshot
 from .books import Books
 
 logger = logging.getLogger("prefork_executor")
@@ -18,7 +18,7 @@ class WorkersMain:
     supervisor has told it."""
 
     # From look on.
-    held: HeldMain
+    snapshot: MainSnapshot
     modules: HeldModules
 
     def __init__(self, books: Books, *, is_forked: bool) -> None:
@@ -30,22 +30,24 @@ class WorkersMain:
         """What the workers of a supervisor that starts now will have."""
         self.modules = HeldModules(is_forked=self._is_forked)
         if self._is_forked:
-            self.held = HeldMain.forked()
+            self.snapshot = MainSnapshot.forked()
         else:
-            self.held = HeldMain.expected()
+            self.snapshot = MainSnapshot.expected()
 
     def forget(self) -> None:
         """With the lock held: what the next workers have is still to be seen."""
-        self.held = HeldMain.expected()
+        self.snapshot = MainSnapshot.expected()
 
-    def told(self, held: dict[str, bytes], reasons: tuple[str, ...], is_shared: bool) -> None:
+    def told(
+        self, fingerprints: dict[str, bytes], reasons: tuple[str, ...], is_shared: bool
+    ) -> None:
         """The supervisor has said what there is, and what is in the way of sharing it."""
         # Not under the lock: what main holds is compared by its hash.
-        known = self.held
-        if not known.is_known:
-            known = HeldMain.imported(held, is_common=is_shared)
+        snapshot = self.snapshot
+        if not snapshot.is_known:
+            snapshot = MainSnapshot.imported(fingerprints, is_common=is_shared)
         with self._books.lock:
-            self.held = known
+            self.snapshot = snapshot
             said, self._in_the_way = self._in_the_way, reasons
             self._books.history.main_not_shared = () if is_shared else reasons
         if reasons and reasons != said:

@@ -23,7 +23,7 @@ MAIN_NAMES = ("__main__", "__mp_main__")
 _STEPS = 4
 """Steps from a module's global to what it holds: an object, its attributes, a container, what
 is in there. A ZipFile's file is three steps away."""
-_MOST = 20_000
+_MAX_OBJECTS = 20_000
 """Objects that are looked at, nearest first: some ten milliseconds."""
 _TOO_LONG = 1000
 """Members of a container that is a table rather than a place where something is kept."""
@@ -106,7 +106,7 @@ def _search_own() -> Iterator[tuple[object, Owner]]:
         for name, value in _globals(sys.modules[module])
     )
     seen = {id(vars(sys.modules[module])) for module in own}
-    while todo and len(seen) < _MOST:
+    while todo and len(seen) < _MAX_OBJECTS:
         thing, owner = todo.popleft()
         if id(thing) in seen or _leads_nowhere(thing):
             continue

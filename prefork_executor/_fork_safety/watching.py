@@ -72,7 +72,7 @@ class _Patch:
         self.wrapper = wrapper
         setattr(module, name, wrapper)
 
-    def take_back(self) -> None:
+    def undo(self) -> None:
         if getattr(self.module, self.name) is self.wrapper:
             setattr(self.module, self.name, self.original)
 
@@ -88,7 +88,7 @@ def watching() -> Iterator[Watched]:
     finally:
         seen.has_ended = True
         for patch in patches:
-            patch.take_back()
+            patch.undo()
         _put_back({id(patch.wrapper): patch for patch in patches})
 
 

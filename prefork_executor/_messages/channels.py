@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 Part = bytes | PickleBuffer | memoryview
 DONTWAIT = int(socket.MSG_DONTWAIT)  # A plain int: an enum member takes its time to be combined.
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
-_MOST_DESCRIPTORS = 8
+_MAX_DESCRIPTORS = 8
 REFERENCES_INTERVAL = 0.002
 """Seconds until a sender that may wait tries again when too many descriptors are
 under way: nothing tells when some have arrived."""
-MOST_READ = 1024 * 1024
+MAX_READ = 1024 * 1024
 """Bytes up to which a pickle is read from its file. To map it costs as much as copying
 some hundred kilobytes."""
 _NONE: list[int] = []
@@ -116,7 +116,7 @@ def wrap(parts: Sequence[Part], files: PayloadFiles | None = None) -> Parcel:
         BufferError, ValueError: a buffer cannot be read.
     """
     views = [part.raw() if isinstance(part, PickleBuffer) else memoryview(part) for part in parts]
-    if len(views) > wire.MOST_PARTS:
+    if len(views) > wire.MAX_PARTS:
         raise OSError(errno.EMSGSIZE, f"a payload of {len(views)} out-of-band buffers")
     starts = wire.offsets([view.nbytes for view in views])
     file = (files.take if files is not None else new_file)(starts[-1])
@@ -191,7 +191,7 @@ def _table(views: Sequence[memoryview]) -> list[int]:
     if all of a payload does, nothing need be mapped. Only a big pickle is better mapped:
     it is looked at once."""
     is_read = [type(view.obj) is bytes and view.contiguous for view in views]
-    is_read[0] = is_read[0] and views[0].nbytes <= MOST_READ
+    is_read[0] = is_read[0] and views[0].nbytes <= MAX_READ
     return [
         view.nbytes | (wire.READ if read else 0) for view, read in zip(views, is_read, strict=True)
     ]
@@ -230,7 +230,7 @@ def receive_descriptors(end: Socket) -> tuple[int, list[int]]:
     Raises:
         EOFError: the other end is gone.
     """
-    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
+    space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
     # No more than the one packet: on a stream the next may follow at once.
     data, ancillary, _, _ = end.recvmsg(wire.HEADER.size, space, CMSG_CLOEXEC)
     if not data:
@@ -454,7 +454,7 @@ class PoolChannels:
             undo.pop_all()
         self.files = PayloadFiles(on_spare=self.wake)
         self.upstream = Receiver(self.yells)
-        self.recall = Receiver(self._tasks_far)
+        self.task_reader = Receiver(self._tasks_far)
         self.is_open = True
 
     def give_to(self, control: Socket) -> None:

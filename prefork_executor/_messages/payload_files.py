@@ -29,9 +29,9 @@ from collections.abc import Callable
 from .._support import faults
 from .._system.shared_files import file_size_limit, shared_file
 
-MOST_FILES = 4
+MAX_FILES = 4
 """Spare, and mapped, files of one process: one that goes, one that comes back, twice."""
-MOST_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """Bytes of spare files that one process keeps."""
 GRAIN = 64 * 1024
 """Files have a multiple of so many bytes, so that one also fits the next payload if that
@@ -51,9 +51,9 @@ def new_file(size: int) -> _File:
         OSError: no descriptor, or no room.
     """
     faults.at("payload.makes_file", size)
-    grown, most = -(-size // GRAIN) * GRAIN, file_size_limit()
-    if most is not None:
-        grown = max(size, min(grown, most))
+    grown, limit = -(-size // GRAIN) * GRAIN, file_size_limit()
+    if limit is not None:
+        grown = max(size, min(grown, limit))
     return shared_file("prefork-payload", grown), grown
 
 
@@ -104,7 +104,7 @@ class PayloadFiles:
     def give(self, file: _File) -> None:
         """Nobody looks into this file any more."""
         kept = sum(map(_size, self._free))
-        if self._is_closed or len(self._free) >= MOST_FILES or kept + file[1] > MOST_BYTES:
+        if self._is_closed or len(self._free) >= MAX_FILES or kept + file[1] > MAX_BYTES:
             posix.close(file[0])
             return
         self._used_at = time.monotonic()
@@ -115,11 +115,11 @@ class PayloadFiles:
     def give_when_unmapped(self, file: _File, mapping: object) -> None:
         """This file is looked into as long as somebody refers to ``mapping``."""
         descriptor, size = file
-        if self._is_closed or size > MOST_BYTES:
+        if self._is_closed or size > MAX_BYTES:
             posix.close(descriptor)
             return
         mapped = list(self._mapped)
-        for oldest in mapped[: max(0, len(mapped) + 1 - MOST_FILES)]:
+        for oldest in mapped[: max(0, len(mapped) + 1 - MAX_FILES)]:
             self._give_up(oldest)
         end = weakref.finalize(mapping, self._on_unmapped, file)
         end.atexit = False

@@ -43,9 +43,9 @@ INLINE_LIMIT = 32 * 1024
 shared file and a mapping cost less than pushing the bytes through the socket;
 it also keeps several packets within the smallest usual socket buffer."""
 PACKET_LIMIT = HEADER.size + INLINE_LIMIT
-MOST_PARTS = (INLINE_LIMIT) // 8
+MAX_PARTS = (INLINE_LIMIT) // 8
 """A table of sizes fills the body at most."""
-MOST_CALLS = 64
+MAX_CALLS = 64
 """Calls in one message: a slot of the scoreboard says how many come after a task, 63 at most."""
 
 
@@ -54,7 +54,7 @@ class Kind:
 
     # task pipe
     CALL = 1
-    """number: the task's; extra: see :func:`about`. Body: the pickled call."""
+    """number: the task's; extra: see :func:`pack_call_meta`. Body: the pickled call."""
     CALLS = 2
     """number: the first task's, the others follow one by one; parts: how many; extra: as
     for CALL. Body: their sizes (u32); with NAMES, because they are not of one function, the
@@ -98,7 +98,7 @@ class Kind:
     """From the supervisor. number: a worker's pid, which a signal has stopped."""
     SPAN = 31
     """Only in an OUTCOMES' body. number: the task's; extra: ns it ran. Body: SPAN_BODY."""
-    MAIN_HELD = 40
+    MAIN_SNAPSHOT = 40
     """From who has imported main anew. Body: pickled: what its ``__main__`` holds, what
     stands in the way of sharing it, whether workers share it."""
     # control
@@ -184,25 +184,25 @@ TICK = 10
 so many bits: so they fit beside a name, for nine years."""
 
 
-def about(name: int, submitted: int) -> int:
+def pack_call_meta(name: int, submitted: int) -> int:
     """What a worker is told beside a call: the index of its name, and when it was
     submitted (in ticks; 0: its wait is not to be measured)."""
     return submitted << 16 | name
 
 
-def read_about(extra: int) -> tuple[int, int]:
+def unpack_call_meta(meta: int) -> tuple[int, int]:
     """The index, and the time of submission in nanoseconds, or 0."""
-    return extra & 0xFFFF, extra >> 16 << TICK
+    return meta & 0xFFFF, meta >> 16 << TICK
 
 
 def pack_calls(
-    number: int, bodies: Sequence[bytes], extra: int = 0, names: Sequence[int] = ()
+    number: int, bodies: Sequence[bytes], meta: int = 0, names: Sequence[int] = ()
 ) -> bytes:
     """A packet of calls whose tasks' numbers follow each other."""
     count = len(bodies)
     sizes = struct.pack(f"<{count}I", *map(len, bodies))
     indices = struct.pack(f"<{len(names)}H", *names)
-    header = HEADER.pack(Kind.CALLS, NAMES if names else 0, count, number, extra)
+    header = HEADER.pack(Kind.CALLS, NAMES if names else 0, count, number, meta)
     return b"".join((header, sizes, indices, *bodies))
 
 
@@ -219,7 +219,7 @@ def unpack_calls(count: int, body: memoryview, flags: int = 0) -> list[memoryvie
         ProtocolError: there are too many, or the body is not as long as its calls.
     """
     start = 6 * count if flags & NAMES else 4 * count
-    if not 0 < count <= MOST_CALLS or start > len(body):
+    if not 0 < count <= MAX_CALLS or start > len(body):
         raise ProtocolError(f"{count} calls in {len(body)} bytes")
     bodies = []
     for size in struct.unpack_from(f"<{count}I", body):
@@ -265,7 +265,7 @@ def unpack_sizes(parts: int, table: memoryview) -> list[int]:
     Raises:
         ProtocolError: the table does not have one entry a part.
     """
-    if parts < 1 or parts > MOST_PARTS or len(table) != 8 * parts:
+    if parts < 1 or parts > MAX_PARTS or len(table) != 8 * parts:
         raise ProtocolError(f"{len(table)} bytes of sizes for {parts} parts")
     return list(struct.unpack(f"<{parts}Q", table))
 

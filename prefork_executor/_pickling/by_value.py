@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     ``change_globals``, if it has one, may change the globals that a function takes along."""
 
 BY_VALUE = "by value"
-_MOST_CODES = 256
+_MAX_CODES = 256
 """Codes of functions that travel by value whose reductions are remembered."""
 _DYNAMIC = "<dynamic-code>"
 """What cloudpickle calls the file of any code."""
@@ -160,7 +160,7 @@ def _with_its_file(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
             make, parts = reduce(code)
             # Not by ==: there are bytes among them, and Python may be told to warn of that.
             named = (code.co_filename if _is_dynamic(part) else part for part in parts)
-            if len(known) >= _MOST_CODES:
+            if len(known) >= _MAX_CODES:
                 known.clear()
             found = known[id(code)] = code, (make, tuple(named))
         return found[1]

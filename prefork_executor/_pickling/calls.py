@@ -63,7 +63,7 @@ from .main_snapshot import (
     is_definition,
     is_here,
 )
-from .main_snapshot import HeldMain as HeldMain
+from .main_snapshot import MainSnapshot as MainSnapshot
 from .main_snapshot import how_to_import_main as how_to_import_main
 from .main_snapshot import introduce_main as introduce_main
 from .main_snapshot import main_is_importable as main_is_importable
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 Part = bytes | pickle.PickleBuffer
 OUT_OF_BAND = wire.INLINE_LIMIT
 """Bytes from which on a buffer travels out of band: what does not fit a packet."""
-MOST_BUFFERS = wire.MOST_PARTS - 2
+MAX_BUFFERS = wire.MAX_PARTS - 2
 """Buffers of one payload that travel out of band; any more go into the pickle. Two parts are
 pickles: that of a call, and that of the definitions it needs."""
 
@@ -163,7 +163,7 @@ def dump_call(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    held: HeldMain,
+    snapshot: MainSnapshot,
     modules: HeldModules,
 ) -> tuple[list[Part], Names | types.FunctionType | None]:
     """A call as a payload, and what it refers to in ``__main__``: nothing, one function, or
@@ -181,9 +181,9 @@ def dump_call(
     if type(inner) is types.FunctionType:
         # A lambda, or a function from within a function: nothing finds it by its name.
         is_local = "<" in inner.__qualname__
-        if not is_local and inner.__module__ == "__main__" and held.holds(inner):
+        if not is_local and inner.__module__ == "__main__" and snapshot.holds(inner):
             main_function = inner
-            name = inner.__qualname__ if held.is_common else held.name_for(inner)
+            name = inner.__qualname__ if snapshot.is_common else snapshot.name_for(inner)
             target = Chunk(name) if inner is not fn else name
     for value in args:
         if type(value) is bytes and len(value) >= OUT_OF_BAND:
@@ -201,12 +201,12 @@ def dump_call(
         and ((len(_modules) == modules.count and not modules.names) or not modules.are_in(parts[0]))
     ):
         return parts, main_function
-    refer = _FromCaller(held, modules)
+    refer = _FromCaller(snapshot, modules)
     try:
         parts = _dump_by_rule(call, refer)
     except Exception as error:
         let_through(error)
-        raise _explain_call(fn, args, kwargs, _FromCaller(held, modules), error) from error
+        raise _explain_call(fn, args, kwargs, _FromCaller(snapshot, modules), error) from error
     if main_function is not None:
         refer.names.things[main_function.__qualname__] = main_function
     return parts, refer.names if refer.names.things else None
@@ -215,12 +215,12 @@ def dump_call(
 def dump_for(
     parts: list[Part],
     names: Names | types.FunctionType,
-    then: HeldMain,
-    held: HeldMain,
+    made_for: MainSnapshot,
+    snapshot: MainSnapshot,
     modules: HeldModules,
     task: str,
 ) -> tuple[list[Part], Names | types.FunctionType]:
-    """A call's payload for workers that hold this, made of one for those that held ``then``:
+    """A call's payload for workers that hold this, made of one for those that held ``made_for``:
     of the definitions that it refers to, those that they do not hold go with it, by value.
     The arguments stay the bytes that they are.
 
@@ -228,9 +228,9 @@ def dump_for(
         CallPicklingError: one of these cannot be pickled; the message says what.
     """
     things = names.things if isinstance(names, Names) else {names.__qualname__: names}
-    refer = _FromCaller(held, modules, then)
+    refer = _FromCaller(snapshot, modules, made_for)
     missing = {name: thing for name, thing in things.items() if not refer.is_held(thing)}
-    if not missing and held.is_common:
+    if not missing and snapshot.is_common:
         return parts, names
     body = parts[0]
     is_small = isinstance(body, bytes) and len(body) < OUT_OF_BAND
@@ -238,7 +238,7 @@ def dump_for(
         # Those that they hold go as their names, by which each worker sees that it has them.
         head = pickle_by_rule((things, body if is_small else None), refer, None)
     except Exception as error:
-        why_not = _why_not(_FromCaller(held, modules, then))
+        why_not = _why_not(_FromCaller(snapshot, modules, made_for))
         name = next((name for name in missing if why_not(missing[name]) is not None), "")
         reason = find_culprit(missing[name], name, why_not) if name else describe(error)
         raise CallPicklingError(
@@ -289,7 +289,7 @@ _brought: dict[str, Any] = {}
 
 _found: dict[str, Any] = {}
 """Definitions of this process's ``__main__``, by what calls call them."""
-_MOST_FOUND = 1024
+_MAX_FOUND = 1024
 
 
 def definition(called: str) -> Any:
@@ -301,7 +301,7 @@ def definition(called: str) -> Any:
         return find_definition(called)
     if called not in _found:
         # To see that it is what is meant takes its time.
-        if len(_found) >= _MOST_FOUND:
+        if len(_found) >= _MAX_FOUND:
             _found.clear()
         _found[called] = find_definition(called)
     return _found[called]
@@ -310,10 +310,12 @@ def definition(called: str) -> Any:
 class _FromCaller:
     """How things travel from the caller to a worker."""
 
-    def __init__(self, held: HeldMain, modules: HeldModules, then: HeldMain | None = None) -> None:
-        self._held = held
+    def __init__(
+        self, snapshot: MainSnapshot, modules: HeldModules, made_for: MainSnapshot | None = None
+    ) -> None:
+        self._snapshot = snapshot
         self._modules = modules
-        self._then = then
+        self._made_for = made_for
         self.names = Names()
         """What was referred to by its name."""
 
@@ -322,20 +324,22 @@ class _FromCaller:
             if not self.is_held(thing):
                 return None
             self.names.things[thing.__qualname__] = thing
-            return definition, (self._held.name_for(thing),)
+            return definition, (self._snapshot.name_for(thing),)
         place = thing.__name__ if type(thing) is types.ModuleType else thing.__module__
         return BY_VALUE if self._modules.is_strange(place) else None
 
     def is_held(self, thing: Any) -> bool:
         """Whether the workers have it, and all that it used then."""
-        held, then = self._held, self._then
-        return held.holds(thing) and (then is None or all(map(held.holds, then.used_by(thing))))
+        snapshot, made_for = self._snapshot, self._made_for
+        return snapshot.holds(thing) and (
+            made_for is None or all(map(snapshot.holds, made_for.used_by(thing)))
+        )
 
     def change_globals(self, function: types.FunctionType, found: dict[str, Any]) -> None:
         """Those that a function is to have that goes by value: its definitions are what they
         were then."""
-        if self._then is not None and function.__module__ in MAIN_NAMES:
-            was = {name: self._then.definition(name) for name in found}
+        if self._made_for is not None and function.__module__ in MAIN_NAMES:
+            was = {name: self._made_for.definition(name) for name in found}
             found.update({name: thing for name, thing in was.items() if thing is not None})
 
 
@@ -492,7 +496,7 @@ def _dump_plainly(thing: Any) -> list[Any] | None:
         data = reducers.dumps(thing, buffers.append)
         if not buffers:
             return [data]
-        if len(buffers) <= MOST_BUFFERS and all(map(_is_big, buffers)):
+        if len(buffers) <= MAX_BUFFERS and all(map(_is_big, buffers)):
             return [data, *buffers]
         # Again, because a quicker callback serves the many that have no buffers.
         buffers.clear()
@@ -518,7 +522,7 @@ def _keeping(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffe
     stay in the pickle."""
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
-        if len(buffers) >= MOST_BUFFERS or not _is_big(buffer):
+        if len(buffers) >= MAX_BUFFERS or not _is_big(buffer):
             return True
         buffers.append(buffer)
         return False

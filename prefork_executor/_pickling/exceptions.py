@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     _Extras = tuple[dict[str, Any], dict[str, Any]]
     """Attributes, and fields; see :func:`_attributes` and :func:`_fields`."""
 
-_MOST_EXCEPTIONS = 10_000
+_MAX_EXCEPTIONS = 10_000
 """Exceptions of one graph that travel; the rest are left out, and a note says so."""
 
 
@@ -90,7 +90,7 @@ def _dump_graph(error: BaseException, skip_frames: int) -> list[_Node]:
     graph, indices = [error], {id(error): 0}
 
     def index_of(other: BaseException | None) -> int | None:
-        if other is not None and id(other) not in indices and len(graph) < _MOST_EXCEPTIONS:
+        if other is not None and id(other) not in indices and len(graph) < _MAX_EXCEPTIONS:
             indices[id(other)] = len(graph)
             graph.append(other)
         return indices.get(id(other))
@@ -102,8 +102,8 @@ def _dump_graph(error: BaseException, skip_frames: int) -> list[_Node]:
         node = _dump_one(current, skip_frames if is_outermost else 0, is_outermost=is_outermost)
         found = [member for member in members if member is not None]
         nodes.append(node._replace(cause=cause, context=context, members=found))
-    if len(graph) == _MOST_EXCEPTIONS:
-        nodes[0].notes.append(f"Of its exceptions only {_MOST_EXCEPTIONS} were brought here.")
+    if len(graph) == _MAX_EXCEPTIONS:
+        nodes[0].notes.append(f"Of its exceptions only {_MAX_EXCEPTIONS} were brought here.")
     return nodes
 
 

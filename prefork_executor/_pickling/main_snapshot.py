@@ -22,7 +22,7 @@ ProcessPoolExecutor. Code that finds a definition by other means than its name i
 ``__main__`` (in a table, by ``globals()[...]``) is data's business likewise.
 
 What was true of one supervisor's workers need not be of the next's. So a payload goes with
-the HeldMain that it was made for, which keeps the objects that were meant; `calls.dump_for`
+the MainSnapshot that it was made for, which keeps the objects that were meant; `calls.dump_for`
 compares. Workers that import main each for itself may differ as well, if the script is edited
 meanwhile: to them a definition is called by its name and what it and all that it uses looked
 like, and they compare by themselves.
@@ -74,7 +74,7 @@ class _Conditions(NamedTuple):
         return True
 
 
-class HeldMain:
+class MainSnapshot:
     """The definitions that the workers' ``__main__`` holds, as the caller's objects.
 
     Attributes:
@@ -86,59 +86,59 @@ class HeldMain:
 
     def __init__(
         self,
-        held: Mapping[str, object],
+        by_name: Mapping[str, object],
         fingerprints: Mapping[str, bytes] | None = None,
         *,
         is_known: bool = True,
     ) -> None:
-        self._held = dict(held)
+        self._by_name = dict(by_name)
         self.is_known = is_known
         self.is_common = fingerprints is None
         self._used: dict[int, list[object]] = {}
         self._fingerprints = fingerprints or {}
         self._marks: dict[int, str] = {}
         # By id, because a metaclass may make its classes unhashable. What is
-        # in here is kept alive by _held, so its id is its own.
+        # in here is kept alive by _by_name, so its id is its own.
         self._conditions: dict[int, _Conditions] = {}
         self._methods: dict[int, dict[str, object]] = {}
-        for thing in self._held.values():
+        for thing in self._by_name.values():
             for kind in _classes_in(thing):
                 self._methods[id(kind)] = dict(_methods(kind))
 
     @classmethod
-    def forked(cls) -> HeldMain:
+    def forked(cls) -> MainSnapshot:
         """For a supervisor forked now."""
         return cls(dict(_definitions()))
 
     @classmethod
-    def expected(cls) -> HeldMain:
+    def expected(cls) -> MainSnapshot:
         """While it is not known what the workers hold."""
         return cls(dict(_definitions()), is_known=False)
 
     @classmethod
-    def imported(cls, fingerprints: Mapping[str, bytes], *, is_common: bool = True) -> HeldMain:
+    def imported(cls, fingerprints: Mapping[str, bytes], *, is_common: bool = True) -> MainSnapshot:
         """For workers of which one, or the process that they are forked from, has told what
         it holds."""
-        held = {
+        by_name = {
             name: thing
             for name, thing in _definitions()
             if fingerprints.get(name) == _fingerprint(thing)
         }
-        return cls(held, None if is_common else fingerprints)
+        return cls(by_name, None if is_common else fingerprints)
 
     def definition(self, name: str) -> object:
         """The definition of this name; None: there is none."""
-        return self._held.get(name)
+        return self._by_name.get(name)
 
     def used_by(self, thing: Any) -> list[object]:
         """All that one of these definitions needs of the others, and itself."""
         used = self._used.get(id(thing))
         if used is None:
             name: str = thing.__qualname__
-            if resolve(self._held, name) is not thing:
+            if resolve(self._by_name, name) is not thing:
                 return [thing]
-            names = _used_definitions(name, self._held)
-            used = self._used[id(thing)] = [self._held[name] for name in names]
+            names = _used_definitions(name, self._by_name)
+            used = self._used[id(thing)] = [self._by_name[name] for name in names]
         return used
 
     def name_for(self, thing: Any) -> str:
@@ -148,9 +148,9 @@ class HeldMain:
             return str(thing.__qualname__)
         mark = self._marks.get(id(thing))
         if mark is None:
-            names = sorted(_used_definitions(thing.__qualname__, self._held))
+            names = sorted(_used_definitions(thing.__qualname__, self._by_name))
             mark = "\0".join([thing.__qualname__, _digest(names, self._fingerprints), *names])
-            if resolve(self._held, thing.__qualname__) is thing:
+            if resolve(self._by_name, thing.__qualname__) is thing:
                 self._marks[id(thing)] = mark
         return mark
 
@@ -158,11 +158,11 @@ class HeldMain:
         """Whether the workers have this very definition, and all that it uses."""
         conditions = self._conditions.get(id(thing))
         if conditions is None:
-            return resolve(self._held, thing.__qualname__) is thing and self._judge(thing)
+            return resolve(self._by_name, thing.__qualname__) is thing and self._judge(thing)
         # Every submit comes by: written out, which costs half of a call and all().
         same, sizes, data = conditions
-        for namespace, name, then in same:
-            if namespace.get(name) is not then:
+        for namespace, name, expected in same:
+            if namespace.get(name) is not expected:
                 return self._judge(thing)
         return not (sizes or data) or conditions.still_hold() or self._judge(thing)
 
@@ -176,9 +176,9 @@ class HeldMain:
             seen.add(name)
             if not self._is_as_it_was(name, conditions):
                 return False
-            if name in self._held:
-                todo.extend(_names_used(self._held[name]))
-        if resolve(self._held, thing.__qualname__) is thing:
+            if name in self._by_name:
+                todo.extend(_names_used(self._by_name[name]))
+        if resolve(self._by_name, thing.__qualname__) is thing:
             self._conditions[id(thing)] = conditions
         return True
 
@@ -187,8 +187,8 @@ class HeldMain:
         change for this to stay so is added to the conditions."""
         now = vars(main_module())
         thing = now.get(name)
-        if name in self._held:
-            if thing is not self._held[name]:
+        if name in self._by_name:
+            if thing is not self._by_name[name]:
                 return False
             conditions.same.append((now, name, thing))
             return all(self._has_its_methods(kind, conditions) for kind in _classes_in(thing))
@@ -240,7 +240,7 @@ def resolve(namespace: Mapping[str, object], qualname: str) -> object:
 
 
 def find_definition(called: str) -> Any:
-    """What :meth:`HeldMain.name_for` calls so.
+    """What :meth:`MainSnapshot.name_for` calls so.
 
     Raises:
         AttributeError: this process's ``__main__`` has nothing of this name.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Place = dict[str, Any]
     """What is told of one frame of a traceback."""
 
-MOST_FRAMES = 1000
+MAX_FRAMES = 1000
 """Frames of one traceback that travel, as many as Python's own recursion limit
 allows; of a longer one the two ends, and between them a frame that says so."""
 
@@ -48,9 +48,9 @@ def dump_traceback(traceback: types.TracebackType | None, skip_frames: int) -> l
         traceback = traceback.tb_next
     # At least one stays: where else could the exception have been raised?
     frames = frames[min(skip_frames, len(frames) - 1) :] if frames else []
-    if len(frames) <= MOST_FRAMES:
+    if len(frames) <= MAX_FRAMES:
         return [_dump_frame(tb) for tb in frames]
-    half = MOST_FRAMES // 2
+    half = MAX_FRAMES // 2
     gap = _dump_frame(frames[half])
     gap["tb_frame"]["f_code"]["co_filename"] = f"<{len(frames) - 2 * half} more frames>"
     return [*map(_dump_frame, frames[:half]), gap, *map(_dump_frame, frames[-half:])]

@@ -27,7 +27,7 @@ The rules, in the order in which they are tried
    So a look is *in doubt* while more tasks are outstanding than the workers
    less ``min_spare``, though nothing seems to lack; then the next one comes
    after RAMP_INTERVAL, and while the doubt lasts (their owner is slow to read
-   outcomes, say) after as long as it has lasted, DOUBT_MOST at most. Without
+   outcomes, say) after as long as it has lasted, MAX_DOUBT at most. Without
    doubt ``enough`` is the number of tasks that changes the picture: whoever
    counts them wakes the pool above it, so that a pool at rest need not look.
    Tasks too short to be seen can make that happen thousands of times a second,
@@ -37,12 +37,12 @@ The rules, in the order in which they are tried
 Holding: workers that die on their own before they have done anything are
 *crashes*. The first FREE_CRASHES in a row are replaced at once (an
 out-of-memory killer may pick a fresh worker, once). Then the pool waits for
-BACKOFF_FIRST seconds, and is on *probation*: workers are started one at a time,
+MIN_BACKOFF seconds, and is on *probation*: workers are started one at a time,
 with that wait between them. Each crash of what was started since doubles the
-wait, up to BACKOFF_MOST; those of workers from before do not, or a burst that
+wait, up to MAX_BACKOFF; those of workers from before do not, or a burst that
 dies as one would cost the longest wait at once. A worker that settles down ends
-the row, and with it the probation. Failed forks are held in the same manner,
-from the first one on; a fork that succeeds ends their row. That wait belongs to
+the streak, and with it the probation. Failed forks are held in the same manner,
+from the first one on; a fork that succeeds ends their streak. That wait belongs to
 growth: where there are fewer workers than there were when the fork failed, their
 places are free, and they are replaced without it.
 
@@ -65,18 +65,18 @@ RAMP_INTERVAL = 0.01
 """Seconds between two steps of growth by backlog: several forks' worth of time."""
 RAMP_REST = 0.5
 """Seconds without growth after which the next burst begins at a step of one."""
-RAMP_MOST = 32
+MAX_RAMP = 32
 """Workers in one step at most, as in Apache: forking more delays all else."""
-DOUBT_MOST = 0.1
+MAX_DOUBT = 0.1
 """Seconds that a look in doubt waits at most for the next."""
-SHORTEST_LOOK = 0.1
+MIN_LOOK_INTERVAL = 0.1
 """Seconds between two looks for idle workers at least, however short idle_timeout
 is: looking at a saturated pool more often would cost more than it saves."""
 FREE_CRASHES = 2
 """Crashes in a row that are replaced without delay."""
-BACKOFF_FIRST = 0.1
+MIN_BACKOFF = 0.1
 """Seconds that the first held start waits."""
-BACKOFF_MOST = 30.0
+MAX_BACKOFF = 30.0
 """Seconds that any held start waits at most."""
 
 
@@ -137,7 +137,7 @@ class Counts(NamedTuple):
         return self.starting + self.idle
 
 
-class Row(NamedTuple):
+class Streak(NamedTuple):
     """Failures of one kind in a row: how many, how many waits they have cost,
     when the latest wait ends, and whether anything was started since it began."""
 
@@ -146,13 +146,13 @@ class Row(NamedTuple):
     until: float = -math.inf
     tried: bool = True
 
-    def longer_by(self, failures: int, free: int, now: float) -> Row:
+    def longer_by(self, failures: int, free: int, now: float) -> Streak:
         length = self.length + failures
         if length <= free or not self.tried:
             return self._replace(length=length)
-        return Row(length, self.waits + 1, now + backoff(self.waits + 1), tried=False)
+        return Streak(length, self.waits + 1, now + backoff(self.waits + 1), tried=False)
 
-    def tried_at(self, now: float) -> Row:
+    def tried_at(self, now: float) -> Streak:
         if not self.waits:
             return self
         return self._replace(until=now + backoff(self.waits), tried=True)
@@ -160,7 +160,7 @@ class Row(NamedTuple):
 
 def backoff(waits: int) -> float:
     """How many seconds the wait of this number in a row is."""
-    return min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(waits - 1, 30))
+    return min(MAX_BACKOFF, MIN_BACKOFF * 2.0 ** min(waits - 1, 30))
 
 
 class Memory(NamedTuple):
@@ -169,8 +169,8 @@ class Memory(NamedTuple):
     begun: bool = False
     step: int = 1
     last_growth: float = -math.inf
-    crashes: Row = Row()
-    failed_forks: Row = Row()
+    crashes: Streak = Streak()
+    failed_forks: Streak = Streak()
     live_at_failure: int = 0
     doubt_since: float | None = None
     last_look: float = -math.inf
@@ -222,9 +222,9 @@ def _note_failures(counts: Counts, memory: Memory) -> Memory:
     if counts.crashes:
         crashes = crashes.longer_by(counts.crashes, FREE_CRASHES, counts.now)
     elif counts.settled:
-        crashes = Row()
+        crashes = Streak()
     if counts.forks:
-        failed_forks = Row()
+        failed_forks = Streak()
     live_at_failure = memory.live_at_failure
     if counts.failed_forks:
         failed_forks = failed_forks.longer_by(counts.failed_forks, 0, counts.now)
@@ -253,21 +253,21 @@ def _grow(
     counts: Counts, limits: Limits, memory: Memory, promised: int, wanted: int
 ) -> tuple[Decision, Memory]:
     since = counts.now - memory.last_growth
-    most = 1 if memory.on_probation else wanted
+    limit = 1 if memory.on_probation else wanted
     step = 1 if since > RAMP_REST else memory.step
-    ramped = min(step, most) if since >= RAMP_INTERVAL else 0
-    start = max(min(promised, most), ramped)
+    ramped = min(step, limit) if since >= RAMP_INTERVAL else 0
+    start = max(min(promised, limit), ramped)
     if start <= 0:
         return Decision(check_in=RAMP_INTERVAL - since), memory
     memory = memory._replace(
         begun=True,
-        step=min(2 * step, RAMP_MOST) if ramped else step,
+        step=min(2 * step, MAX_RAMP) if ramped else step,
         last_growth=counts.now if ramped else memory.last_growth,
         crashes=memory.crashes.tried_at(counts.now),
         failed_forks=memory.failed_forks.tried_at(counts.now),
     )
     grown = counts._replace(starting=counts.starting + start)
-    check_in = RAMP_INTERVAL if start < wanted else _until_somebody_is_tired(grown, limits)
+    check_in = RAMP_INTERVAL if start < wanted else _until_next_idle_timeout(grown, limits)
     return Decision(start, 0, _why_grow(counts, start), check_in), memory
 
 
@@ -289,7 +289,7 @@ def _listen(
         doubt_since = memory.doubt_since
         if doubt_since is None or decision.start:
             doubt_since = counts.now
-        wait = min(DOUBT_MOST, max(RAMP_INTERVAL, counts.now - doubt_since))
+        wait = min(MAX_DOUBT, max(RAMP_INTERVAL, counts.now - doubt_since))
         decision = decision._replace(check_in=_sooner(decision.check_in, wait))
     elif in_vain:
         check_in = _sooner(decision.check_in, RAMP_INTERVAL)
@@ -304,28 +304,28 @@ def _sooner(check_in: float | None, wait: float) -> float:
 
 
 def _shrink(counts: Counts, limits: Limits) -> Decision:
-    check_in = _until_somebody_is_tired(counts, limits)
+    check_in = _until_next_idle_timeout(counts, limits)
     if counts.backlog:
         return Decision(check_in=check_in)
-    over_most = min(counts.idle, counts.spares - limits.max_spare)
-    tired = counts.idle_long - limits.min_spare
-    retire = max(over_most, tired, 0)
+    over_max = min(counts.idle, counts.spares - limits.max_spare)
+    timed_out = counts.idle_long - limits.min_spare
+    retire = max(over_max, timed_out, 0)
     if retire == 0:
         return Decision(check_in=check_in)
     reason = (
         f"{counts.spares} spares, over the {limits.max_spare} at most"
-        if over_most >= tired
+        if over_max >= timed_out
         else f"{counts.idle_long} idle for over {limits.idle_timeout:g} s"
     )
     return Decision(0, retire, reason, check_in)
 
 
-def _until_somebody_is_tired(counts: Counts, limits: Limits) -> float | None:
+def _until_next_idle_timeout(counts: Counts, limits: Limits) -> float | None:
     # A worker that is busy now may go idle without a sound, so the look is due
     # one idle_timeout from now at the latest while there is anybody to spare.
     if limits.idle_timeout is None or counts.spares + counts.busy <= limits.min_spare:
         return None
-    unheard = max(limits.idle_timeout, SHORTEST_LOOK)
+    unheard = max(limits.idle_timeout, MIN_LOOK_INTERVAL)
     if counts.idle_next is None:
         return unheard
     return min(unheard, max(0.0, counts.idle_next - counts.now))

@@ -7,7 +7,7 @@ mode. It must be single-threaded, because it forks.
 One turn of the owner's loop::
 
     pool.wait()                      # the doorbell, an ended child, a deadline
-    for death in pool.reap():        # say what became of it, then pool.bury(death)
+    for death in pool.reap():        # say what became of it, then pool.release(death)
         ...
     decision = pool.regulate(backlog)
     for _ in range(decision.start):
@@ -40,12 +40,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from .._board import scoreboard as sb
-from .._board.counters import Chronicle
+from .._board.counters import Counters
 from .._board.scoreboard import Scoreboard
 from .._messages.wire import NEW, TOLD, Death
 from .._support.named_tuples import NamedTuple
 from .._system import descriptors, machine, processes, signals
-from .._system.descriptors import Doorbell, Lifeline, Waiter
+from .._system.descriptors import Doorbell, Lifeline, Poller
 from .._system.signals import Handler
 from . import leaving
 from .leaving import PoolWorker, Rules
@@ -89,7 +89,7 @@ class WorkerPool:
         retire_signal: sent to a worker that is retired, for workers that run code
             of the user's which does not watch the leash.
         leave_within: seconds that such a worker may take to end; None: LEAVE_WITHIN.
-        most_memory: bytes of resident memory above which a worker retires; None: any.
+        max_memory: bytes of resident memory above which a worker retires; None: any.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class WorkerPool:
         disown: Callable[[], None],
         retire_signal: int | None = None,
         leave_within: float | None = None,
-        most_memory: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self.limits = limits
         self.board = board
-        self.waiter = Waiter()
+        self.poller = Poller()
         processes.import_for_children()
         self._doorbell = doorbell
         self._lifeline = Lifeline.new()
@@ -115,9 +115,9 @@ class WorkerPool:
         self._retire_signal = retire_signal
         self._leave_within = leaving.LEAVE_WITHIN if leave_within is None else leave_within
         self._rules = Rules(board, self._leave_within, retire_signal)
-        self._most_memory = most_memory
+        self._max_memory = max_memory
         self._memory_at = 0.0
-        self._chronicle = Chronicle(board, limits.max_workers)
+        self._counters = Counters(board, limits.max_workers)
         self.stopped: list[int] = []
         """Workers found stopped by a signal; whoever tells of them clears it."""
         self.failed_forks = 0
@@ -126,7 +126,7 @@ class WorkerPool:
         """How often all workers were replaced; in a worker, before it was forked."""
         self._workers: dict[int, PoolWorker] = {}
         self._old: set[int] = set()
-        self._unburied = 0
+        self._unreleased = 0
         self._memory = Memory()
         self._crashes = 0
         self._forks = 0
@@ -137,7 +137,7 @@ class WorkerPool:
         self._check_at: float | None = 0.0
         self._child_ended = True
         self._last_reason = ""
-        self.waiter.register(doorbell.read_end)
+        self.poller.register(doorbell.read_end)
         self._old_handler = signals.set_handler(signal.SIGCHLD, _ignore)
         self._old_wakeup = _signal.set_wakeup_fd(doorbell.write_end, warn_on_full_buffer=False)
 
@@ -147,7 +147,7 @@ class WorkerPool:
         _signal.set_wakeup_fd(self._old_wakeup)
         # None: it was not Python that had installed it.
         signals.set_handler(signal.SIGCHLD, self._old_handler or signal.SIG_DFL)
-        self.waiter.close()
+        self.poller.close()
         self._lifeline.close()
 
     @property
@@ -159,13 +159,13 @@ class WorkerPool:
 
     def wait(self, at_most: float | None = None) -> list[int]:
         """Wait until there is something to do. Returns the descriptors, among
-        those the owner registered with ``waiter``, that are ready."""
+        those the owner registered with ``poller``, that are ready."""
         timeout = None
         if self._check_at is not None:
             timeout = max(0.0, self._check_at - time.monotonic())
         if at_most is not None:
             timeout = at_most if timeout is None else min(timeout, at_most)
-        ready = self.waiter.wait(timeout)
+        ready = self.poller.wait(timeout)
         if self._doorbell.read_end in ready:
             self._hush()
             ready.remove(self._doorbell.read_end)
@@ -201,9 +201,9 @@ class WorkerPool:
         del self._workers[worker.pid]
         worker.let_go()
         slot = worker.last_look()
-        self._unburied += 1
+        self._unreleased += 1
         is_crash = not worker.is_told and _is_crash(slot)
-        self._chronicle.ended(slot, was_told=worker.is_told, is_crash=is_crash)
+        self._counters.ended(slot, was_told=worker.is_told, is_crash=is_crash)
         if is_crash:
             self._crashes += 1
             self._last_crash = time.monotonic_ns()
@@ -212,10 +212,10 @@ class WorkerPool:
             *(slot.born, slot.since, time.monotonic_ns()),
         )
 
-    def bury(self, death: Death) -> None:
+    def release(self, death: Death) -> None:
         """Free the slot of a worker whose death has been told."""
         self.board.clear(death.slot)
-        self._unburied -= 1
+        self._unreleased -= 1
 
     # --- regulating -------------------------------------------------------------------
 
@@ -231,8 +231,8 @@ class WorkerPool:
                 nobody counts them.
         """
         self._enforce()
-        if self._most_memory is not None:
-            self._retire_big(self._most_memory)
+        if self._max_memory is not None:
+            self._retire_big(self._max_memory)
         counts = self._count()
         counts = counts._replace(backlog=backlog(counts), outstanding=outstanding)
         self._crashes = self._forks = self._failed_forks = 0
@@ -281,13 +281,13 @@ class WorkerPool:
                 idle_since.append(slot.since)
             self._may_settle = self._may_settle or slot.born > self._last_crash
             settled = settled or self._has_settled(slot, now)
-        idle_long, idle_next = self._tiredness(idle_since, now)
+        idle_long, idle_next = self._idle_times(idle_since, now)
         return Counts(
             now=now / _NANO,
             starting=tally[sb.STARTING],
             idle=tally[sb.IDLE] + tally[sb.TAKING],
             busy=tally[sb.BUSY],
-            leaving=tally[sb.LEAVING] + self._unburied,
+            leaving=tally[sb.LEAVING] + self._unreleased,
             idle_long=idle_long,
             idle_next=idle_next,
             crashes=self._crashes,
@@ -297,7 +297,7 @@ class WorkerPool:
             settled=settled,
         )
 
-    def _tiredness(self, idle_since: list[int], now: int) -> tuple[int, float | None]:
+    def _idle_times(self, idle_since: list[int], now: int) -> tuple[int, float | None]:
         if self.limits.idle_timeout is None:
             return 0, None
         dwell = int(self.limits.idle_timeout * _NANO)
@@ -317,7 +317,7 @@ class WorkerPool:
             waits.append(self._next_enforcement())
         if self._old_are_left():
             waits.append(ROLLOVER_INTERVAL)
-        if self._most_memory is not None and self._anybody_works():
+        if self._max_memory is not None and self._anybody_works():
             waits.append(MEMORY_INTERVAL)
         if self._memory.crashes.length and (self._may_settle or decision.start):
             waits.append(SETTLED_AFTER)
@@ -334,14 +334,14 @@ class WorkerPool:
         self._check_at = 0.0
 
     def _say_when_held(self, decision: Decision) -> None:
-        held = decision.reason if decision.reason and not decision.start else ""
-        if held and not decision.retire and held != self._last_reason:
-            logger.warning("%s; trying again in %.1f s", held, decision.check_in or 0.0)
-            self._note(held)
-        self._last_reason = held
+        reason = decision.reason if decision.reason and not decision.start else ""
+        if reason and not decision.retire and reason != self._last_reason:
+            logger.warning("%s; trying again in %.1f s", reason, decision.check_in or 0.0)
+            self._note(reason)
+        self._last_reason = reason
 
     def _note(self, reason: str, start: int = 0, retire: int = 0) -> None:
-        self._chronicle.decided(len(self._workers), start, retire, reason)
+        self._counters.decided(len(self._workers), start, retire, reason)
 
     # --- starting and retiring ----------------------------------------------------------
 
@@ -372,23 +372,23 @@ class WorkerPool:
             return Seat(slot, leash_read)
         self._forks += 1
         self._workers[pid] = PoolWorker(pid, slot, leash_write, self._rules)
-        self._chronicle.forked(len(self._workers))
+        self._counters.forked(len(self._workers))
         self.board.words[self.board.base(slot) + sb.PID] = pid
         signals.restore_mask(mask)
         posix.close(leash_read)
         return None
 
     def _take_slot(self, slot: int) -> None:
-        self._chronicle.takes_slot(slot)
+        self._counters.takes_slot(slot)
         base = self.board.base(slot)
         now = time.monotonic_ns()
         self.board.words[base + sb.BORN] = now
         self.board.words[base + sb.SINCE] = now
-        self.board.words[base + sb.HOLDS] = sb.held(sb.STARTING)
+        self.board.words[base + sb.HOLDS] = sb.pack_holds(sb.STARTING)
 
     def _fork_failed(self, error: OSError) -> None:
         self._failed_forks += 1
-        self._live_at_failure = len(self._workers) + self._unburied
+        self._live_at_failure = len(self._workers) + self._unreleased
         self.failed_forks += 1
         self._check_at = 0.0
         logger.warning("a worker could not be forked: %s", error)
@@ -408,12 +408,12 @@ class WorkerPool:
         the main process alone. Held leashes would never end, for one."""
         self._lifeline.hang_on()
         self._doorbell.disown_read_end()
-        self.waiter.close()
+        self.poller.close()
         descriptors.close_quietly(worker.leash for worker in self._workers.values())
         self._workers.clear()
         self._old.clear()
 
-    def _retire_idle(self, most: int) -> None:
+    def _retire_idle(self, limit: int) -> None:
         """Retire the workers that have been idle longest."""
         idle = []
         for worker in self._workers.values():
@@ -421,7 +421,7 @@ class WorkerPool:
             if not worker.is_told and worker.pid not in self._old and slot.state == sb.IDLE:
                 idle.append((slot.since, worker))
         idle.sort(key=lambda pair: pair[0])
-        for _, worker in idle[:most]:
+        for _, worker in idle[:limit]:
             worker.retire()
 
     def replace_all(self) -> None:
@@ -457,9 +457,9 @@ class WorkerPool:
         old.sort(key=lambda worker: worker.look().state)
         lacking = self._limits_now().min_spare - counts.spares
         room = self.limits.max_workers - counts.live
-        going = self._unburied + sum(map(_is_going, self._workers.values()))
-        most = max(0, lacking - room - going)
-        for worker in old if old and self._enough_serve(live) else old[:most]:
+        going = self._unreleased + sum(map(_is_going, self._workers.values()))
+        limit = max(0, lacking - room - going)
+        for worker in old if old and self._enough_serve(live) else old[:limit]:
             worker.retire()
 
     def _may_retire(self, worker: PoolWorker) -> bool:
@@ -481,7 +481,7 @@ class WorkerPool:
             return True
         return now - slot.born > SETTLED_AFTER * _NANO
 
-    def _retire_big(self, most_memory: int) -> None:
+    def _retire_big(self, max_memory: int) -> None:
         """Retire workers whose memory is above the limit, after the task they hold.
         Others have looked for themselves: a new one that is too big from the start
         would be replaced by its like, and so on."""
@@ -492,7 +492,7 @@ class WorkerPool:
         for worker in self._workers.values():
             if not worker.is_told and worker.look().state == sb.BUSY:
                 size = machine.resident_memory(worker.pid) or 0
-                if size > most_memory:
+                if size > max_memory:
                     logger.info(
                         "worker %d leaves after its task: its memory, %d bytes, is above "
                         "max_memory_per_child",

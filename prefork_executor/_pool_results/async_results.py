@@ -72,7 +72,7 @@ def _wait_for(future: Future[Any], timeout: float | None) -> bool:
     return True
 
 
-class _Told:
+class _DoneEvent:
     """Whether the callback was called: an event, of which a pool makes very many."""
 
     __slots__ = ("_lock", "is_set")
@@ -97,7 +97,7 @@ class _Told:
 class AsyncResult(_AsyncResult):
     """What ``apply_async`` returns."""
 
-    _told: _Told | None = None
+    _told: _DoneEvent | None = None
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class AsyncResult(_AsyncResult):
     ) -> None:
         self._future = future
         if callback is not None or error_callback is not None:
-            self._told = _Told()
+            self._told = _DoneEvent()
             self._callback = callback
             self._error_callback = error_callback
             future.add_done_callback(self._on_done)
@@ -186,7 +186,7 @@ class MapResult(AsyncResult, _MapResult):
         self._error: BaseException | None = None
         self._is_complete = False
         if futures and (callback is not None or error_callback is not None):
-            self._told = _Told()
+            self._told = _DoneEvent()
             self._callback = callback
             self._error_callback = error_callback
             self._left = set(futures)

@@ -48,7 +48,7 @@ else:
     _IMapIterator = multiprocessing.pool.IMapIterator
     _IMapUnorderedIterator = multiprocessing.pool.IMapUnorderedIterator
 
-LEAST_AHEAD, MOST_AHEAD = 4, 512
+MIN_AHEAD, MAX_AHEAD = 4, 512
 """Tasks for each worker that are submitted ahead: at first, and at most."""
 AT_ONCE = 64
 """Items that are taken at once from an iterable that has them at hand, at most."""
@@ -101,7 +101,7 @@ class Feed:
         self._buffersize = buffersize
         self._is_ordered = is_ordered
         self._at_once = AT_ONCE if is_at_hand else 1
-        self._ahead = LEAST_AHEAD * workers
+        self._ahead = MIN_AHEAD * workers
         self._process = os.getpid()
         self._results: Any = queue.SimpleQueue()
         # Those that have not ended, and some that have.
@@ -200,7 +200,7 @@ class Feed:
         is_all = len(self._running) >= self._ahead
         self._bell.get()
         if is_all and time.monotonic() - since < SOON:
-            self._ahead = min(2 * self._ahead, MOST_AHEAD * self._workers)
+            self._ahead = min(2 * self._ahead, MAX_AHEAD * self._workers)
 
     def _room_for_results(self) -> int:
         if self._buffersize is None:

@@ -48,7 +48,7 @@ from .._pool.worker_pool import Seat
 from .._support.handlers import let_through
 from .._support.named_tuples import NamedTuple
 from .._system import platform, processes, signals
-from .._system.descriptors import Doorbell, Socket, Waiter
+from .._system.descriptors import Doorbell, Poller, Socket
 from .._system.signals import Handler
 from .takes import Takes
 
@@ -87,7 +87,7 @@ def freeze(data: Any) -> bytes:
         return bytes(cloudpickle.dumps(data, 5))
 
 
-class Kid:
+class Child:
     """This process as a child of a raw pool. It is idle from the start."""
 
     def __init__(
@@ -108,7 +108,7 @@ class Kid:
         self._yells = yells
         self._doorbell = doorbell
         self._hooked = hooked
-        self._waiter: Waiter | None = None
+        self._poller: Poller | None = None
         self._bell: Doorbell | None = None
         self._listener = -1
         self._asked = 0
@@ -128,7 +128,7 @@ class Kid:
 
     def _mark(self, state: int) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
-        self._words[self._base + sb.HOLDS] = sb.held(state, self._asked)
+        self._words[self._base + sb.HOLDS] = sb.pack_holds(state, self._asked)
         self._ring()
 
     def _ring(self) -> None:
@@ -199,15 +199,15 @@ class Kid:
     # --- taking connections -----------------------------------------------------------------
 
     def accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        waiter = self._waiter_for(listener)
+        poller = self._poller_for(listener)
         self.idle()
         self._asked += 1
-        self._words[self._base + sb.HOLDS] = sb.held(sb.IDLE, self._asked)
+        self._words[self._base + sb.HOLDS] = sb.pack_holds(sb.IDLE, self._asked)
         if self._is_told_to_leave():
             self._depart()
             return None
         while True:
-            ready = waiter.wait(LOOK_AGAIN)
+            ready = poller.wait(LOOK_AGAIN)
             if self._bell is not None and self._bell.read_end in ready:
                 self._bell.hush()
             connection = self._take(listener)
@@ -220,11 +220,11 @@ class Kid:
     def _take(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
         holds = self._base + sb.HOLDS
         # While it says TAKING nobody retires it.
-        self._words[holds] = sb.held(sb.TAKING, self._asked)
+        self._words[holds] = sb.pack_holds(sb.TAKING, self._asked)
         try:
             connection = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            self._words[holds] = sb.held(sb.IDLE, self._asked)
+            self._words[holds] = sb.pack_holds(sb.IDLE, self._asked)
             return None
         if platform.FALLBACK:
             connection[0].setblocking(True)  # Elsewhere it inherits the listener's mode.
@@ -245,26 +245,26 @@ class Kid:
             if self._terminated:
                 self._theirs(signal.SIGTERM, None)
 
-    def _waiter_for(self, listener: socket.socket) -> Waiter:
-        if self._waiter is None:
-            self._waiter = Waiter()
-            self._waiter.register(self._leash)
-            self._record_sigterm(self._waiter)
+    def _poller_for(self, listener: socket.socket) -> Poller:
+        if self._poller is None:
+            self._poller = Poller()
+            self._poller.register(self._leash)
+            self._record_sigterm(self._poller)
         if listener.fileno() != self._listener:
             if self._listener >= 0:
                 with contextlib.suppress(OSError, KeyError):
-                    self._waiter.unregister(self._listener)
+                    self._poller.unregister(self._listener)
             listener.setblocking(False)
-            self._waiter.register(listener.fileno(), shared=True)
+            self._poller.register(listener.fileno(), shared=True)
             self._listener = listener.fileno()
-        return self._waiter
+        return self._poller
 
-    def _record_sigterm(self, waiter: Waiter) -> None:
+    def _record_sigterm(self, poller: Poller) -> None:
         self._adopt()
         if signal.getsignal(signal.SIGTERM) is not self._ours:
             return
         self._bell = Doorbell.new()
-        waiter.register(self._bell.read_end)
+        poller.register(self._bell.read_end)
         signal.set_wakeup_fd(self._bell.write_end, warn_on_full_buffer=False)
 
     # --- speaking and leaving -----------------------------------------------------------------

@@ -24,15 +24,15 @@ from typing import Any
 from .._messages import channels
 from .._messages.channels import DONTWAIT, Packet, Receiver
 from .._messages.wire import Kind
-from .._pool.regulator import BACKOFF_FIRST, BACKOFF_MOST
+from .._pool.regulator import MAX_BACKOFF, MIN_BACKOFF
 from .._system import descriptors, processes, signals
-from .._system.descriptors import Socket, Waiter
+from .._system.descriptors import Poller, Socket
 from ..errors import ProtocolError, describe_end
 from .child import YellFlags
 
 logger = logging.getLogger("prefork_executor")
 
-MOST_FAILURES = 5
+MAX_FAILURES = 5
 """Hook processes in a row that get nowhere, after which the end of the pool waits for
 no more: a second and a half, with the waits between them."""
 
@@ -66,9 +66,9 @@ class YellReader:
         self.read()
         return self.taken - before
 
-    def read(self, most: int | None = None) -> None:
-        """Read what is there now, ``most`` yells at most."""
-        while most is None or most > 0:
+    def read(self, limit: int | None = None) -> None:
+        """Read what is there now, ``limit`` yells at most."""
+        while limit is None or limit > 0:
             try:
                 packet = self._receiver.receive(DONTWAIT)
             except (BlockingIOError, EOFError):
@@ -77,10 +77,10 @@ class YellReader:
                 logger.exception("a malformed yell was dropped")
                 continue
             self._taken[0] += 1  # Before it is heard: that may be the end of us.
-            self._hear(packet)
-            most = None if most is None else most - 1
+            self._handle(packet)
+            limit = None if limit is None else limit - 1
 
-    def _hear(self, packet: Packet) -> None:
+    def _handle(self, packet: Packet) -> None:
         if self._hook is None or packet.kind != Kind.YELL:
             channels.discard(packet)
             return
@@ -162,7 +162,7 @@ class HookProcess:
 
     def _failed(self) -> None:
         self._failures += 1
-        self._delay = min(BACKOFF_MOST, 2 * self._delay or BACKOFF_FIRST)
+        self._delay = min(MAX_BACKOFF, 2 * self._delay or MIN_BACKOFF)
         self._due = time.monotonic() + self._delay
 
     def let_go(self) -> None:
@@ -212,21 +212,21 @@ class HookProcess:
         self._settle()
 
     def _read_until_end_of(self, leash: int) -> None:
-        waiter = Waiter()
-        waiter.register(leash)
-        waiter.register(self._reader.descriptor)
+        poller = Poller()
+        poller.register(leash)
+        poller.register(self._reader.descriptor)
         while True:
-            ready = waiter.wait()
+            ready = poller.wait()
             self._reader.read()
             if leash in ready:
                 return
 
     def finish(self) -> None:
         """Let it read what is left, and wait for its end. If it dies of that, what
-        is left goes to another, and is given up if MOST_FAILURES get nowhere."""
+        is left goes to another, and is given up if MAX_FAILURES get nowhere."""
         self._forget_failures()
         while self._pid or descriptors.readable(self._reader.descriptor):
-            if self._failures == MOST_FAILURES:
+            if self._failures == MAX_FAILURES:
                 self._give_up()
                 return
             time.sleep(self.due_in() or 0.0)  # No child waits for us any more.
@@ -240,7 +240,7 @@ class HookProcess:
         logger.error(
             "the data hook's process did not live to take a yell, %d times in a row; "
             "yells given up: %d",
-            *(MOST_FAILURES, given_up),
+            *(MAX_FAILURES, given_up),
         )
 
 

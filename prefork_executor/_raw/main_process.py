@@ -27,7 +27,7 @@ from .._pool.worker_pool import WorkerPool
 from .._system import descriptors, processes, signals
 from .._system.descriptors import Doorbell
 from .._system.signals import Handler
-from .child import Kid
+from .child import Child
 from .data_hook import DataHook, HookProcess, YellReader
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class MainProcess:
         self._hook_in_main = hook_in_main
         self._return_on_failure = return_on_failure
         self._pid = os.getpid()
-        self.kid: Kid | None = None
+        self.child: Child | None = None
         """In a child: its side of the pool."""
         self._owed = 0
         self._failures = 0
@@ -106,7 +106,7 @@ class MainProcess:
         if self._hook is not None and not self._hook_in_main:
             self._hook_process = HookProcess(self._reader, self._settle_hook_process)
         else:
-            self._pool.waiter.register(self._yells.fileno())
+            self._pool.poller.register(self._yells.fileno())
         _become_group_leader()
 
     def _disown(self) -> None:
@@ -184,7 +184,7 @@ class MainProcess:
     # --- the main process's steps, with signals held ------------------------------------------
 
     def _is_main(self) -> bool:
-        return self.kid is None and os.getpid() == self._pid
+        return self.child is None and os.getpid() == self._pid
 
     @contextlib.contextmanager
     def _signals_held(self, name: str) -> Iterator[None]:
@@ -208,19 +208,19 @@ class MainProcess:
 
         No context manager: a handler that raises just before its end is entered would
         leave that for the garbage collector, and so the signals blocked for good."""
-        held = signals.current_mask()
+        mask = signals.current_mask()
         try:
             if not self._is_done:
                 signals.restore_mask(self._mask)
             return call(*args)
         finally:
             if self._is_main():
-                signals.restore_mask(held)
+                signals.restore_mask(mask)
 
     def _regulate(self) -> None:
         if self._is_done:
             return
-        self._bury_the_dead()  # A handler may have raised before we came to that.
+        self._release_the_dead()  # A handler may have raised before we came to that.
         if self._hook_process is not None:
             self._hook_process.ensure_running()
         if not self._owed and not self._pool.is_quiet():
@@ -236,7 +236,7 @@ class MainProcess:
             return False
         random_streams.renew()
         hooked = self._hook is not None
-        self.kid = Kid(
+        self.child = Child(
             seat,
             self._board,
             self._yells_far,
@@ -265,8 +265,8 @@ class MainProcess:
             traceback.print_exc()
         finally:
             try:
-                assert self.kid is not None
-                self.kid.exit(status)
+                assert self.child is not None
+                self.child.exit(status)
             finally:  # A handler that raises ends it all the same.
                 processes.leave(status)
 
@@ -283,13 +283,13 @@ class MainProcess:
         return None if self._hook_process is None else self._hook_process.due_in()
 
     def _look_after_events(self, ready: list[int]) -> None:
-        self._bury_the_dead()
+        self._release_the_dead()
         if self._yells.fileno() in ready:
             self._reader.read(YELLS_A_TURN)
 
-    def _bury_the_dead(self) -> None:
+    def _release_the_dead(self) -> None:
         for death in self._pool.reap():
-            self._pool.bury(death)
+            self._pool.release(death)
 
     def _call_hook(self, pid: int, data: Any, exitcode: int | None) -> None:
         assert self._hook is not None

@@ -33,31 +33,33 @@ class Spares(NamedTuple):
             TypeError, ValueError: a count that is none, or two that contradict.
         """
         for name, value in self._asdict().items():
-            _check_count(name, value, least=0 if name == "start_servers" else 1)
-        most = self.max_servers
-        min_spare = _given(self.min_spare_servers, MIN_SPARE_SERVERS, most, self.max_spare_servers)
+            _check_count(name, value, minimum=0 if name == "start_servers" else 1)
+        max_servers = self.max_servers
+        min_spare = _given(
+            self.min_spare_servers, MIN_SPARE_SERVERS, max_servers, self.max_spare_servers
+        )
         max_spare = max(_given(self.max_spare_servers, MAX_SPARE_SERVERS, None), min_spare)
-        start = _given(self.start_servers, START_SERVERS, most)
-        self._check_pairs(most)
-        return Limits(most, min_spare, min(max_spare, most), start, None)
+        start = _given(self.start_servers, START_SERVERS, max_servers)
+        self._check_pairs(max_servers)
+        return Limits(max_servers, min_spare, min(max_spare, max_servers), start, None)
 
-    def _check_pairs(self, most: int) -> None:
+    def _check_pairs(self, max_servers: int) -> None:
         low, high = self.min_spare_servers, self.max_spare_servers
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_spare_servers ({low}) is above max_spare_servers ({high})")
         for name in ("min_spare_servers", "start_servers"):
             value = getattr(self, name)
-            if value is not None and value > most:
-                raise ValueError(f"{name} ({value}) is above max_servers ({most})")
+            if value is not None and value > max_servers:
+                raise ValueError(f"{name} ({value}) is above max_servers ({max_servers})")
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def _check_count(name: str, value: object, minimum: int) -> None:
     if value is None and name != "max_servers":
         return
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {value}")
 
 
 def _given(value: int | None, default: int, *bounds: int | None) -> int:

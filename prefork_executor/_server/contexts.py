@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Context = ProcessContext | BaseContext
 
 
-_KIN = ("multiprocess.util",)
+_COPIES = ("multiprocess.util",)
 """What has state of its own that must be told of a fork, and of the end of a process, as
 multiprocessing.util has. billiard shares that one."""
 
@@ -108,8 +108,8 @@ def detach(connection: Any) -> int:
     return -1 if descriptor is None else int(descriptor)
 
 
-def _kin() -> Iterator[Any]:
-    for name in _KIN:
+def _loaded_copies() -> Iterator[Any]:
+    for name in _COPIES:
         if (module := sys.modules.get(name)) is not None:
             yield module
 
@@ -125,14 +125,14 @@ def starters_name() -> str:
     return "MainProcess"
 
 
-def tell_kin_of_fork() -> None:
+def tell_copies_of_fork() -> None:
     """In a new worker. For multiprocessing itself its Process does so."""
-    for util in _kin():
+    for util in _loaded_copies():
         util._finalizer_registry.clear()
         util._run_after_forkers()
 
 
-def tell_kin_of_end() -> None:
+def tell_copies_of_end() -> None:
     """As a worker leaves: queues write what they hold, and so on."""
-    for util in _kin():
+    for util in _loaded_copies():
         util._exit_function()

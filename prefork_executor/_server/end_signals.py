@@ -59,11 +59,11 @@ _masks: dict[int, set[int]] = {}
 """Of threads that fork just now: the signals that were blocked there before."""
 
 
-def survive() -> None:
+def ignore() -> None:
     """In a process that runs a pool for a caller: take no notice of these signals."""
     global _is_forgotten_in_forks
-    for number in _heeded():
-        signals.set_handler(number, _spare)
+    for number in _not_ignored():
+        signals.set_handler(number, _take_no_notice)
     if not _is_forgotten_in_forks:
         _is_forgotten_in_forks = True
         os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)
@@ -71,13 +71,13 @@ def survive() -> None:
 
 def is_own(handler: Handler) -> bool:
     """Whether it is one of this module's."""
-    return handler in (_spare, _leave_after_task)
+    return handler in (_take_no_notice, _leave_after_task)
 
 
-def heed() -> None:
+def install() -> None:
     """In a new worker, in which these signals are blocked still. At-fork functions have run,
     also those that were registered after this module's own."""
-    for number in _heeded():
+    for number in _not_ignored():
         found = signals.set_handler(number, _leave_after_task)
         if callable(found) and not is_own(found):
             _found[number] = found
@@ -98,11 +98,11 @@ def begin(words: memoryview[int], base: int) -> Doorbell:
     return _bell
 
 
-def _heeded() -> list[int]:
+def _not_ignored() -> list[int]:
     return [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def _spare(_signum: int, _frame: types.FrameType | None) -> None:
+def _take_no_notice(_signum: int, _frame: types.FrameType | None) -> None:
     """Not SIG_IGN, which would hold in all that is executed from here as well."""
 
 

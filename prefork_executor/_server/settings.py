@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     _Initializer = tuple[Callable[..., object], tuple[Any, ...]]
 
 
-class Terms:
+class TaskOptions:
     """What its caller asked for: seconds that one run of the task may take (None: as
     long as it likes), and runs after the first if its worker dies or time is up."""
 
@@ -25,7 +25,7 @@ class Terms:
         self.retries = retries
 
 
-NO_TERMS = Terms()
+DEFAULT_OPTIONS = TaskOptions()
 
 
 class Settings:

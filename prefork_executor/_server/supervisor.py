@@ -39,7 +39,7 @@ from ..errors import ProtocolError
 from . import contexts, end_signals
 from .settings import Settings
 from .template import Preparation
-from .users_code import UsersCode
+from .users_code import UserCode
 from .worker import Caller, live_as_worker
 
 TYPE_CHECKING = False
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prefork_executor")
 
-MOST_COMMANDS = 128
+MAX_COMMANDS = 128
 """Commands read at once, where they are not kept apart. Each was written whole."""
 RETRY_SEND = 0.005
 """Seconds until a notice is tried again that the full yell channel did not take."""
@@ -73,7 +73,7 @@ class Supervisor:
         settings: Settings,
         channels: WorkerChannels,
         caller: Caller,
-        users: UsersCode,
+        user_code: UserCode,
         preparation: Preparation,
     ) -> None:
         self._control = control
@@ -81,34 +81,34 @@ class Supervisor:
         self._channels = channels
         self._caller = caller
         self._client = caller.pidfd
-        self._users = users
+        self._user_code = user_code
         self._preparation = preparation
         self._outbox: collections.deque[tuple[bytes, Death | None]] = collections.deque()
         self._closing = False
         self._reload = 0
         self._oom_kills = machine.oom_kills()
-        end_signals.survive()
+        end_signals.ignore()
         self._pool = WorkerPool(
             settings.limits,
             self._channels.board,
             self._channels.doorbell,
             child_handlers={signal.SIGINT: signal.SIG_IGN},
             disown=self._begin_worker,
-            most_memory=settings.max_memory_per_child,
+            max_memory=settings.max_memory_per_child,
         )
-        self._pool.waiter.register(control.fileno())
+        self._pool.poller.register(control.fileno())
         if self._client is not None:
-            self._pool.waiter.register(self._client)
+            self._pool.poller.register(self._client)
         if preparation.parent is not None:
-            self._pool.waiter.register(preparation.parent.fileno())
+            self._pool.poller.register(preparation.parent.fileno())
         limits = settings.limits
         self._channels.board.words[sb.BELL] = int(limits.max_spare < limits.max_workers)
 
     def _begin_worker(self) -> None:
         """In a new worker: have its signal handlers, and close what belongs to the supervisor
         alone."""
-        end_signals.heed()
-        signals.install_handlers(self._users.handlers)
+        end_signals.install()
+        signals.install_handlers(self._user_code.handlers)
         self._control.close()
         self._channels.lifeline.close()  # It hangs on this process's, which hangs on that.
         self._preparation.close()
@@ -140,7 +140,7 @@ class Supervisor:
         if self._client in ready or self._has_no_parent(ready):
             self._abandon()
         if self._control.fileno() in ready:
-            received = self._control.recv(MOST_COMMANDS * wire.HEADER.size, DONTWAIT)
+            received = self._control.recv(MAX_COMMANDS * wire.HEADER.size, DONTWAIT)
             if not received and descriptors.is_at_end(self._control):
                 self._abandon()
             for start in range(0, len(received), wire.HEADER.size):
@@ -218,7 +218,7 @@ class Supervisor:
         for _ in range(decision.start):
             seat = self._pool.fork_worker()
             if seat is not None:
-                live_as_worker(seat, self._channels, self._settings, self._caller, self._users)
+                live_as_worker(seat, self._channels, self._settings, self._caller, self._user_code)
 
     def _listen(self, enough: int | None) -> None:
         """Tell the client above how many tasks to ring. It writes its number and
@@ -257,7 +257,7 @@ class Supervisor:
             self._outbox.popleft()
             faults.at("supervisor.told", death, self._channels.board)
             if death is not None:
-                self._pool.bury(death)
+                self._pool.release(death)
 
 
 def supervise(connection: Any, settings: Settings, client: int) -> None:
@@ -267,7 +267,7 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
     signals.forget_handlers()
     # Ctrl-C is the caller's to handle; the pool ends with it, in order.
     signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
-    end_signals.survive()
+    end_signals.ignore()
     control = Socket(fileno=contexts.detach(connection))
     signals.restore_mask(set())
     # Or nobody could wait for the processes that this one forks.
@@ -282,8 +282,8 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
 def _prepare_and_run(
     control: Socket, settings: Settings, channels: WorkerChannels, caller: Caller
 ) -> None:
-    users = UsersCode(settings)
-    preparation = Preparation(settings, users, channels, control, caller.pidfd)
+    user_code = UserCode(settings)
+    preparation = Preparation(settings, user_code, channels, control, caller.pidfd)
     with contextlib.closing(preparation):
         if not preparation.run():
             return
@@ -291,4 +291,4 @@ def _prepare_and_run(
         # its pages shared with the caller and among the workers.
         gc.freeze()
         processes.flush_streams()
-        Supervisor(control, settings, channels, caller, users, preparation).run()
+        Supervisor(control, settings, channels, caller, user_code, preparation).run()

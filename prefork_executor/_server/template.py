@@ -36,10 +36,10 @@ from .._messages.wire import Kind
 from .._pickling import calls, exceptions
 from .._pickling.calls import Part
 from .._system import descriptors, processes, signals
-from .._system.descriptors import Socket, Waiter
+from .._system.descriptors import Poller, Socket
 from . import end_signals
 from .settings import Settings
-from .users_code import MAIN, PRELOAD, Step, UsersCode, failure_phrase
+from .users_code import MAIN, PRELOAD, Step, UserCode, failure_phrase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ class Preparation:
     def __init__(
         self,
         settings: Settings,
-        users: UsersCode,
+        user_code: UserCode,
         channels: WorkerChannels,
         control: Socket,
         client: int | None,
     ) -> None:
         self._settings = settings
-        self._users = users
+        self._user_code = user_code
         self._channels = channels
         self._control = control
         self._client = client
@@ -82,9 +82,9 @@ class Preparation:
         are to end. Those that wait end in here."""
         self._channels.board.words[sb.MAIN] = os.getpid()
         self._channels.lifeline.hang_on()
-        if not self._settings.is_forked and not self._users.has_main:
+        if not self._settings.is_forked and not self._user_code.has_main:
             self._tell_main({}, [], True)
-        for stage in self._users.stages:
+        for stage in self._user_code.stages:
             if not self._fork():
                 # In the clean process again, which does without.
                 self._channels.board.words[sb.MAIN] = os.getpid()
@@ -126,7 +126,7 @@ class Preparation:
             pid, mask = processes.fork_masked()
         except OSError as error:
             logger.warning("the user's code runs in every worker: no process for it: %s", error)
-            self._users.why_not = f"no process could be forked for its import: {error}"
+            self._user_code.why_not = f"no process could be forked for its import: {error}"
             here.close()
             there.close()
             return False
@@ -138,7 +138,7 @@ class Preparation:
             return False
         processes.die_with_parent(parent)
         self._channels.lifeline.hang_on()
-        end_signals.survive()
+        end_signals.ignore()
         signals.restore_mask(mask)
         here.close()
         self.close()
@@ -149,34 +149,34 @@ class Preparation:
     def _watch(self, pid: int, link: Socket) -> None:
         """Wait for what the child says. Returns if it is of no use."""
         child = processes.open_pidfd(pid)
-        waiter = Waiter()
+        poller = Poller()
         try:
-            waiter.register(link.fileno())
-            waiter.register(self._control.fileno(), end_only=True)
+            poller.register(link.fileno())
+            poller.register(self._control.fileno(), end_only=True)
             for descriptor in (child, self._client):
                 if descriptor is not None:
-                    waiter.register(descriptor)
-            self._see_to(pid, link, waiter, child is not None)
+                    poller.register(descriptor)
+            self._see_to(pid, link, poller, child is not None)
         finally:
-            waiter.close()
+            poller.close()
             if child is not None:
                 descriptors.close_quietly([child])
 
-    def _see_to(self, pid: int, link: Socket, waiter: Waiter, is_told: bool) -> None:
+    def _see_to(self, pid: int, link: Socket, poller: Poller, is_told: bool) -> None:
         is_shared = False
         while True:
-            ready = waiter.wait(None if is_told else LOOK_INTERVAL)
+            ready = poller.wait(None if is_told else LOOK_INTERVAL)
             if self._client in ready or descriptors.is_at_end(self._control):
                 _end_with_caller(pid, KILL_WITHIN if is_shared else 0.0)
             if link.fileno() in ready:
                 said = link.recv(1)
                 if said == NOT_SHARED:
-                    self._users.is_told = True
+                    self._user_code.is_told = True
                     self._leaving = Leaving(pid)
                     return
                 is_shared = is_shared or said == SHARED
                 if not said:
-                    waiter.unregister(link.fileno())
+                    poller.unregister(link.fileno())
             status = processes.try_reap(pid)
             if status is not None:
                 _end_likewise(status)
@@ -194,7 +194,7 @@ class Preparation:
         from .._fork_safety.holdings import Holdings, in_the_way, left_running, watching
 
         try:
-            with self._users.keeping_handlers():
+            with self._user_code.keeping_handlers():
                 if step.prepare is not None:
                     step.prepare()
                 before = Holdings.now()
@@ -204,8 +204,8 @@ class Preparation:
             return self._fail(step.number, error)
         finally:
             signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
-            end_signals.survive()
-        self._users.left.remove(step)
+            end_signals.ignore()
+        self._user_code.left.remove(step)
         if step.number == MAIN:
             return self._may_share_main(in_the_way(before, seen))
         left = left_running(before)
@@ -218,8 +218,15 @@ class Preparation:
             self._say(NOT_SHARED)
         return is_shared
 
-    def _tell_main(self, held: dict[str, bytes], reasons: list[str], is_shared: bool) -> None:
-        tell(self._channels, Kind.MAIN_HELD, 0, [pickle.dumps((held, reasons, is_shared))])
+    def _tell_main(
+        self, fingerprints: dict[str, bytes], reasons: list[str], is_shared: bool
+    ) -> None:
+        tell(
+            self._channels,
+            Kind.MAIN_SNAPSHOT,
+            0,
+            [pickle.dumps((fingerprints, reasons, is_shared))],
+        )
 
     def _say(self, what: bytes) -> None:
         assert self._parent is not None

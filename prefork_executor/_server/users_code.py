@@ -51,7 +51,7 @@ class Step:
         self.prepare = prepare
 
 
-class UsersCode:
+class UserCode:
     """The steps, and which of them are left to do in this process and its forks.
 
     Attributes:

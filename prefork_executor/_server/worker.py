@@ -46,11 +46,11 @@ from .._pool.worker_pool import Seat
 from .._support import faults
 from .._support.named_tuples import NamedTuple
 from .._system import machine, signals
-from .._system.descriptors import Waiter
+from .._system.descriptors import Poller
 from ..errors import ProtocolError
 from . import contexts, end_signals
 from .settings import Settings
-from .users_code import INITIALIZER, MAIN, UsersCode, failure_phrase
+from .users_code import INITIALIZER, MAIN, UserCode, failure_phrase
 from .worker_exit import WorkerExit
 
 TYPE_CHECKING = False
@@ -123,7 +123,7 @@ class Worker:
     """The loop of one worker process."""
 
     def __init__(
-        self, seat: Seat, channels: WorkerChannels, settings: Settings, users: UsersCode
+        self, seat: Seat, channels: WorkerChannels, settings: Settings, user_code: UserCode
     ) -> None:
         self.pid = os.getpid()
         self._exit = WorkerExit(is_fork_of_caller=settings.is_forked)
@@ -131,7 +131,7 @@ class Worker:
         self._seat = seat
         self._channels = channels
         self._settings = settings
-        self._users = users
+        self._user_code = user_code
         self._words = channels.board.words
         self._base = channels.board.base(seat.slot)
         self._receiver = Receiver(channels.tasks)
@@ -144,11 +144,11 @@ class Worker:
         self._name = 0
         self._kept = 0
         self._files = PayloadFiles()
-        self._waiter = Waiter()
-        self._waiter.register(channels.tasks.fileno(), shared=True)
-        self._waiter.register(seat.leash)
+        self._poller = Poller()
+        self._poller.register(channels.tasks.fileno(), shared=True)
+        self._poller.register(seat.leash)
         self._bell = end_signals.begin(self._words, self._base)
-        self._waiter.register(self._bell.read_end)
+        self._poller.register(self._bell.read_end)
 
     def run(self) -> None:
         """Initialize, serve until told to leave, and do what is to be done at the end."""
@@ -167,7 +167,7 @@ class Worker:
         finally:
             self._exit.run()
 
-    def _let_be_taken(self) -> None:
+    def _wait_until_taken(self) -> None:
         """Wait, not for long, until the caller has fetched what its results have promised:
         descriptors of sockets, or of shared memory, come from this process when a result is
         unpickled."""
@@ -181,7 +181,7 @@ class Worker:
     def _leave(self) -> None:
         faults.at("worker.leaves")
         self._mark(sb.LEAVING)
-        self._let_be_taken()
+        self._wait_until_taken()
         # For the supervisor, if there still is one, to kill us if it takes too long.
         with contextlib.suppress(ConnectionError):
             self._channels.doorbell.ring()
@@ -200,9 +200,9 @@ class Worker:
         step = INITIALIZER
         try:
             self._runs_user_code = True
-            for left in list(self._users.left):
+            for left in list(self._user_code.left):
                 step = left.number
-                self._users.run(left)
+                self._user_code.run(left)
                 if step == MAIN:
                     self._introduce_main()
             step = INITIALIZER
@@ -221,10 +221,10 @@ class Worker:
         return True
 
     def _introduce_main(self) -> None:
-        held = calls.introduce_main()
-        if not self._users.is_told:
-            told = (held, (self._users.why_not,), False)
-            self._send(Kind.MAIN_HELD, self.pid, 0, [pickle.dumps(told)])
+        fingerprints = calls.introduce_main()
+        if not self._user_code.is_told:
+            told = (fingerprints, (self._user_code.why_not,), False)
+            self._send(Kind.MAIN_SNAPSHOT, self.pid, 0, [pickle.dumps(told)])
 
     def _finalize(self) -> None:
         """Call the user's finalizer. Ctrl-C does not interrupt it."""
@@ -241,12 +241,14 @@ class Worker:
     def _serve_all(self) -> None:
         words, base = self._words, self._base
         retire, holds = base + sb.RETIRE, base + sb.HOLDS
-        most = self._settings.max_tasks_per_child
-        most_memory = self._settings.max_memory_per_child
+        max_tasks = self._settings.max_tasks_per_child
+        max_memory = self._settings.max_memory_per_child
         fence = self._fence
         was_woken = False
         while True:
-            words[holds] = self._last << sb.NUMBER_SHIFT | sb.TAKING  # held(), without the call.
+            words[holds] = (
+                self._last << sb.NUMBER_SHIFT | sb.TAKING
+            )  # pack_holds(), without the call.
             if fence is not None:
                 fence()
             signals.run_handlers()  # One may set RETIRE.
@@ -268,7 +270,7 @@ class Worker:
                 self._dropped_foreign_message(str(error))
                 continue
             was_woken = False
-            is_task = packet.number < sb.MOST_NUMBER
+            is_task = packet.number < sb.MAX_NUMBER
             if is_task:
                 self._last = packet.number
             if packet.kind == Kind.CALL and is_task:
@@ -280,16 +282,16 @@ class Worker:
                 what = f"kind {packet.kind}, number {packet.number}"
                 self._dropped_foreign_message(what)
             self._files.drop_unused()
-            if words[base + sb.DONE] == most or (most_memory and self._is_too_big(most_memory)):
+            if words[base + sb.DONE] == max_tasks or (max_memory and self._is_too_big(max_memory)):
                 return
 
     def _dropped_foreign_message(self, what: str) -> None:
         self._mark(sb.IDLE)
         logger.error("worker %d dropped a message that was no task: %s", self.pid, what)
 
-    def _is_too_big(self, most_memory: int) -> bool:
+    def _is_too_big(self, max_memory: int) -> bool:
         size = machine.own_memory()
-        if size <= most_memory:
+        if size <= max_memory:
             return False
         logger.info(
             "worker %d leaves: its memory, %d bytes, is above max_memory_per_child", self.pid, size
@@ -302,7 +304,7 @@ class Worker:
         if self._words[sb.BELL]:
             self._channels.doorbell.ring()
         while self._words[self._base + sb.RETIRE] == 0:
-            ready = self._waiter.wait(UNUSED if self._files.drop_at is not None else None)
+            ready = self._poller.wait(UNUSED if self._files.drop_at is not None else None)
             if self._channels.tasks.fileno() in ready:
                 if faults.points:
                     faults.at("worker.woke", self._channels.board, self.index)
@@ -321,7 +323,7 @@ class Worker:
 
     def _mark(self, state: int) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
-        self._words[self._base + sb.HOLDS] = sb.held(state, self._last)
+        self._words[self._base + sb.HOLDS] = sb.pack_holds(state, self._last)
 
     def _serve(self, packet: Packet) -> None:
         words, base = self._words, self._base
@@ -329,20 +331,22 @@ class Worker:
         number = packet.number
         words[base + sb.SINCE] = since
         if packet.extra != self._name:
-            self._note_extra(packet.extra, since)
+            self._note_call_meta(packet.extra, since)
         if self._fence is not None:
             self._fence()
-        words[base + sb.HOLDS] = number << sb.NUMBER_SHIFT | sb.BUSY  # held(), without the call.
+        words[base + sb.HOLDS] = (
+            number << sb.NUMBER_SHIFT | sb.BUSY
+        )  # pack_holds(), without the call.
         kind, parts = self._outcome(packet)
         words[base + sb.DONE] += 1
         duration = time.monotonic_ns() - since
         if words[sb.RECORDING]:
             self._keep_outcome(kind, number, duration, parts)
             self._send_kept()
-        elif not (packet.flags & wire.BIG and self._sent_back(kind, number, duration, parts)):
+        elif not (packet.flags & wire.BIG and self._send_with_spare(kind, number, duration, parts)):
             self._send_outcome(kind, number, duration, parts)
 
-    def _sent_back(
+    def _send_with_spare(
         self, kind: int, number: int, duration: int, parts: Sequence[calls.Part]
     ) -> bool:
         """Send a small outcome with a spare file, most likely the one that the task's big
@@ -369,17 +373,19 @@ class Worker:
         names = wire.unpack_names(packet.parts, packet.body) if has_names else ()
         sent = since = time.monotonic_ns()
         if packet.extra != self._name:
-            self._note_extra(packet.extra, since)
+            self._note_call_meta(packet.extra, since)
         for number, body in enumerate(bodies, first):
             words[since_word] = since
             if names:
                 words[base + sb.NAME] = self._name = names[number - first]
             if fence is not None:
                 fence()
-            words[holds] = sb.held(sb.BUSY, number, number - first, last - number)
+            words[holds] = sb.pack_holds(sb.BUSY, number, number - first, last - number)
             if number > first and self._is_to_stop(last):
                 # Its signal may come now: it is to find what has ended, not what never began.
-                words[holds] = sb.held(sb.BUSY, number - 1, number - 1 - first, last - number + 1)
+                words[holds] = sb.pack_holds(
+                    sb.BUSY, number - 1, number - 1 - first, last - number + 1
+                )
                 self._give_back(number, last - number + 1)
                 return
             kind, parts = self._outcome(body)
@@ -392,10 +398,10 @@ class Worker:
             since = now
         self._send_kept()
 
-    def _note_extra(self, extra: int, since: int) -> None:
+    def _note_call_meta(self, meta: int, since: int) -> None:
         """Note the name of what begins now; and, if that is asked for, how long this task, or
         one of this message, has waited. Called only if there is anything to note."""
-        self._name, submitted = wire.read_about(extra)
+        self._name, submitted = wire.unpack_call_meta(meta)
         self._words[self._base + sb.NAME] = self._name
         if submitted:
             waits, at = self._waits, self._next_wait
@@ -411,11 +417,11 @@ class Worker:
             self._fence()
         signals.run_handlers()
         words, base = self._words, self._base
-        most = self._settings.max_tasks_per_child
+        max_tasks = self._settings.max_tasks_per_child
         is_to_stop = bool(
             words[base + sb.RETIRE]
             or words[base + sb.RECALL] == last
-            or words[base + sb.DONE] == most
+            or words[base + sb.DONE] == max_tasks
         )
         if faults.points:
             faults.at("worker.named_next")
@@ -540,17 +546,17 @@ class _WorkerProcess(multiprocessing.process.BaseProcess):
 
 
 def live_as_worker(
-    seat: Seat, channels: WorkerChannels, settings: Settings, caller: Caller, users: UsersCode
+    seat: Seat, channels: WorkerChannels, settings: Settings, caller: Caller, user_code: UserCode
 ) -> NoReturn:
     """Be a worker in this freshly forked process, and end it."""
     global _current, _is_copy
     code = 1
     try:
         _is_copy = False  # This one is meant to be: the fork was ours.
-        contexts.tell_kin_of_fork()
+        contexts.tell_copies_of_fork()
         # Before anything of the user's runs here: what sets a seed has the last word.
         random_streams.renew()
-        worker = _current = Worker(seat, channels, settings, users)
+        worker = _current = Worker(seat, channels, settings, user_code)
         os.register_at_fork(after_in_child=_note_copy)
         process: Any = _WorkerProcess(worker.run, seat.slot, caller)
         sentinel = seat.leash if caller.pidfd is None else caller.pidfd

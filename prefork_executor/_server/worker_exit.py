@@ -94,7 +94,7 @@ class WorkerExit:
             atexit._run_exitfuncs,
             self._run_finalizers,
             self._finalize_multiprocessing,
-            contexts.tell_kin_of_end,
+            contexts.tell_copies_of_end,
             self._close_handlers,
             self._flush_files,
         )

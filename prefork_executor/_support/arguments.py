@@ -27,12 +27,12 @@ def check_int(name: str, value: object, *, takes_bool: bool = False) -> None:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
 
 
-def check_count(name: str, value: int, least: int, *, takes_bool: bool = False) -> None:
+def check_count(name: str, value: int, minimum: int, *, takes_bool: bool = False) -> None:
     """Raises TypeError if it is no int (see :func:`check_int`), ValueError if it is below
-    ``least``."""
+    ``minimum``."""
     check_int(name, value, takes_bool=takes_bool)
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {brief(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {brief(value)}")
 
 
 def brief(value: int) -> str:

@@ -24,7 +24,7 @@ F_SETSIG = 10
 SOCKET_BUFFER = 1024 * 1024
 """Bytes asked for in each direction; the kernel may grant less. Some thousand
 small messages: nobody who sends one has to wait for a reader that is busy."""
-LONGEST_WAIT = 1e6
+MAX_WAIT = 1e6
 """Seconds, some eleven days. No system call takes more than twenty-four; whoever has
 waited for so long looks again."""
 Socket = _socket.socket
@@ -152,12 +152,12 @@ class Lifeline:
         self.read_end, self._write_end, self._own = kept, -1, -1
 
 
-class Waiter:
+class Poller:
     """Waits until one of a few descriptors can be read.
 
     A descriptor registered as *shared* is one that many processes wait for; on
     Linux the kernel wakes one of them a message, and the same one first while it
-    is idle, so that a trickle of work leaves the others to grow tired and retire.
+    is idle, so that a trickle of work leaves the others to grow idle and retire.
     """
 
     def __init__(self) -> None:
@@ -181,9 +181,9 @@ class Waiter:
 
     def wait(self, timeout: float | None = None) -> list[int]:
         """The descriptors that can be read, or are at their end; an empty list
-        after ``timeout`` seconds, or after LONGEST_WAIT if that is sooner."""
+        after ``timeout`` seconds, or after MAX_WAIT if that is sooner."""
         if self._epoll is not None:
-            seconds = -1 if timeout is None else min(timeout, LONGEST_WAIT)
+            seconds = -1 if timeout is None else min(timeout, MAX_WAIT)
             return [fd for fd, _ in self._epoll.poll(seconds)]
         # A new object for each call: a signal handler that runs within one may wait, too.
         poll = green.poll()
@@ -197,7 +197,7 @@ class Waiter:
 
 
 def _milliseconds(timeout: float | None) -> int | None:
-    return None if timeout is None else math.ceil(min(timeout, LONGEST_WAIT) * 1000)
+    return None if timeout is None else math.ceil(min(timeout, MAX_WAIT) * 1000)
 
 
 def pause(seconds: float) -> None:
@@ -206,7 +206,7 @@ def pause(seconds: float) -> None:
 
 
 def readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Whether a read would not block, right now or within so many seconds; or LONGEST_WAIT,
+    """Whether a read would not block, right now or within so many seconds; or MAX_WAIT,
     if that is sooner."""
     poll = green.poll()
     poll.register(descriptor, select.POLLIN)

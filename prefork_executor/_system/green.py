@@ -12,7 +12,7 @@ which runs other greenlets of the same thread meanwhile. This package deals with
 * The client is a part of the program. Its I/O thread is a greenlet of the hub as every other
   thread there, and its locks are what ``threading`` gives: so whoever waits for a result
   lets other greenlets run, and callbacks run where such a program expects them. It waits
-  by :class:`GreenWaiter`.
+  by :class:`GreenPoller`.
 * A forked process has a copy of the hub, with the greenlets of the process it was forked
   from, which would go on in both. Every process of the pool forgets that hub first
   (:func:`forget_hub`), and gets one of its own if it needs one.
@@ -78,8 +78,8 @@ if hasattr(_select, "epoll"):
     epoll: type[select.epoll] = _select.epoll
 
 
-class GreenWaiter:
-    """A `descriptors.Waiter` for one greenlet: while it waits, others run."""
+class GreenPoller:
+    """A `descriptors.Poller` for one greenlet: while it waits, others run."""
 
     def __init__(self) -> None:
         self._watched: list[int] = []

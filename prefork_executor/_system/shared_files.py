@@ -24,12 +24,12 @@ def shared_file(name: str, size: int) -> int:
         OSError: no descriptor, or no room, or it would be larger than a file may be.
     """
     # Before the system finds it out, which would send SIGXFSZ.
-    most = file_size_limit()
-    if most is not None and size > most:
+    limit = file_size_limit()
+    if limit is not None and size > limit:
         raise OSError(
             errno.EFBIG,
             f"{os.strerror(errno.EFBIG)}: {size} bytes of shared memory, where a file of this "
-            f"process may have {most} (RLIMIT_FSIZE, `ulimit -f`)",
+            f"process may have {limit} (RLIMIT_FSIZE, `ulimit -f`)",
         )
     descriptor = _memory_file(name)
     if descriptor is None:

@@ -19,9 +19,9 @@ from .model import Point, TaskRow, Timeline, quantile
 COLUMNS = 900
 """Units of the plot's width: so many points a curve has at most."""
 LEFT, RIGHT, HEIGHT, GAP, TOP = 60, 30, 180, 70, 24
-MOST_ROWS = 500
+MAX_ROWS = 500
 """Decisions in the page's table. Those that are not there are marked in the plot."""
-MOST_NAMES = 50
+MAX_NAMES = 50
 """Functions in the page's table."""
 
 _STYLE = """
@@ -114,7 +114,7 @@ def _functions(rows: Sequence[TaskRow]) -> Iterator[str]:
     yield "<h2>Functions</h2>\n<table><thead><tr><th>function</th>"
     heads = ("tasks", "not returned", "ran, in all", "p50", "p99", "longest", "waited, p50")
     yield "".join(f'<th class="n">{head}</th>' for head in heads) + "</tr></thead><tbody>\n"
-    for name in names[:MOST_NAMES]:
+    for name in names[:MAX_NAMES]:
         ran, tasks = sorted(costs[name]), by_name[name]
         failures = sum(row.outcome != "returned" for row in tasks)
         waits = sorted(row.waited for row in tasks)
@@ -122,8 +122,8 @@ def _functions(rows: Sequence[TaskRow]) -> Iterator[str]:
         numbers = [f"{len(tasks):,}", f"{failures:,}", *(_seconds(t / 1e9) for t in times)]
         yield _row([_text(name), *numbers], numeric=range(1, len(numbers) + 1))
     yield "</tbody></table>\n"
-    if len(names) > MOST_NAMES:
-        yield f'<p class="dim">And {len(names) - MOST_NAMES:,} more functions.</p>\n'
+    if len(names) > MAX_NAMES:
+        yield f'<p class="dim">And {len(names) - MAX_NAMES:,} more functions.</p>\n'
 
 
 def _ran(row: TaskRow) -> int:
@@ -138,13 +138,13 @@ def _decisions(timeline: Timeline) -> Iterator[str]:
         return
     yield '<table><thead><tr><th class="n">at</th><th>what</th><th class="n">workers before</th>'
     yield "<th>why</th></tr></thead><tbody>\n"
-    for decision in decisions[:MOST_ROWS]:
+    for decision in decisions[:MAX_ROWS]:
         at = _seconds(max(0.0, decision.time - timeline.epoch))
         cells = [at, _what(decision), str(decision.workers), _text(decision.reason)]
         yield _row(cells, numeric=(0, 2))
     yield "</tbody></table>\n"
-    if len(decisions) > MOST_ROWS:
-        yield f'<p class="dim">And {len(decisions) - MOST_ROWS:,} more, in the plot.</p>\n'
+    if len(decisions) > MAX_ROWS:
+        yield f'<p class="dim">And {len(decisions) - MAX_ROWS:,} more, in the plot.</p>\n'
 
 
 def _what(decision: ScalingDecision) -> str:
@@ -183,17 +183,17 @@ def _plot(timeline: Timeline) -> Iterator[str]:
     end = timeline.end
     curves = [c.points(end, COLUMNS) for c in (timeline.live, timeline.busy, timeline.waiting)]
     live, busy, waiting = curves
-    most = max(timeline.max_workers, *(math.ceil(point.mean) for point in live))
+    maximum = max(timeline.max_workers, *(math.ceil(point.mean) for point in live))
     backlog = max((math.ceil(point.mean) for point in waiting), default=0)
     seconds = max(1, end - timeline.begin) / 1e9
     height = TOP + 2 * HEIGHT + GAP + 24
     width = LEFT + COLUMNS + RIGHT
     label = "Workers, live and busy, and tasks that wait, over time"
     yield f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">\n'
-    yield from _panel(TOP, most, seconds, "workers: live (grey) and busy (blue)")
+    yield from _panel(TOP, maximum, seconds, "workers: live (grey) and busy (blue)")
     for points, name in ((live, "live"), (busy, "busy")):
-        yield _area(points, timeline, TOP, most, name)
-    limit = _height(timeline.max_workers, TOP, most)
+        yield _area(points, timeline, TOP, maximum, name)
+    limit = _height(timeline.max_workers, TOP, maximum)
     yield f'<line class="most" x1="{LEFT}" x2="{LEFT + COLUMNS}" y1="{limit}" y2="{limit}">'
     yield f"<title>max_workers: {timeline.max_workers}</title></line>\n"
     yield from _marks(timeline, seconds)
@@ -203,15 +203,15 @@ def _plot(timeline: Timeline) -> Iterator[str]:
     yield "</svg>\n"
 
 
-def _height(value: float, top: int, most: float) -> float:
-    return round(top + HEIGHT * (1 - value / max(1, most)), 2)
+def _height(value: float, top: int, maximum: float) -> float:
+    return round(top + HEIGHT * (1 - value / max(1, maximum)), 2)
 
 
-def _panel(top: int, most: int, seconds: float, title: str) -> Iterator[str]:
+def _panel(top: int, maximum: int, seconds: float, title: str) -> Iterator[str]:
     bottom = top + HEIGHT
     yield f'<text class="title" x="{LEFT}" y="{top - 8}">{title}</text>\n'
-    for value in _ticks(max(1, most), 4, whole=True):
-        y = _height(value, top, most)
+    for value in _ticks(max(1, maximum), 4, whole=True):
+        y = _height(value, top, maximum)
         yield f'<line class="axis" x1="{LEFT}" x2="{LEFT + COLUMNS}" y1="{y}" y2="{y}"/>'
         yield f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:,.0f}</text>\n'
     for at in _ticks(seconds, 8):
@@ -220,9 +220,9 @@ def _panel(top: int, most: int, seconds: float, title: str) -> Iterator[str]:
         yield f'<text x="{x}" y="{bottom + 17}" text-anchor="middle">{_seconds(at)}</text>\n'
 
 
-def _ticks(most: float, count: int, *, whole: bool = False) -> Iterator[float]:
-    """Round values from 0 to ``most``, about so many."""
-    rough = most / count
+def _ticks(maximum: float, count: int, *, whole: bool = False) -> Iterator[float]:
+    """Round values from 0 to ``maximum``, about so many."""
+    rough = maximum / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     if not whole and step > 10:
@@ -230,16 +230,18 @@ def _ticks(most: float, count: int, *, whole: bool = False) -> Iterator[float]:
         step = next((nice for nice in steps if nice >= rough), math.ceil(rough / 86400) * 86400)
     if whole:
         step = max(1.0, step)
-    return itertools.takewhile(lambda value: value <= most, (step * i for i in itertools.count()))
+    return itertools.takewhile(
+        lambda value: value <= maximum, (step * i for i in itertools.count())
+    )
 
 
-def _area(points: Sequence[Point], timeline: Timeline, top: int, most: float, name: str) -> str:
+def _area(points: Sequence[Point], timeline: Timeline, top: int, maximum: float, name: str) -> str:
     """The curve as steps, one for each of its points, down to the axis at both ends."""
     length = max(1, timeline.end - timeline.begin)
     path, last = [f"M{LEFT} {top + HEIGHT}"], None
     for point in points:
         x = round(LEFT + COLUMNS * (point.at - timeline.begin) / length, 2)
-        y = _height(point.mean, top, most)
+        y = _height(point.mean, top, maximum)
         if y != last:
             path.append(f"H{x}V{y}")
         last = y

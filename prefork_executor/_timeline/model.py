@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from .._support.named_tuples import NamedTuple
 from ..stats import ScalingDecision
 
-FINEST = 1_000_000
+MIN_BUCKET_NS = 1_000_000
 """Nanoseconds of a curve's buckets at first: of what is shorter only the mean is seen."""
-MOST_BUCKETS = 4096
+MAX_BUCKETS = 4096
 """Buckets of one curve. When they do not suffice, each becomes twice as long."""
 
 
@@ -68,17 +68,17 @@ class Curve:
 
     Steps may come in any order of time; a mean is exact whatever a bucket's length."""
 
-    def __init__(self, begin: int, most: int = MOST_BUCKETS) -> None:
+    def __init__(self, begin: int, max_buckets: int = MAX_BUCKETS) -> None:
         self._begin = begin
-        self._most = most
-        self._width = FINEST
+        self._max_buckets = max_buckets
+        self._width = MIN_BUCKET_NS
         self._steps: list[int] = []
         self._areas: list[int] = []
 
     def step(self, at: int, by: int) -> None:
         """From then on there are so many more. What was before the beginning counts from there."""
         since = max(0, at - self._begin)
-        while since // self._width >= self._most:
+        while since // self._width >= self._max_buckets:
             self._coarsen()
         bucket = since // self._width
         lack = bucket + 1 - len(self._steps)
@@ -97,11 +97,11 @@ class Curve:
         self._steps = [steps[i] + steps[i + 1] for i in range(0, len(steps), 2)]
         self._width = 2 * width
 
-    def points(self, end: int, most: int = MOST_BUCKETS) -> list[Point]:
+    def points(self, end: int, max_buckets: int = MAX_BUCKETS) -> list[Point]:
         """So many at most, up to that time, one for each bucket."""
         length = max(1, end - self._begin)
         curve = copy.copy(self)  # Coarsening makes new lists, but for a last 0.
-        while length > most * curve._width:
+        while length > max_buckets * curve._width:
             curve._coarsen()
         return list(curve._points(length))
 

@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 AHEAD = 1000
 """Tasks that are ahead of the results at most, or four a worker, if that is more."""
-MOST_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 """Bytes of lines that are ahead, but for one that is longer."""
 WRITE_EVERY = 0.1
 """Seconds that a result waits at most to be written, when nothing hinders it."""
-MOST_PENDING = 1 << 20
+MAX_PENDING = 1 << 20
 """Bytes of results that wait at most to be written with others."""
 
 
@@ -62,8 +62,8 @@ class Window:
 
     They wake each other seldom: the one that puts sleeps until half of it is gone."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
         self._entries: collections.deque[Ahead] = collections.deque()
         self._bytes = 0
         self._is_over = self._is_full = False
@@ -73,7 +73,7 @@ class Window:
     def put(self, make: Callable[[], Ahead], size: int) -> bool:
         """When there is room, put what this makes. False: nobody wants it any more."""
         with self._change:
-            if not self._has_room(size, self._most):
+            if not self._has_room(size, self._max_entries):
                 self._is_full = True
                 self._change.wait_for(lambda: self._is_over or not self._is_full)
             if self._is_over:
@@ -84,8 +84,8 @@ class Window:
                 self._change.notify_all()
             return True
 
-    def _has_room(self, size: int, most: int) -> bool:
-        fits = len(self._entries) < most and self._bytes + size <= MOST_BYTES
+    def _has_room(self, size: int, max_entries: int) -> bool:
+        fits = len(self._entries) < max_entries and self._bytes + size <= MAX_BYTES
         return not self._entries or fits
 
     def take(self, timeout: float | None) -> Ahead | None:
@@ -101,7 +101,7 @@ class Window:
             if self._entries:
                 entry = self._entries.popleft()
                 self._bytes -= sum(item.size for item in entry[0])
-                if self._is_full and self._has_room(MOST_BYTES // 2, self._most // 2):
+                if self._is_full and self._has_room(MAX_BYTES // 2, self._max_entries // 2):
                     self._is_full = False
                     self._change.notify_all()
                 return entry
@@ -130,12 +130,12 @@ class Mapping:
         self._executor = executor
         self._call = Call(job)
         self._chunksize = chunksize
-        self._most = max(AHEAD // chunksize, 4 * max_workers)
+        self._max_entries = max(AHEAD // chunksize, 4 * max_workers)
 
     def results(self, items: Iterable[Item], sink: Sink) -> Iterator[Result]:
         """The result of each item, in order. While they are waited for, what is pending
         in the sink is written."""
-        window = Window(self._most)
+        window = Window(self._max_entries)
         # A daemon: the read of an input that never comes must not keep the program.
         thread = threading.Thread(target=self._feed, args=(items, window), daemon=True)
         thread.start()
@@ -228,7 +228,7 @@ class Sink:
             self._note(result.item, result.error)
         self._output.add(result.line)
         self._size += len(result.line)
-        if self._size > MOST_PENDING:
+        if self._size > MAX_PENDING:
             self.write()
         else:
             self.write_if_due()

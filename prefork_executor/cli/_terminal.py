@@ -17,7 +17,7 @@ import tty
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-MOST_KEYS = 64
+MAX_KEYS = 64
 """Bytes read at once: more than anybody types between two looks."""
 
 
@@ -34,11 +34,11 @@ class Keys:
         sources = [self._wake_up] if self._keyboard is None else [self._wake_up, self._keyboard]
         ready, _, _ = select.select(sources, [], [], seconds)
         if self._wake_up in ready:
-            os.read(self._wake_up, MOST_KEYS)
+            os.read(self._wake_up, MAX_KEYS)
         if self._keyboard not in ready or self._keyboard is None:
             return ""
         try:
-            pressed = os.read(self._keyboard, MOST_KEYS)
+            pressed = os.read(self._keyboard, MAX_KEYS)
         except OSError:
             return None
         return pressed.decode(errors="replace") or None

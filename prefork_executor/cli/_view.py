@@ -24,12 +24,12 @@ LETTERS = {"starting": "S", "idle": "_", "taking": "_", "busy": "W", "leaving": 
 LEGEND = "_ waiting, W working, S starting, G leaving, . open"
 COLOURS = {"S": "cyan", "_": "green", "W": "yellow", "G": "magenta", ".": "bright_black"}
 BARS = "▁▂▃▄▅▆▇█"
-MOST_BOARD_LINES = 4
+MAX_BOARD_LINES = 4
 COURSE_KEPT = 512
 """Looks of which the course is kept: as many as the widest terminal shows."""
 LABEL = 9
 DECISIONS_SHOWN = 3
-LEAST_ROWS = 3
+MIN_ROWS = 3
 """Workers that are shown before any decision is."""
 
 SortKey = Callable[[WorkerStatus, float], float | str]
@@ -99,7 +99,7 @@ class View:
             return Group(*head, self._table(pool, width, len(pool.workers)), *decisions)
         # Where there is little room the workers come before the decisions; the keys stay.
         room = height - len(head) - 2
-        shown = max(0, room - min(len(pool.workers), LEAST_ROWS))
+        shown = max(0, room - min(len(pool.workers), MIN_ROWS))
         decisions = decisions[-shown:] if shown else []
         room -= len(decisions)
         if room <= 0:
@@ -175,7 +175,7 @@ class View:
 
 def _board(pool: PoolStatus, width: int) -> list[Text]:
     """A letter for each slot, as far as there is room, and what they mean."""
-    letters = ["."] * min(pool.max_workers, width * MOST_BOARD_LINES)
+    letters = ["."] * min(pool.max_workers, width * MAX_BOARD_LINES)
     for row in pool.workers:
         if row.slot < len(letters):
             letters[row.slot] = LETTERS[row.state]
@@ -188,15 +188,15 @@ def _board(pool: PoolStatus, width: int) -> list[Text]:
     return [*lines, Text(cut(LEGEND, width), style="dim", no_wrap=True)]
 
 
-def _course(name: str, values: collections.deque[int], width: int, most: int | None) -> Text:
-    """The course of a number, the latest at the right; its largest, or ``most``, is the full
+def _course(name: str, values: collections.deque[int], width: int, maximum: int | None) -> Text:
+    """The course of a number, the latest at the right; its largest, or ``maximum``, is the full
     height."""
     room = max(1, width - LABEL - 8)
     shown = list(values)[-room:]
-    top = max(1, most or max(shown, default=1))
+    top = max(1, maximum or max(shown, default=1))
     line = Text(f"{name:<{LABEL}}", no_wrap=True)
     line.append(sparkline(shown, top).rjust(room), style="blue")
-    line.append(f" {'' if most else '^'}{top}"[:8])
+    line.append(f" {'' if maximum else '^'}{top}"[:8])
     return line
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REDRAW = 1.0
 """Seconds after which it is drawn anew at the latest, for terminals that do not say that
 they were resized."""
-SHORTEST_DELAY = 0.1
+MIN_DELAY = 0.1
 """Seconds between two looks, at least."""
 
 
@@ -48,8 +48,8 @@ def add_to(subcommands: Any) -> None:
 
 def _delay(text: str) -> float:
     seconds = float(text)
-    if not SHORTEST_DELAY <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be from {SHORTEST_DELAY} to 3600 seconds")
+    if not MIN_DELAY <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be from {MIN_DELAY} to 3600 seconds")
     return seconds
 
 

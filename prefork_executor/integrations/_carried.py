@@ -20,7 +20,7 @@ from tblib.pickling_support import pickle_exception, pickle_traceback
 from ..errors import CallPicklingError, RemoteExceptionStandIn, ResultPicklingError
 from ..maps import function_of
 
-LONGEST_TEXT = 500
+MAX_TEXT = 500
 """Characters of an exception that are shown on the way; it arrives whole."""
 
 
@@ -185,5 +185,5 @@ def _stand_in(kind: str, text: str, shown: str, reason: Exception) -> RemoteExce
 
 def _text(thing: object, how: Callable[[object], str] = str) -> str:
     with contextlib.suppress(Exception):
-        return how(thing)[:LONGEST_TEXT]
+        return how(thing)[:MAX_TEXT]
     return "(it cannot be shown)"

@@ -33,7 +33,7 @@ MARK = "prefork_executor"
 """The annotation of tasks that ask before they begin."""
 _NEVER = -(10**9)
 """Deaths of workers a task is credited with, so that no number of them counts."""
-_MOST_UNWANTED = 10_000
+_MAX_UNWANTED = 10_000
 """Keys remembered of tasks that are to be ended but have not begun here."""
 
 
@@ -51,7 +51,7 @@ class NodePool(Executor):
         self.pool = pool
         self._lock = threading.Lock()
         self._running: dict[str, Future[bytes]] = {}
-        self._unwanted: collections.deque[str] = collections.deque(maxlen=_MOST_UNWANTED)
+        self._unwanted: collections.deque[str] = collections.deque(maxlen=_MAX_UNWANTED)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """As Dask does it: ``fn`` is its own, the task is the first argument."""

@@ -38,13 +38,13 @@ class SharedArguments:
     """Those of one call.
 
     Args:
-        least: bytes of buffers from which on an argument is shared. None: never.
+        minimum: bytes of buffers from which on an argument is shared. None: never.
         mode: as joblib's ``mmap_mode``: "r" read-only, "c" each task's own copy,
             "r+" and "w+" writable by all. None: nothing is shared.
     """
 
-    def __init__(self, least: int | None, mode: str | None) -> None:
-        self._least = least if mode in _ACCESS and _IS_POSSIBLE else None
+    def __init__(self, minimum: int | None, mode: str | None) -> None:
+        self._minimum = minimum if mode in _ACCESS and _IS_POSSIBLE else None
         self._access = _ACCESS.get(mode or "", mmap.ACCESS_READ)
         # By id, as most of them cannot be hashed. What is met is not kept alive for it.
         self._met: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -52,7 +52,7 @@ class SharedArguments:
 
     def share_in(self, items: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """joblib's tasks, ``(function, args, kwargs)``, with what is shared replaced."""
-        if self._least is None:
+        if self._minimum is None:
             return list(items)
         share = self._share
         return [
@@ -68,13 +68,13 @@ class SharedArguments:
                 with contextlib.suppress(TypeError):
                     self._met[key] = argument
                 return argument
-            self._known[key] = (argument, _lay_down(argument, self._least or 0, self._access))
+            self._known[key] = (argument, _lay_down(argument, self._minimum or 0, self._access))
         return self._known[key][1] or argument
 
     def close(self) -> None:
         """The call has ended: share no more. What workers have mapped lives on until
         they let it go."""
-        self._least = None
+        self._minimum = None
         self._known.clear()
 
 
@@ -94,7 +94,7 @@ class _Shared:
         return _pick_up, (path, self._access, self._pickled, self._sizes)
 
 
-def _lay_down(argument: Any, least: int, access: int) -> _Shared | None:
+def _lay_down(argument: Any, minimum: int, access: int) -> _Shared | None:
     """The argument in a memfd; None if it is not large enough, or cannot be pickled so."""
     buffers: list[pickle.PickleBuffer] = []
     try:
@@ -103,7 +103,7 @@ def _lay_down(argument: Any, least: int, access: int) -> _Shared | None:
     except Exception:  # noqa: BLE001 - whatever it is, it shows when the task is pickled
         return None
     # What __main__ defines is not the same everywhere; the executor knows about that.
-    if sum(view.nbytes for view in views) < least or b"__main__" in pickled:
+    if sum(view.nbytes for view in views) < minimum or b"__main__" in pickled:
         return None
     descriptor = os.memfd_create("prefork-arguments", os.MFD_CLOEXEC)
     with open(descriptor, "wb", closefd=False) as file:

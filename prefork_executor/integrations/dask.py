@@ -119,7 +119,7 @@ def connect(
         client.register_plugin(Gate())
         client.register_plugin(plugin)
         tasks = _Cluster(client, is_own, plugin.executor)
-        return DaskExecutor(tasks, _Terms(task_timeout, retries))
+        return DaskExecutor(tasks, _TaskOptions(task_timeout, retries))
     except BaseException:
         if is_own:
             client.close()
@@ -137,7 +137,7 @@ class _OwnClient(Client):
             raise
 
 
-class _Terms(NamedTuple):
+class _TaskOptions(NamedTuple):
     timeout: float | None
     retries: int
 
@@ -147,9 +147,9 @@ class DaskExecutor(Maps, Executor):
     :func:`connect` and :meth:`with_options`. Through a scheduler a task costs about a
     millisecond, so in maps short ones should be many, by ``chunksize``."""
 
-    def __init__(self, cluster: _Cluster, terms: _Terms) -> None:
+    def __init__(self, cluster: _Cluster, options: _TaskOptions) -> None:
         self._cluster = cluster
-        self._terms = terms
+        self._task_options = options
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)`` somewhere on the cluster. Does not wait.
@@ -170,7 +170,7 @@ class DaskExecutor(Maps, Executor):
         """
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
-        return self._cluster.submit(fn, args, kwargs, self._terms)
+        return self._cluster.submit(fn, args, kwargs, self._task_options)
 
     def _submitter(self) -> Callable[[], Callable[..., Future[Any]]]:
         return lambda: self.submit
@@ -182,7 +182,7 @@ class DaskExecutor(Maps, Executor):
         return self._cluster.threads()
 
     def with_options(self, **options: Any) -> DaskExecutor:
-        """The same cluster, for tasks on other terms.
+        """The same cluster, for tasks with other options.
 
         Args:
             options: ``timeout``: seconds that a task may run, from its beginning in a
@@ -196,7 +196,7 @@ class DaskExecutor(Maps, Executor):
             TypeError, ValueError: at this call, for a bad argument.
         """
         _local().with_options(**options)
-        return DaskExecutor(self._cluster, self._terms._replace(**options))
+        return DaskExecutor(self._cluster, self._task_options._replace(**options))
 
     def abort(self, future: Future[Any]) -> bool:
         """End a task, whether it runs or waits. Does not wait for its end.
@@ -266,7 +266,11 @@ class _Cluster:
         self._watch = asyncio.create_task(self._look_after())
 
     def submit(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: _Terms
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: _TaskOptions,
     ) -> Future[Any]:
         """See DaskExecutor.submit."""
         try:
@@ -279,15 +283,15 @@ class _Cluster:
         future = _TaskFuture(self, f"{call.name}-{uuid.uuid4().hex}", call.name)
         with self._lock:
             self._check_open()
-            task = self._tasks[future] = self._send(call, future.key, terms)
+            task = self._tasks[future] = self._send(call, future.key, options)
         future.add_done_callback(self._on_done)
         self._client.loop.add_callback(self._follow, future, task)
         return future
 
-    def _send(self, call: CarriedCall, key: str, terms: _Terms) -> DaskFuture[bytes]:
+    def _send(self, call: CarriedCall, key: str, options: _TaskOptions) -> DaskFuture[bytes]:
         with dask.annotate(**{"executor": THREADS, MARK: True}):
             return self._client.submit(
-                run_carried, call, key, self._executor, *terms, key=key, pure=False
+                run_carried, call, key, self._executor, *options, key=key, pure=False
             )
 
     def _check_open(self) -> None:

@@ -159,7 +159,7 @@ class OneByOnePool(OurPool):
     def __init__(self, workers: int = WORKERS, **options: Any) -> None:
         from prefork_executor._client import batches
 
-        batches.MOST = 1
+        batches.MAX_TASKS = 1
         super().__init__(workers, **options)
 
 
