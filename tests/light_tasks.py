@@ -15,6 +15,16 @@ def square(x: int) -> int:
     return x * x
 
 
+def power(base: int, exponent: int = 2) -> int:
+    return int(base**exponent)
+
+
+def fail_at_three(x: int) -> int:
+    if x == 3:
+        raise KeyError(x)
+    return x
+
+
 def note(path: str, text: str) -> None:
     """One line, whole, whoever else writes."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import BOUND, eventually
-from light_tasks import run_until, square
+from light_tasks import fail_at_three, power, run_until, square
 
 from prefork_executor import PreforkExecutor
 
@@ -23,16 +23,6 @@ from prefork_executor import PreforkExecutor
 def executor() -> Iterator[PreforkExecutor]:
     with PreforkExecutor(2) as executor:
         yield executor
-
-
-def power(base: int, exponent: int = 2) -> int:
-    return int(base**exponent)
-
-
-def fail_at_three(x: int) -> int:
-    if x == 3:
-        raise KeyError(x)
-    return x
 
 
 def wait_at_zero(gate: str, x: int) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from conftest import BOUND, eventually
-from light_tasks import die, noted, run_until, square
+from light_tasks import die, fail_at_three, noted, power, run_until, square
 from scripts import run_script
 
 import prefork_executor.pool
@@ -37,16 +37,6 @@ FOREVER = 3600.0
 def pool() -> Iterator[Pool]:
     with Pool(2) as pool:
         yield pool
-
-
-def power(base: int, exponent: int = 2) -> int:
-    return int(base**exponent)
-
-
-def fail_at_three(x: int) -> int:
-    if x == 3:
-        raise KeyError(x)
-    return x
 
 
 def die_at_three(x: int) -> int:
