@@ -40,10 +40,13 @@ _DYNAMIC = "<dynamic-code>"
 _Cached: type = type(functools.lru_cache(len))
 
 
-def pickle_by_rule(thing: Any, refer: Refer, callback: Any) -> bytes:
-    """A pickle of this. Raises what pickling raises."""
+def pickle_by_rule(
+    thing: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
+) -> bytes:
+    """A pickle of this, by these reducers (None: all that are registered). Raises what
+    pickling raises."""
     file = io.BytesIO()
-    rule_pickler()(file, refer, callback).dump(thing)
+    rule_pickler()(file, refer, callback, registered).dump(thing)
     return file.getvalue()
 
 
@@ -68,8 +71,11 @@ def rule_pickler() -> Any:
         """What is registered, and with it all that goes by a table: remembered, because it
         seldom changes."""
 
-        def __init__(self, file: Any, refer: Refer, callback: Any) -> None:
-            registered = reducers.table()
+        def __init__(
+            self, file: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
+        ) -> None:
+            if registered is None:
+                registered = reducers.table()
             tables = RulePickler._tables
             if tables[0] is not registered:
                 # cloudpickle chains these maps, but every object is looked up in them.

@@ -462,15 +462,16 @@ def _explain(thing: Any, place: str, what: str) -> pickle.PicklingError:
     return pickle.PicklingError(f"{what} cannot be pickled: {found}")
 
 
-def dump_whole(thing: Any) -> bytes:
-    """The same in one piece, its buffers included. Raises what pickling raises."""
+def dump_part_of_failure(thing: Any) -> bytes:
+    """A part of a task's failure in one piece, its buffers included. Raises what pickling
+    raises."""
     try:
-        data = reducers.dumps(thing, None)
+        data = reducers.dumps_of_failure(thing)
         if reducers.OF_CONNECTIONS not in data:
             return data
     except Exception as error:
         let_through(error)
-    return pickle_by_rule(thing, _from_worker, None)
+    return pickle_by_rule(thing, _from_worker, None, reducers.table_of_failure())
 
 
 def loads(parts: Sequence[memoryview | bytes]) -> Any:

@@ -178,11 +178,11 @@ def _dump_core(error: BaseException, text: str) -> tuple[str, bytes, bytes]:
     for way, dump in ways:
         try:
             core, extras = dump(error, text)
-            return way, core, calls.dump_whole(extras)
+            return way, core, calls.dump_part_of_failure(extras)
         except BaseException as failed:
             reason = failed
     core, extras = _dump_stand_in(error, reason)
-    return "stand-in", core, calls.dump_whole(extras)
+    return "stand-in", core, calls.dump_part_of_failure(extras)
 
 
 def _dump_pickled(error: BaseException, text: str) -> tuple[bytes, _Extras]:
@@ -198,7 +198,7 @@ def _dump_rebuilt(error: BaseException, _text: str) -> tuple[bytes, _Extras]:
     if type(copy) is not type(error):
         raise pickle.PicklingError("its copy differs from it")
     extras = (_attributes(error), _fields(error))
-    pickle.loads(calls.dump_whole(extras))
+    pickle.loads(calls.dump_part_of_failure(extras))
     return core, extras
 
 
@@ -209,16 +209,16 @@ def _dump_group(group: BaseException, _text: str) -> tuple[bytes, _Extras]:
     core, (kind, message, _) = _with_copy((type(group), group.message, args))
     BaseExceptionGroup.__new__(kind, message, group.exceptions)
     extras = (_attributes(group), _fields(group))
-    pickle.loads(calls.dump_whole(extras))
+    pickle.loads(calls.dump_part_of_failure(extras))
     return core, extras
 
 
 def _with_copy(thing: Any) -> tuple[bytes, Any]:
     """A pickle of this, and the copy that comes of such a pickle."""
-    core = calls.dump_whole(thing)
+    core = calls.dump_part_of_failure(thing)
     copy = pickle.loads(core)
     # What that one may have used up, a descriptor in it, say, is for the caller to take.
-    return calls.dump_whole(thing) if may_be_taken_once(core) else core, copy
+    return calls.dump_part_of_failure(thing) if may_be_taken_once(core) else core, copy
 
 
 def _is_members(arg: Any, group: BaseExceptionGroup[BaseException]) -> bool:
@@ -238,7 +238,7 @@ def _dump_stand_in(error: BaseException, reason: BaseException | None) -> tuple[
         "shown": {**shown, **shown_fields},
         "reason": "" if reason is None else describe(reason),
     }
-    return calls.dump_whole(details), (attributes, fields)
+    return calls.dump_part_of_failure(details), (attributes, fields)
 
 
 def _brief_repr(error: BaseException) -> str:
@@ -327,7 +327,7 @@ def _same_args(copy: BaseException, error: BaseException) -> bool:
             return True
     except Exception:
         pass
-    return calls.dump_whole(copy.args) == calls.dump_whole(error.args)
+    return calls.dump_part_of_failure(copy.args) == calls.dump_part_of_failure(error.args)
 
 
 def _what_travels(things: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, str]]:
@@ -335,7 +335,7 @@ def _what_travels(things: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, str
     kept, shown = {}, {}
     for name, thing in things.items():
         try:
-            pickle.loads(calls.dump_whole(thing))
+            pickle.loads(calls.dump_part_of_failure(thing))
         except BaseException:
             shown[name] = _safely(repr, thing)
         else:

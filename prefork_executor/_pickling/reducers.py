@@ -12,17 +12,25 @@ is still the one in C, with a table.
 
 Reducers count from the moment in which they are registered: in the caller's process those
 that its program has registered, in a worker those that its own imports have.
+
+One kind of reducer is left out of a task's failure: tblib's for exceptions and tracebacks,
+which ``tblib.pickling_support.install()`` registers for every exception class there is
+(distributed calls it as it is imported). Each exception would bring along its cause, its
+context and its traceback, all of which travel by themselves (`exceptions.py`); and the
+frames of such a traceback keep alive what the process that unpickles them has at hand.
 """
 
 from __future__ import annotations
 
 import copyreg
+import functools
 import io
 import multiprocessing.connection
 import multiprocessing.context as _context
 import multiprocessing.reduction
 import pickle
 import socket
+import types
 from collections.abc import Callable
 
 TYPE_CHECKING = False
@@ -67,6 +75,8 @@ _plain: tuple[Any, int] = (None, 0)
 _merged: tuple[_Registered | None, dict[Any, Any], dict[type, Reducer]] = (None, {}, {})
 """What ``table()`` gave last, and of what it was made: to make it for each pickle takes a
 tenth of the time that the pickle of a lambda takes."""
+_of_failures: tuple[dict[type, Reducer], dict[type, Reducer]] = ({}, {})
+"""What ``table_of_failure()`` gave last, and of which table it was made."""
 
 
 def _now() -> _Registered:
@@ -94,14 +104,45 @@ def dumps(thing: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> 
     known = _now()
     if known.is_plain:
         return pickle.dumps(thing, 5, buffer_callback=callback)
-    file = io.BytesIO()
     if known.forking is multiprocessing.reduction.ForkingPickler:
-        pickler: Any = _Pickler(file, 5, buffer_callback=callback)
-        pickler.dispatch_table = {**copyreg.dispatch_table, **known.table}
-    else:
-        pickler = known.forking(file, 5, True, callback)
+        return _dumps_by(table(), thing, callback)
+    file = io.BytesIO()
+    known.forking(file, 5, True, callback).dump(thing)
+    return file.getvalue()
+
+
+def _dumps_by(reducers: dict[type, Reducer], thing: Any, callback: Any) -> bytes:
+    file = io.BytesIO()
+    pickler: Any = _Pickler(file, 5, buffer_callback=callback)
+    pickler.dispatch_table = reducers
     pickler.dump(thing)
     return file.getvalue()
+
+
+def dumps_of_failure(thing: Any) -> bytes:
+    """A part of a task's failure, by plain pickle and what is registered but tblib's. Raises
+    what pickling raises."""
+    if types.TracebackType not in copyreg.dispatch_table:
+        return dumps(thing, None)  # tblib registers that first of all.
+    reducers = table_of_failure()
+    if _latest.forking is not multiprocessing.reduction.ForkingPickler:
+        return dumps(thing, None)
+    return _dumps_by(reducers, thing, None)
+
+
+def table_of_failure() -> dict[type, Reducer]:
+    """What ``table()`` has but tblib's; it too is the same object as long as it is the same."""
+    global _of_failures
+    registered = table()
+    if _of_failures[0] is not registered:
+        kept = {kind: reduce for kind, reduce in registered.items() if not _is_tblib(reduce)}
+        _of_failures = registered, kept if len(kept) < len(registered) else registered
+    return _of_failures[1]
+
+
+def _is_tblib(reducer: Reducer) -> bool:
+    function = reducer.func if isinstance(reducer, functools.partial) else reducer
+    return getattr(function, "__module__", None) == "tblib.pickling_support"
 
 
 def table() -> dict[type, Reducer]:
