@@ -13,7 +13,7 @@ pytest.importorskip("grimp")
 
 from support import structure
 
-from prefork_executor._support import faults
+from prefork_executor._support.fault_points import POINTS
 
 
 def writes_in(code: str) -> list[str]:
@@ -99,5 +99,5 @@ def fault_points() -> Iterator[tuple[str, str, int]]:
 
 
 def test_each_fault_point_is_listed_and_each_that_is_listed_lies_in_the_code_once() -> None:
-    listed = [(name, point.file, len(point.given)) for name, point in faults.POINTS.items()]
+    listed = [(name, point.file, len(point.given)) for name, point in POINTS.items()]
     assert sorted(fault_points()) == sorted(listed)

@@ -1,7 +1,9 @@
 """Pickling by value: cloudpickle's pickler, with the rules of this package.
 
-cloudpickle is imported when the first call needs it, and not before. What it does otherwise
-than we need is mended here, what it does not know of newer Pythons in `newer_python.py`:
+Whoever imports this imports cloudpickle: no sooner than the first call needs it.
+
+What cloudpickle does otherwise than we need is mended here, what it does not know of newer
+Pythons in `newer_python.py`:
 
 * What is registered (`reducers.py`) goes before what cloudpickle would do.
 * What goes by reference is for the caller of this module to say.
@@ -20,19 +22,18 @@ import sys
 import types
 from collections.abc import Callable
 
+import cloudpickle  # type: ignore[import-untyped]
+
 from . import newer_python, reducers
 from .main_snapshot import MAIN_NAMES, resolve
+from .ways import BY_VALUE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    Refer = Callable[[Any], Any]
-    """Says of a function, a class or a module how it travels: NotImplemented, by its name;
-    a pair as ``__reduce__`` returns it; BY_VALUE; or None: as cloudpickle thinks. Its method
-    ``change_globals``, if it has one, may change the globals that a function takes along."""
+    from .ways import Refer
 
-BY_VALUE = "by value"
 _MAX_CODES = 256
 """Codes of functions that travel by value whose reductions are remembered."""
 _DYNAMIC = "<dynamic-code>"
@@ -40,114 +41,15 @@ _DYNAMIC = "<dynamic-code>"
 _Cached: type = type(functools.lru_cache(len))
 
 
-def pickle_by_rule(
-    thing: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
-) -> bytes:
-    """A pickle of this, by these reducers (None: all that are registered). Raises what
-    pickling raises."""
-    file = io.BytesIO()
-    rule_pickler()(file, refer, callback, registered).dump(thing)
-    return file.getvalue()
-
-
-@functools.cache
-def rule_pickler() -> Any:
-    """The class of the pickler: to be called with a file, a Refer and pickle's callback."""
-    import cloudpickle  # type: ignore[import-untyped]
-
-    own = cloudpickle.Pickler.__module__
-    maker = sys.modules[own]
-    # What its reductions are made of: several to each function, and the workers have them.
-    makers = frozenset(thing for thing in vars(maker).values() if _is_function_of(own, thing))
-
-    class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
-        _own: ClassVar = {
-            **cloudpickle.Pickler._dispatch_table,
-            io.TextIOWrapper: _reduce_text_file,
-            types.CodeType: _with_its_file(cloudpickle.Pickler._dispatch_table[types.CodeType]),
-        }
-
-        _tables: ClassVar[tuple[Any, Any]] = (None, None)
-        """What is registered, and with it all that goes by a table: remembered, because it
-        seldom changes."""
-
-        def __init__(
-            self, file: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
-        ) -> None:
-            if registered is None:
-                registered = reducers.table()
-            tables = RulePickler._tables
-            if tables[0] is not registered:
-                # cloudpickle chains these maps, but every object is looked up in them.
-                tables = RulePickler._tables = registered, {**self._own, **registered}
-            self._registered, self.dispatch_table = tables
-            super().__init__(file, protocol=5, buffer_callback=callback)
-            self._override = reducers.override()
-            self._change_globals = getattr(refer, "change_globals", None)
-            self._refer = refer
-
-        def reducer_override(self, obj: Any) -> Any:
-            if self._override is not None:
-                reduced = self._override(self, obj)
-                if reduced is not NotImplemented:
-                    return reduced
-            kind = type(obj)
-            if kind in self._registered:
-                return NotImplemented
-            if kind is types.FunctionType:
-                if obj in makers:
-                    return NotImplemented
-            elif not issubclass(kind, type):
-                # Not in the table: a pickler that its own table leads to lives too long.
-                reduce = self._reduce_specially.get(kind)
-                return NotImplemented if reduce is None else reduce(self, obj)
-            way = self._refer(obj)
-            if way is not None and way is not BY_VALUE:
-                return way
-            if kind is types.FunctionType:
-                return self._reduce_function(obj, is_by_value=way is BY_VALUE)
-            by_value = maker._dynamic_class_reduce if way else super().reducer_override
-            return _with_its_name(obj, by_value(obj))
-
-        def _reduce_function(self, function: types.FunctionType, *, is_by_value: bool) -> Any:
-            if not is_by_value and maker._should_pickle_by_reference(function):
-                return NotImplemented
-            reduced = self._dynamic_function_reduce(newer_python.with_annotations(function))
-            found = reduced[2][1]["__globals__"]
-            newer_python.keep_lazy(found)
-            if self._change_globals is not None:
-                self._change_globals(function, found)
-            return reduced
-
-        def _reduce_cached(self, obj: Any) -> Any:
-            # cloudpickle would send any lru_cache by reference.
-            way = self._refer(obj)
-            if way is not None and way is not BY_VALUE:
-                return way
-            if way is None and _is_in_its_module(obj):
-                return NotImplemented
-            parameters = obj.cache_parameters()
-            return _make_cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
-
-        def _reduce_module(self, module: types.ModuleType) -> Any:
-            if self._refer(module) is not BY_VALUE:
-                return NotImplemented
-            left = ("__builtins__", "__spec__", "__loader__")
-            state = {name: value for name, value in vars(module).items() if name not in left}
-            newer_python.keep_lazy(state)
-            return maker.dynamic_subimport, (module.__name__, state)
-
-        _reduce_specially: ClassVar = {
-            _Cached: _reduce_cached,
-            types.ModuleType: _reduce_module,
-            **{kind: _as_method(reduce) for kind, reduce in newer_python.reducers().items()},
-        }
-
-    return RulePickler
-
-
 def _is_function_of(module: str, thing: object) -> bool:
     return type(thing) is types.FunctionType and thing.__module__ == module
+
+
+_own_name = cloudpickle.Pickler.__module__
+_maker = sys.modules[_own_name]
+_makers = frozenset(thing for thing in vars(_maker).values() if _is_function_of(_own_name, thing))
+"""What cloudpickle's reductions are made of: several to each function, and the workers have
+them."""
 
 
 def _as_method(reduce: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
@@ -208,3 +110,87 @@ def _reduce_text_file(file: io.TextIOWrapper) -> Any:
         if file is getattr(sys, name):
             return getattr, (sys, name)
     raise TypeError(f"cannot pickle {type(file).__name__!r} object: it is an open file")
+
+
+class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    _own: ClassVar = {
+        **cloudpickle.Pickler._dispatch_table,
+        io.TextIOWrapper: _reduce_text_file,
+        types.CodeType: _with_its_file(cloudpickle.Pickler._dispatch_table[types.CodeType]),
+    }
+
+    _tables: ClassVar[tuple[Any, Any]] = (None, None)
+    """What is registered, and with it all that goes by a table: remembered, because it
+    seldom changes."""
+
+    def __init__(
+        self, file: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
+    ) -> None:
+        if registered is None:
+            registered = reducers.table()
+        tables = RulePickler._tables
+        if tables[0] is not registered:
+            # cloudpickle chains these maps, but every object is looked up in them.
+            tables = RulePickler._tables = registered, {**self._own, **registered}
+        self._registered, self.dispatch_table = tables
+        super().__init__(file, protocol=5, buffer_callback=callback)
+        self._override = reducers.override()
+        self._change_globals = getattr(refer, "change_globals", None)
+        self._refer = refer
+
+    def reducer_override(self, obj: Any) -> Any:
+        if self._override is not None:
+            reduced = self._override(self, obj)
+            if reduced is not NotImplemented:
+                return reduced
+        kind = type(obj)
+        if kind in self._registered:
+            return NotImplemented
+        if kind is types.FunctionType:
+            if obj in _makers:
+                return NotImplemented
+        elif not issubclass(kind, type):
+            # Not in the table: a pickler that its own table leads to lives too long.
+            reduce = self._reduce_specially.get(kind)
+            return NotImplemented if reduce is None else reduce(self, obj)
+        way = self._refer(obj)
+        if way is not None and way is not BY_VALUE:
+            return way
+        if kind is types.FunctionType:
+            return self._reduce_function(obj, is_by_value=way is BY_VALUE)
+        by_value = _maker._dynamic_class_reduce if way else super().reducer_override
+        return _with_its_name(obj, by_value(obj))
+
+    def _reduce_function(self, function: types.FunctionType, *, is_by_value: bool) -> Any:
+        if not is_by_value and _maker._should_pickle_by_reference(function):
+            return NotImplemented
+        reduced = self._dynamic_function_reduce(newer_python.with_annotations(function))
+        found = reduced[2][1]["__globals__"]
+        newer_python.keep_lazy(found)
+        if self._change_globals is not None:
+            self._change_globals(function, found)
+        return reduced
+
+    def _reduce_cached(self, obj: Any) -> Any:
+        # cloudpickle would send any lru_cache by reference.
+        way = self._refer(obj)
+        if way is not None and way is not BY_VALUE:
+            return way
+        if way is None and _is_in_its_module(obj):
+            return NotImplemented
+        parameters = obj.cache_parameters()
+        return _make_cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
+
+    def _reduce_module(self, module: types.ModuleType) -> Any:
+        if self._refer(module) is not BY_VALUE:
+            return NotImplemented
+        left = ("__builtins__", "__spec__", "__loader__")
+        state = {name: value for name, value in vars(module).items() if name not in left}
+        newer_python.keep_lazy(state)
+        return _maker.dynamic_subimport, (module.__name__, state)
+
+    _reduce_specially: ClassVar = {
+        _Cached: _reduce_cached,
+        types.ModuleType: _reduce_module,
+        **{kind: _as_method(reduce) for kind, reduce in newer_python.reducers().items()},
+    }

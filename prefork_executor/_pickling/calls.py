@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import pickle
 import sys
 import types
@@ -55,7 +56,6 @@ from .._support.handlers import let_through
 from ..errors import CallPicklingError, ResultPicklingError
 from . import reducers
 from .blame import describe, find_culprit
-from .by_value import BY_VALUE, pickle_by_rule, rule_pickler
 from .held_modules import HeldModules as HeldModules
 from .main_snapshot import (
     MAIN_NAMES,
@@ -67,12 +67,13 @@ from .main_snapshot import MainSnapshot as MainSnapshot
 from .main_snapshot import how_to_import_main as how_to_import_main
 from .main_snapshot import introduce_main as introduce_main
 from .main_snapshot import main_is_importable as main_is_importable
+from .ways import BY_VALUE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .by_value import Refer
+    from .ways import Refer
 
 Part = bytes | pickle.PickleBuffer
 OUT_OF_BAND = wire.INLINE_LIMIT
@@ -236,7 +237,7 @@ def dump_for(
     is_small = isinstance(body, bytes) and len(body) < OUT_OF_BAND
     try:
         # Those that they hold go as their names, by which each worker sees that it has them.
-        head = pickle_by_rule((things, body if is_small else None), refer, None)
+        head = _pickle_by_rule((things, body if is_small else None), refer, None)
     except Exception as error:
         why_not = _why_not(_FromCaller(snapshot, modules, made_for))
         name = next((name for name in missing if why_not(missing[name]) is not None), "")
@@ -380,7 +381,7 @@ def portable(thing: Any) -> Any:
             let_through(error)
     if not found_there:
         try:
-            return _ByValue(pickle_by_rule(thing, _never, None))
+            return _ByValue(_pickle_by_rule(thing, _never, None))
         except Exception as error:
             let_through(error)
     return thing
@@ -471,7 +472,7 @@ def dump_part_of_failure(thing: Any) -> bytes:
             return data
     except Exception as error:
         let_through(error)
-    return pickle_by_rule(thing, _from_worker, None, reducers.table_of_failure())
+    return _pickle_by_rule(thing, _from_worker, None, reducers.table_of_failure())
 
 
 def loads(parts: Sequence[memoryview | bytes]) -> Any:
@@ -488,6 +489,25 @@ def _dump_from_worker(thing: Any) -> list[Part]:
 
 
 # --- pickling ------------------------------------------------------------------------------
+
+
+@functools.cache
+def _rule_pickler() -> Any:
+    """The class of the pickler that knows of values: called with a file, a Refer and pickle's
+    callback. It is imported when it is first needed, as most programs never need it."""
+    from .by_value import RulePickler
+
+    return RulePickler
+
+
+def _pickle_by_rule(
+    thing: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
+) -> bytes:
+    """A pickle of this, by these reducers (None: all that are registered). Raises what
+    pickling raises."""
+    file = io.BytesIO()
+    _rule_pickler()(file, refer, callback, registered).dump(thing)
+    return file.getvalue()
 
 
 def _dump_plainly(thing: Any) -> list[Any] | None:
@@ -510,7 +530,7 @@ def _dump_plainly(thing: Any) -> list[Any] | None:
 
 def _dump_by_rule(thing: Any, refer: Refer) -> list[Part]:
     buffers: list[pickle.PickleBuffer] = []
-    return [pickle_by_rule(thing, refer, _keeping(buffers)), *buffers]
+    return [_pickle_by_rule(thing, refer, _keeping(buffers)), *buffers]
 
 
 def _is_big(buffer: pickle.PickleBuffer) -> bool:
@@ -564,7 +584,7 @@ class _Nowhere:
 def _why_not(refer: Refer) -> Callable[[Any], Exception | None]:
     def why_not(thing: Any) -> Exception | None:
         try:
-            rule_pickler()(_Nowhere(), refer, _is_small).dump(thing)
+            _rule_pickler()(_Nowhere(), refer, _is_small).dump(thing)
         except Exception as error:
             let_through(error)
             return error
