@@ -127,29 +127,20 @@ class Client:
         """See PreforkExecutor.submit."""
         before = depth(self._lock)
         try:
-            return self._submit(fn, args, kwargs, options)
+            if self._thread is None:
+                self._start()
+            future, task = self._prepare(fn, args, kwargs, options)
+            if task is not None:
+                if task.bulk and self._dispatcher.is_to_send_now():
+                    self._wrap(task)
+                self._accept(task)
+            return future
         except BaseException:
             # A signal handler may have raised half-way: the I/O thread does the rest.
             release_to(self._lock, before)
             if self._thread is not None:
                 self._wake()
             raise
-
-    def _submit(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: TaskOptions,
-    ) -> Future[Any]:
-        if self._thread is None:
-            self._start()
-        future, task = self._prepare(fn, args, kwargs, options)
-        if task is not None:
-            if task.bulk and self._dispatcher.is_to_send_now():
-                self._wrap(task)
-            self._accept(task)
-        return future
 
     def _prepare(
         self,

@@ -69,7 +69,7 @@ def open_pickled(
     try:
         if kind == Kind.FAILURE:
             return Outcome(number, duration, None, exceptions.load_failure(parts))
-        return Outcome(number, duration, calls.loads(parts), None)
+        return Outcome._make((number, duration, calls.loads(parts), None, False))
     except BaseException as error:
         return Outcome(number, duration, None, _unpickling_error(ledger, number, error))
 

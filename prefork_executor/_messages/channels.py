@@ -289,7 +289,7 @@ class Receiver:
             raise ProtocolError(f"a packet of {size} bytes with {len(descriptors)} descriptors")
         header = wire.HEADER.unpack_from(self._view)
         descriptor = descriptors[0] if descriptors else -1
-        return Packet(*header, self._view[wire.HEADER.size : size], descriptor)  # type: ignore[call-arg]
+        return Packet._make((*header, self._view[wire.HEADER.size : size], descriptor))
 
 
 def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memoryview | bytes]:

@@ -13,6 +13,7 @@ or was called by one.
 from __future__ import annotations
 
 import functools
+import operator
 import threading
 from collections.abc import Callable
 
@@ -25,16 +26,9 @@ if TYPE_CHECKING:
     S = TypeVar("S")
 
 
-def _depth_from_count(lock: Any) -> int:
-    return int(lock._recursion_count())
-
-
-def _depth_from_owner(lock: Any) -> int:
-    return int(lock._is_owned())
-
-
-depth: Callable[[Any], int] = (
-    _depth_from_count if hasattr(threading.RLock(), "_recursion_count") else _depth_from_owner
+_HOW_OFTEN = "_recursion_count"
+depth: Callable[[Any], int] = operator.methodcaller(
+    _HOW_OFTEN if hasattr(threading.RLock(), _HOW_OFTEN) else "_is_owned"
 )
 """How often this thread holds an RLock; where that cannot be told, whether it does."""
 
