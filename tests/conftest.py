@@ -1,5 +1,30 @@
-"""The suite's own rule: a test leaves no process, descriptor, thread or shared
-memory behind. Checked after every test, whatever it tested, and at the end."""
+"""The folders of the tests, and the suite's own rule: a test leaves no process, descriptor,
+thread or shared memory behind. Checked after every test, whatever it tested, and at the end.
+
+    unit          one part of the package, without a pool
+    model         the pool as a model, in every interleaving; the regulator in simulated time
+  * executor      submit, map, shutdown, and what a death costs
+  * pickling      functions, arguments, results and exceptions that travel
+  * interpreter   futures, signal handlers, forks, threads, the interpreter's end
+  * raw           raw pools, and how they end
+  * cpython       the tests that come with CPython, on our pools
+    batches       short tasks that travel together
+    features      what else users may ask of an executor, a Pool or a raw pool
+    observing     statistics, status, recordings
+    processes     what the supervisor and the workers hold, share and leave
+    faults        faults from outside, and what a pool makes of them
+    load          what much work costs: system calls, memory, requests that are lost
+    integrations  other packages; most of it needs the extra "integrations"
+    cli, plugin   the command; the pytest plugin
+    docs          what the pages say, and the programs that they give
+    programs      real programs with both pools; needs the extra "programs"
+    benchmarks    no tests: measurements
+    support       what the tests share, and the tests of the suite itself
+
+Every supported Python runs the folders with a star: only what they test may depend on it. The
+newest runs all. Modules in ``support`` are imported by their plain names (``from waiting import
+eventually``). A test's file has a name that no other has: workers import it by that name.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +34,13 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import leash
 import pytest
 from belongings import Belongings
+from waiting import BOUND
 
 pytest_plugins = ["pytester"]
 # Modules whose assertions are to say what they saw, as those of tests do.
@@ -25,12 +50,12 @@ pytest.register_assert_rewrite(
 )
 
 _NEEDS = {
-    "test_integration_dask.py": "distributed",
-    "test_integration_examples.py": "distributed",
-    "test_integration_joblib.py": "sklearn",
-    "test_integration_opentelemetry.py": "opentelemetry.sdk",
-    "test_integration_progress.py": "tqdm",
-    "test_integration_prometheus.py": "prometheus_client",
+    "integrations/test_integration_dask.py": "distributed",
+    "integrations/test_integration_examples.py": "distributed",
+    "integrations/test_integration_joblib.py": "sklearn",
+    "integrations/test_integration_opentelemetry.py": "opentelemetry.sdk",
+    "integrations/test_integration_progress.py": "tqdm",
+    "integrations/test_integration_prometheus.py": "prometheus_client",
 }
 """Tests that need what only the extra "integrations" brings. That is large: they are
 left out where it is not installed."""
@@ -43,21 +68,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-_SAME_ON_EVERY_PYTHON = (
-    *("test_cli_map.py", "test_cli_status.py", "test_cli_top.py", "test_comparison.py"),
-    *("test_documents.py", "test_recording.py", "test_recording_page.py", "test_regulator.py"),
-    *("test_regulator_simulation.py", "test_status.py"),
-)
-"""Tests of pages, commands, views and arithmetic: the newest supported Python is enough."""
-
 collect_ignore = [file for file, module in _NEEDS.items() if not _is_installed(module)]
-if sys.version_info < (3, 13):
-    collect_ignore += _SAME_ON_EVERY_PYTHON
-
-BOUND = 180.0
-"""Seconds that anything awaited may take before the test fails: far beyond what it takes
-on a machine with twenty times as much to do as it has processors. Nothing waits for a
-fixed time."""
 
 
 def pytest_configure() -> None:
@@ -94,15 +105,6 @@ def hear_signals() -> None:
     for number, handler in handlers.items():
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
-
-
-def eventually(condition: Callable[[], object], what: str = "", bound: float = BOUND) -> None:
-    """Wait until ``condition()`` is true; fail after ``bound`` seconds."""
-    deadline = time.monotonic() + bound
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"did not come true in {bound:g} s: {what or condition}")
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@
 
 A row a fault: what is injected, what the pool promises, the test that proves it, and what
 came of it in each pool, from docs/figures/faults.json. The suite checks that every test
-named here exists (tests/test_documents.py).
+named here exists (tests/docs/test_documents.py).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ import time
 import warnings
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 import leash
 from belongings import Belongings

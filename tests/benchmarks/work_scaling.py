@@ -180,7 +180,7 @@ def simulated_light_load(run: Run) -> Figures:
 
 
 def _simulated(run: Run, rate: float, hours: int) -> Figures:
-    sys.path.append(str(Path(__file__).parent.parent))
+    sys.path.append(str(Path(__file__).parents[1] / "support"))
     from regulator_simulator import Simulation
 
     from prefork_executor._pool.regulator import Limits

@@ -32,11 +32,11 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import BOUND, eventually
 from test import support
 from test.support.script_helper import assert_python_ok
 from test.test_concurrent_futures import test_deadlock as deadlock
 from test.test_concurrent_futures import test_process_pool as process_pool
+from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, WorkerDied
 

@@ -13,10 +13,10 @@ from multiprocessing.pool import MaybeEncodingError
 from typing import Any, ClassVar
 
 import pytest
-from conftest import BOUND, eventually
 from test import _test_multiprocessing as theirs
 from test import support
 from test.support.script_helper import assert_python_ok
+from waiting import BOUND, eventually
 
 from prefork_executor import Pool
 

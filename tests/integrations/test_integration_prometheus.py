@@ -1,0 +1,89 @@
+"""Executors as Prometheus metrics."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from waiting import eventually
+
+from prefork_executor import PreforkExecutor
+from prefork_executor.integrations.prometheus import ExecutorCollector
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[PreforkExecutor]:
+    with PreforkExecutor(2, min_spare_workers=2) as executor:
+        yield executor
+        (tmp_path / "go").touch()
+
+
+def scrape(**executors: PreforkExecutor) -> dict[tuple[str, ...], float]:
+    """What a scrape gives: a value for each name and label values."""
+    registry = CollectorRegistry(auto_describe=True)
+    registry.register(ExecutorCollector(**executors))
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    samples = (sample for family in families for sample in family.samples)
+    return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+
+
+def wait_for(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.005)
+
+
+def test_an_executor_that_has_done_nothing_is_all_zeros(executor: PreforkExecutor) -> None:
+    metrics = scrape(pool=executor)
+    assert metrics.pop(("prefork_executor_workers_max", "pool")) == 2
+    assert len(metrics) == 10
+    assert set(metrics.values()) == {0}
+
+
+def names_of_tasks(executor: PreforkExecutor) -> list[str | None]:
+    return [worker.task for worker in executor.stats().workers]
+
+
+def test_it_shows_what_the_executor_does(executor: PreforkExecutor, tmp_path: Path) -> None:
+    path = str(tmp_path / "go")
+    for future in [executor.submit(os._exit, 3), executor.submit(abs, -1)]:
+        future.exception()
+    futures = [executor.submit(wait_for, path) for _ in range(20)]
+    # The slot of the one that has died may be seen for a moment after its death was told.
+    eventually(lambda: names_of_tasks(executor).count(f"{__name__}.wait_for") == 2)
+    metrics = scrape(pool=executor)
+    assert metrics["prefork_executor_workers", "pool", "busy"] == 2
+    assert metrics["prefork_executor_workers", "pool", "idle"] == 0
+    assert metrics["prefork_executor_workers_peak", "pool"] == 2
+    assert metrics["prefork_executor_tasks_finished_total", "pool"] == 1  # The other died.
+    assert metrics["prefork_executor_worker_deaths_total", "pool"] == 1
+    assert metrics["prefork_executor_longest_task_seconds", "pool"] > 0
+    in_flight = metrics["prefork_executor_tasks_in_flight", "pool"]
+    assert in_flight >= 2
+    assert in_flight + metrics["prefork_executor_tasks_waiting", "pool"] == 20
+    Path(path).touch()
+    for future in futures:
+        future.result()
+    eventually(lambda: scrape(pool=executor)["prefork_executor_workers", "pool", "idle"] == 2)
+    metrics = scrape(pool=executor)
+    assert metrics["prefork_executor_tasks_finished_total", "pool"] == 21
+    assert metrics["prefork_executor_longest_task_seconds", "pool"] == 0
+
+
+def test_one_collector_serves_several_executors(executor: PreforkExecutor) -> None:
+    with PreforkExecutor(3) as other:
+        metrics = scrape(thumbnails=executor, mail=other)
+    assert metrics["prefork_executor_workers_max", "thumbnails"] == 2
+    assert metrics["prefork_executor_workers_max", "mail"] == 3
+
+
+def test_an_executor_that_was_shut_down_remains_readable(executor: PreforkExecutor) -> None:
+    executor.submit(abs, -1).result()
+    executor.shutdown()
+    metrics = scrape(pool=executor)
+    assert metrics["prefork_executor_tasks_finished_total", "pool"] == 1
+    assert metrics["prefork_executor_workers", "pool", "idle"] == 0
