@@ -18,6 +18,7 @@ thread or shared memory behind. Checked after every test, whatever it tested, an
     cli, plugin   the command; the pytest plugin
     docs          what the pages say, and the programs that they give
     programs      real programs with both pools; needs the extra "programs"
+    thorough      as unit and model, where it takes longer: larger models, other systems' means
     benchmarks    no tests: measurements
     support       what the tests share, and the tests of the suite itself
 

@@ -1,10 +1,10 @@
 """No interleaving loses a task or runs one twice, whoever is killed whenever.
 
-First the model is explored (see pool_model.py): every interleaving of small
-pools, and runs of larger ones by chance. Then each order and rule is taken away
-in turn, and the model must go wrong. At last the real worker, supervisor and
-client are held against the model: the worker and the supervisor must take its
-steps, and the real client must keep the promises in the model's world.
+First the model is explored (see pool_model.py): every interleaving of small pools (of larger
+ones in test_larger_models.py), and runs of others by chance. Then each order and rule is taken
+away in turn, and the model must go wrong. At last the real worker, supervisor and client are
+held against the model: the worker and the supervisor must take its steps, and the real client
+must keep the promises in the model's world.
 
 ``python tests/support/pool_model.py`` explores larger ones, millions of states, for minutes.
 """
@@ -34,9 +34,11 @@ from pool_model import (
     Client,
     Message,
     Pool,
+    Sizes,
     Violation,
     World,
     all_seen,
+    check_every_interleaving,
     explore,
     put_message,
     put_worker,
@@ -65,35 +67,18 @@ from prefork_executor._support import faults
 
 
 @pytest.mark.parametrize(
-    ("batch", "looks", "workers", "tasks", "kills", "retirements", "late", "refills"),
+    "sizes",
     [
-        (1, 0, 1, 2, 1, 0, 0, True),
-        (1, 0, 2, 1, 1, 0, 0, True),
-        (1, 0, 2, 2, 1, 0, 0, False),
-        (1, 0, 2, 1, 1, 1, 0, False),
-        (1, 0, 2, 0, 1, 0, 1, False),
-        (2, 1, 1, 2, 1, 0, 0, True),
-        (3, 1, 1, 3, 1, 0, 0, True),
-        (2, 0, 2, 2, 1, 0, 0, False),
-        (2, 1, 2, 2, 0, 1, 0, False),
+        Sizes(1, 0, 1, 2, 1, 0, 0, True),
+        Sizes(1, 0, 2, 1, 1, 0, 0, True),
+        Sizes(1, 0, 2, 0, 1, 0, 1, False),
+        Sizes(2, 1, 1, 2, 1, 0, 0, True),
+        Sizes(2, 0, 2, 2, 1, 0, 0, False),
     ],
+    ids=str,
 )
-def test_no_interleaving_loses_a_task_or_runs_one_twice(
-    batch: int,
-    looks: int,
-    workers: int,
-    tasks: int,
-    kills: int,
-    retirements: int,
-    late: int,
-    refills: bool,
-) -> None:
-    pool = Pool(batch=batch, refills=refills)
-    client = Client(batch=batch, looks=looks)
-    seen = explore(pool, client, pool.new(workers, tasks, kills, retirements, late))
-    lost = {fates.count("lost") for fates in seen.fates}
-    assert lost == set(range(kills + 1)), "each kill costs the task that had begun or nothing"
-    assert seen.states > 1000
+def test_no_interleaving_loses_a_task_or_runs_one_twice(sizes: Sizes) -> None:
+    check_every_interleaving(sizes)
 
 
 def test_without_store_buffers_a_recall_would_need_no_fence() -> None:
@@ -101,12 +86,6 @@ def test_without_store_buffers_a_recall_would_need_no_fence() -> None:
     pool = Pool(rules=rules, batch=2, in_order=True)
     client = Client(rules, batch=2, looks=1, in_order=True)
     explore(pool, client, pool.new(1, 2, 0))
-
-
-@pytest.mark.parametrize("funeral", [FUNERAL, ("tell", "clear rest", "clear pid")])
-def test_reads_and_clearing_writes_may_change_places(funeral: tuple[str, ...]) -> None:
-    pool = Pool(funeral=funeral, refills=False)
-    explore(pool, Client(backwards=True), pool.new(2, 1, 2))
 
 
 @pytest.mark.parametrize(("batch", "looks"), [(1, 0), (3, 2)])

@@ -810,6 +810,37 @@ class _Known:
         return "\n".join(reversed(steps))
 
 
+class Sizes(NamedTuple):
+    """How large a pool is that is explored, and what may happen to it."""
+
+    batch: int
+    looks: int
+    workers: int
+    tasks: int
+    kills: int
+    retirements: int
+    late: int
+    refills: bool
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+
+def check_every_interleaving(sizes: Sizes) -> None:
+    """Explore it.
+
+    Raises:
+        Violation: a promise is broken.
+    """
+    pool = Pool(batch=sizes.batch, refills=sizes.refills)
+    client = Client(batch=sizes.batch, looks=sizes.looks)
+    world = pool.new(sizes.workers, sizes.tasks, sizes.kills, sizes.retirements, sizes.late)
+    seen = explore(pool, client, world)
+    lost = {fates.count("lost") for fates in seen.fates}
+    assert lost == set(range(sizes.kills + 1)), "each kill costs the task that had begun or nothing"
+    assert seen.states > 1000
+
+
 def is_over(state: State) -> bool:
     """Whether every task is resolved and none is anywhere."""
     _, desk = state

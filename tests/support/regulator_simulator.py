@@ -39,8 +39,18 @@ FORKING = 0.7e-3
 EXITING = 3e-3
 TIMER = 1e-3
 
+HOUR = 3600.0
+START_UP = 0.015
+"""Seconds that a simulated worker takes to be ready, at most."""
+SLACK = 0.005
+"""Seconds for the simulated latencies: waking up, forking, timers' milliseconds."""
+
 Load = Iterable[tuple[float, float]]
 """When each task comes and how long it runs, in seconds, in order."""
+
+
+def pool_of(most: int, min_spare: int = 1, idle_timeout: float | None = 10.0) -> Limits:
+    return Limits(most, min_spare, most, min_spare, idle_timeout)
 
 
 @dataclasses.dataclass(slots=True)

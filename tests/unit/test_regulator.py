@@ -2,7 +2,7 @@
 
 A case is a short history of looks, so that the memory is one that the regulator
 itself could have; the rules are checked at the last of them. What comes of the
-rules over hours of load is in test_regulator_simulation.py.
+rules over hours of load is in test_regulator_simulation.py and test_varying_loads.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from regulator_simulator import pool_of
 
 from prefork_executor._pool.regulator import (
     FREE_CRASHES,
@@ -127,10 +128,6 @@ def whatever_the_counts(test: Callable[[Case], None]) -> Callable[[], None]:
 
 def ask(limits: Limits, memory: Memory, **counts: Any) -> tuple[Decision, Memory]:
     return regulate(Counts(**counts), limits, memory)
-
-
-def pool_of(most: int, min_spare: int = 1, idle_timeout: float | None = 10.0) -> Limits:
-    return Limits(most, min_spare, most, min_spare, idle_timeout)
 
 
 BEGUN = Memory(begun=True)

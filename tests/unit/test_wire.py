@@ -2,7 +2,7 @@
 
 Whatever arrives, a reader gets a message, a ProtocolError or the end of file,
 and no descriptor stays open for it. All of it holds for the means of other
-systems, too: the last test runs the others with those.
+systems, too: test_other_systems.py runs it with those.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import mmap
 import os
 import pickle
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pickle import PickleBuffer
 from typing import Any
@@ -25,7 +23,6 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
-from waiting import BOUND
 
 from prefork_executor._messages import channels, wire
 from prefork_executor._messages.channels import DONTWAIT, Packet, Receiver
@@ -374,24 +371,6 @@ def test_a_channel_counts_as_full_while_too_many_descriptors_are_under_way() -> 
     end: Any = Overloaded(refusals=1)
     with leaving_no_descriptor(), pytest.raises(BlockingIOError):
         channels.send(end, Kind.CALL, 1, 0, [bytes(10**5)], DONTWAIT)
-
-
-REAL = "channel or descriptor or arrive or payload or open"
-"""Selects the tests that use real sockets and files."""
-
-
-@pytest.mark.skipif(platform.FALLBACK, reason="this is the fallback")
-def test_all_of_this_holds_with_the_means_of_other_systems() -> None:
-    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", REAL]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, __file__],
-        env={**os.environ, "PREFORK_EXECUTOR_FALLBACK": "1"},
-        capture_output=True,
-        text=True,
-        timeout=2 * BOUND,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
 
 
 def test_calls_of_several_functions_have_their_names_beside_them() -> None:
