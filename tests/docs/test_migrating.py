@@ -9,7 +9,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -19,8 +18,9 @@ from typing import Any
 
 import psutil
 import pytest
+from light_tasks import wait_for
 from scripts import run_python, run_script
-from waiting import BOUND, eventually
+from waiting import eventually
 
 from prefork_executor import PreforkExecutor, WorkerDied
 
@@ -55,13 +55,6 @@ def change() -> bool:
     global changed
     before, changed = changed, True
     return before
-
-
-def wait_for(path: str) -> None:
-    """Wait for a file; not for ever, or a test that fails would hang."""
-    deadline = time.monotonic() + BOUND
-    while not Path(path).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def handler_of_usr1() -> bool:

@@ -20,20 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_tasks import square, wait_for
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, yell
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def wait_for(path: str) -> int:
-    """Runs until the file is there."""
-    while not os.path.exists(path):
-        time.sleep(0.005)
-    return os.getpid()
 
 
 def divide(a: int, b: int) -> float:

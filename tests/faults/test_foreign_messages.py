@@ -13,7 +13,6 @@ import logging
 import os
 import pickle
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from light_tasks import square, wait_for
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor
@@ -34,17 +34,6 @@ NOBODYS = 2**40
 """Above it there are no tasks' numbers and no process ids."""
 FEW, MANY = (settings(max_examples=n, deadline=None, database=None) for n in (30, 150))
 whole_commands = pytest.mark.skipif(platform.FALLBACK, reason="a stream keeps no commands apart")
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def wait_for(path: str) -> int:
-    """Runs until the file is there."""
-    while not os.path.exists(path):
-        time.sleep(0.002)
-    return os.getpid()
 
 
 def named(value: object) -> str:
@@ -391,7 +380,7 @@ def test_a_garbled_outcome_fails_the_task_whose_it_is_and_no_other(
         error = future.exception(BOUND)
         gate.touch()
         assert isinstance(error, pickle.UnpicklingError)
-        assert "the result of task test_foreign_messages.wait_for could not be" in str(error)
+        assert "the result of task light_tasks.wait_for could not be" in str(error)
         pool.goes_on()
 
     strike()

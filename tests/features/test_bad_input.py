@@ -28,6 +28,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
+from light_tasks import square
 from waiting import BOUND
 
 from prefork_executor import PreforkExecutor, yell
@@ -42,10 +43,6 @@ def printable(value: object) -> str | None:
     """A test's name for a value of which pytest could make none."""
     is_huge = isinstance(value, int) and abs(value) == HUGE
     return ("huge" if value == HUGE else "minus huge") if is_huge else None
-
-
-def square(x: int) -> int:
-    return x * x
 
 
 def same(x: object) -> object:

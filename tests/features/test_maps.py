@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from light_tasks import fail_at_three, power, run_until, square
+from light_tasks import fail_at_three, power, run_until, square, wait_at_zero
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor
@@ -23,12 +23,6 @@ from prefork_executor import PreforkExecutor
 def executor() -> Iterator[PreforkExecutor]:
     with PreforkExecutor(2) as executor:
         yield executor
-
-
-def wait_at_zero(gate: str, x: int) -> int:
-    while x == 0 and not os.path.exists(gate):
-        time.sleep(0.005)
-    return x
 
 
 SHAPES = [(1, None), (1, 3), (4, None), (4, 2), (100, 1)]

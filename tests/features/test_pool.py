@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from light_tasks import die, fail_at_three, noted, power, run_until, square
+from light_tasks import die, fail_at_three, noted, power, run_until, square, wait_at_zero
 from scripts import run_script
 from waiting import BOUND, eventually
 
@@ -56,12 +56,6 @@ def make_lock() -> Any:
 def begin_and_sleep(path: str) -> None:
     noted(path, "begun")
     time.sleep(FOREVER)
-
-
-def wait_at_zero(gate: str, x: int) -> int:
-    while x == 0 and not os.path.exists(gate):
-        time.sleep(0.005)
-    return x
 
 
 def add_to_global(x: int) -> int:

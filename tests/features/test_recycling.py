@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+from light_tasks import square, wait_for
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, ReloadFailed
@@ -23,10 +24,6 @@ FOREVER = 3600.0
 needs_proc = pytest.mark.skipif(
     platform.FALLBACK, reason="only Linux tells how much memory another process has"
 )
-
-
-def square(x: int) -> int:
-    return x * x
 
 
 def pids(executor: PreforkExecutor) -> set[int]:
@@ -50,13 +47,6 @@ def keep_and_wait(size: int, sign: Path, go: Path) -> int:
     sign.touch()
     wait_for(go)
     return pid
-
-
-def wait_for(path: Path) -> int:
-    deadline = time.monotonic() + BOUND
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return os.getpid()
 
 
 # --- memory ---------------------------------------------------------------------------------

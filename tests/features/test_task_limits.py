@@ -13,13 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from node_tasks import FOREVER, begin_and_sleep, note, noted, sleep_at_first
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, TaskAborted, TaskTimeout, WorkerDied
 from prefork_executor._pool import leaving
-
-FOREVER = 3600.0
-"""Seconds that a task sleeps which nobody waits for."""
 
 
 @pytest.fixture
@@ -29,19 +27,6 @@ def executor(start_method: str) -> Iterator[PreforkExecutor]:
     with PreforkExecutor(2, start_method, preload=__name__) as executor:
         yield executor
         assert executor.submit(pow, 2, 3).result(BOUND) == 8, "usable to the end"
-
-
-def note(path: Path) -> int:
-    """Say that it has begun; returns how often that has been said."""
-    with open(path, "ab", buffering=0) as file:
-        file.write(b"begun\n")
-        return file.tell() // len(b"begun\n")
-
-
-def begin_and_sleep(path: Path, seconds: float = FOREVER) -> str:
-    note(path)
-    time.sleep(seconds)
-    return "slept"
 
 
 def hang_in_c(path: Path) -> None:
@@ -78,14 +63,8 @@ def die_at_first(path: Path, runs: int) -> int:
     return run
 
 
-def sleep_at_first(path: Path) -> int:
-    run = note(path)
-    time.sleep(FOREVER if run == 1 else 0)
-    return run
-
-
 def begun(path: Path) -> int:
-    return path.read_text().count("begun") if path.exists() else 0
+    return len(noted(path))
 
 
 def started(executor: PreforkExecutor, fn: Callable[..., object], path: Path) -> Future[object]:

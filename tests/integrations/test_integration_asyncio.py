@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from light_tasks import square
 from waiting import BOUND, eventually
 
 from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied
@@ -21,10 +22,6 @@ from prefork_executor.integrations.asyncio import run
 def executor(start_method: str) -> Iterator[PreforkExecutor]:
     with PreforkExecutor(2, start_method) as executor:
         yield executor
-
-
-def square(n: int) -> int:
-    return n * n
 
 
 def fail(word: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from light_tasks import wait_for
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import eventually
@@ -32,11 +32,6 @@ def scrape(**executors: PreforkExecutor) -> dict[tuple[str, ...], float]:
     return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
 
 
-def wait_for(path: str) -> None:
-    while not os.path.exists(path):
-        time.sleep(0.005)
-
-
 def test_an_executor_that_has_done_nothing_is_all_zeros(executor: PreforkExecutor) -> None:
     metrics = scrape(pool=executor)
     assert metrics.pop(("prefork_executor_workers_max", "pool")) == 2
@@ -54,7 +49,7 @@ def test_it_shows_what_the_executor_does(executor: PreforkExecutor, tmp_path: Pa
         future.exception()
     futures = [executor.submit(wait_for, path) for _ in range(20)]
     # The slot of the one that has died may be seen for a moment after its death was told.
-    eventually(lambda: names_of_tasks(executor).count(f"{__name__}.wait_for") == 2)
+    eventually(lambda: names_of_tasks(executor).count("light_tasks.wait_for") == 2)
     metrics = scrape(pool=executor)
     assert metrics["prefork_executor_workers", "pool", "busy"] == 2
     assert metrics["prefork_executor_workers", "pool", "idle"] == 0

@@ -13,19 +13,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from light_tasks import note, square
 from waiting import eventually
 
 from prefork_executor import PreforkExecutor, WorkerDied
 from prefork_executor._support import faults
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def note(path: str, text: str) -> None:
-    with open(path, "a", encoding="ascii") as file:
-        file.write(f"{text}\n")
 
 
 def test_a_callback_that_exits_costs_no_other_future_its_outcome(

@@ -17,7 +17,6 @@ import pickle
 import random
 import signal
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,7 +25,7 @@ from typing import Any
 
 import pytest
 from injection import ended_at_once, lines
-from light_tasks import die, note, square
+from light_tasks import die, note, square, wait_for
 from pool_model import (
     FUNERAL,
     RULES,
@@ -247,13 +246,6 @@ def trace(tmp_path: Path) -> Iterator[Trace]:
     ):
         yield trace
     traces.clear()
-
-
-def wait_for(gate: Path) -> None:
-    """In a worker."""
-    deadline = time.monotonic() + BOUND
-    while not gate.exists() and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 def model_trace(tasks: int, steps: int) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+from light_tasks import wait_for
 from waiting import eventually
 
 from prefork_executor import PreforkExecutor
@@ -682,11 +683,6 @@ def test_a_buffer_that_is_released_too_early_fails_its_own_future(
     assert isinstance(future.exception(), ValueError)
     assert [task.result() for task in waiting] == [None] * 10
     assert executor.submit(same, 1).result() == 1
-
-
-def wait_for(path: str) -> None:
-    while not os.path.exists(path):
-        threading.Event().wait(0.005)
 
 
 @pytest.mark.parametrize("size", [10, 32 * 1024])

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from light_tasks import wait_for
 from scripts import run_script
 from waiting import eventually
 
@@ -34,11 +35,6 @@ class Counted:
 
 def _counted(_padding: str, content: Any) -> Any:
     return content
-
-
-def wait_for(path: str, *_: Any) -> None:
-    while not os.path.exists(path):
-        time.sleep(0.01)
 
 
 def same(thing: Any) -> Any:

@@ -7,6 +7,7 @@ import random
 from typing import NamedTuple
 
 import psutil
+from injection import is_alive
 
 from prefork_executor import PreforkExecutor
 from prefork_executor.stats import ExecutorStats
@@ -50,7 +51,7 @@ class Hunt:
         supervisor = worker.parent()
         if supervisor is None or not self._is_ours(supervisor):
             return None
-        alive = sum(map(_is_alive, supervisor.children()))
+        alive = sum(map(is_alive, supervisor.children()))
         self._most_processes = max(self._most_processes, alive)
         return Victim(worker, state, supervisor)
 
@@ -73,10 +74,3 @@ class Hunt:
     def _is_ours(self, supervisor: psutil.Process) -> bool:
         # Below it: this process, or the fork server, and the one that the template is from.
         return os.getpid() in (parent.pid for parent in supervisor.parents()[:3])
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

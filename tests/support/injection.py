@@ -15,6 +15,7 @@ from light_tasks import run_until, square
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, worker_index
+from prefork_executor._support import faults
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's own means")
 
@@ -87,6 +88,15 @@ class Running:
 
     def let_go(self) -> None:
         self._gate.touch()
+
+
+@contextlib.contextmanager
+def batches_sent() -> Iterator[list[int]]:
+    """How many tasks each message of several has; there must be some."""
+    sizes: list[int] = []
+    with faults.injected("client.sends_batch", lambda _number, count: sizes.append(count)):
+        yield sizes
+    assert max(sizes, default=0) > 3, "tasks have travelled together"
 
 
 def lose_patience(patch: pytest.MonkeyPatch) -> None:

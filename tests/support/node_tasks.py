@@ -1,5 +1,5 @@
-"""What tasks do on the nodes of a cluster. Every process there imports this for itself, so
-it imports nothing that takes its time."""
+"""Tasks that say when they begin, on the nodes of a cluster too. Every process there imports
+this for itself, so it imports nothing that takes its time."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from injection import is_alive
 from waiting import BOUND, eventually
 
 from prefork_executor._system.platform import FALLBACK
@@ -134,7 +135,7 @@ class Program:
             found = psutil.Process(self.pid).children()
         except psutil.NoSuchProcess:
             return []
-        return [child.pid for child in found if _is_alive(child)]
+        return [child.pid for child in found if is_alive(child)]
 
     def processes(self) -> list[int]:
         """Every living process of it, orphans included."""
@@ -191,13 +192,6 @@ class Program:
         except ConnectionError:
             pass
         return answer
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 Run = Callable[..., Program]
