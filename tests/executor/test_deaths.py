@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ import psutil
 import pytest
 from injection import is_alive, lines, supervisor_of
 from light_tasks import note, square
-from scripts import search_path
+from scripts import program_text, search_path
 from waiting import eventually
 
 from prefork_executor import PreforkExecutor, WorkerDied
@@ -237,25 +236,7 @@ def test_the_supervisors_death_while_idle_costs_no_task() -> None:
 
 # --- the end of the user's process ---
 
-CALLER = """
-    import sys, time
-    from prefork_executor import PreforkExecutor
-    from test_deaths import note_and_hang
-    import test_deaths
-
-    def long_c_call(path):
-        test_deaths.note(path, str(test_deaths.os.getpid()))
-        import ctypes
-        libc = ctypes.PyDLL(None)   # keeps the GIL: no Python code can run meanwhile
-        libc.sleep(600)
-
-    if __name__ == "__main__":
-        executor = PreforkExecutor(4, sys.argv[1], min_spare_workers=2)
-        for i in range(2):
-            executor.submit(note_and_hang, sys.argv[2])
-        executor.submit(long_c_call, sys.argv[2])
-        time.sleep(600)
-"""
+CALLER = program_text("killed_caller")
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
@@ -263,7 +244,7 @@ def test_nothing_of_the_pool_is_left_when_the_callers_process_is_killed(
     start_method: str, end: signal.Signals, tmp_path: Path
 ) -> None:
     script, started = tmp_path / "caller.py", tmp_path / "started"
-    script.write_text(textwrap.dedent(CALLER))
+    script.write_text(CALLER)
     environment = {**os.environ, "PYTHONPATH": search_path(Path(__file__).parent)}
     caller = subprocess.Popen(
         [sys.executable, str(script), start_method, str(started)], env=environment

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from light_tasks import square, wait_for
+from scripts import program_text
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, yell
@@ -318,22 +319,7 @@ def test_the_interpreter_waits_for_pending_work_at_its_end(start_method: str) ->
 
 
 def test_submit_at_the_interpreters_end_is_refused() -> None:
-    done = run_script(
-        """
-        import atexit
-        from prefork_executor import PreforkExecutor
-
-        executor = PreforkExecutor(1)
-        executor.submit(id, 1).result()
-
-        @atexit.register
-        def late():
-            try:
-                executor.submit(id, 1)
-            except RuntimeError as error:
-                print(error)
-        """
-    )
+    done = run_script(program_text("submit_at_exit"))
     assert "cannot schedule new futures after" in done.stdout
     assert done.stderr == ""
 

@@ -9,36 +9,15 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import psutil
 import pytest
 from injection import is_alive, lines
-from scripts import search_path
+from scripts import program_text, search_path
 from waiting import BOUND, eventually
 
-PROGRAM = """
-    import os, sys, time
-    from light_tasks import note
-    from prefork_executor import PreforkExecutor, yell
-
-    def speak(how, started, gate, after):
-        note(started, f"{os.getpid()} {os.getppid()}")
-        while not os.path.exists(gate):
-            time.sleep(0.005)
-        try:
-            if how == "yell":
-                yell("still there?")
-            return bytes(1_000_000 if how == "a big result" else 1)
-        finally:
-            note(after, "spoke")
-
-    if __name__ == "__main__":
-        executor = PreforkExecutor(1, "fork")
-        executor.submit(speak, *sys.argv[1:])
-        time.sleep(600)
-"""
+PROGRAM = program_text("speaking_task")
 
 
 @pytest.mark.parametrize("fallback", ["", "1"], ids=["linux", "fallback"])
@@ -49,7 +28,7 @@ def test_a_worker_that_can_tell_nobody_of_its_task_ends_without_noise(
     program, started, gate, after, errors = (
         tmp_path / name for name in ("program.py", "started", "gate", "after", "errors")
     )
-    program.write_text(textwrap.dedent(PROGRAM))
+    program.write_text(PROGRAM)
     with errors.open("w") as stderr:
         caller = subprocess.Popen(
             [sys.executable, str(program), how, *map(str, (started, gate, after))],

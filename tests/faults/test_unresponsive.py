@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from scripts import program_text
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, TaskTimeout
@@ -96,28 +96,7 @@ def test_a_supervisor_that_goes_on_in_time_is_not_replaced(start_method: str) ->
 
 # --- the caller's end -----------------------------------------------------------------------------
 
-PROGRAM = """
-import os, sys, time
-import psutil
-from prefork_executor import PreforkExecutor
-
-def drop():
-    if sys.argv[2] == "drops privileges":
-        os.setgid(65534)
-        os.setuid(65534)
-
-if __name__ == "__main__":
-    executor = PreforkExecutor(2, sys.argv[1], initializer=drop, min_spare_workers=2)
-    executor.submit(abs, 1).result()
-    tasks = [executor.submit(time.sleep, 600) for _ in range(2)]
-    while executor.stats().busy < 2:
-        time.sleep(0.01)
-    family = psutil.Process().children(recursive=True)
-    own = [p.pid for p in family if "resource_tracker" not in " ".join(p.cmdline())]
-    workers = [worker.pid for worker in executor.stats().workers]
-    print(*[pid for pid in own if pid not in workers], "-", *workers, flush=True)
-    time.sleep(600)
-"""
+PROGRAM = program_text("long_tasks")
 
 
 @pytest.mark.parametrize("what", ["supervisors", "workers", "all", "drops privileges"])
@@ -126,7 +105,7 @@ def test_nothing_of_the_pool_outlives_its_caller(
 ) -> None:
     if what == "drops privileges" and os.getuid() != 0:
         pytest.skip("only root can drop privileges")
-    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+    (tmp_path / "program.py").write_text(PROGRAM)
     args = [sys.executable, "program.py", start_method, what]
     with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as program:
         assert program.stdout is not None

@@ -29,7 +29,7 @@ from injection import (
     supervisor_of,
 )
 from light_tasks import run_until, square
-from scripts import run_script
+from scripts import program_text, run_script
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, TaskTimeout, WorkerDied
@@ -38,37 +38,7 @@ from prefork_executor.stats import ExecutorStats
 
 END_SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 
-GROUP = """
-    import os, signal, sys, threading, time
-    from prefork_executor import PreforkExecutor
-
-    def work(i):
-        open(sys.argv[1] + "/began-%d" % i, "w").close()
-        time.sleep(0.7)
-        return i
-
-    def first(executor, out):
-        out.append(executor.submit(abs, -1).result())
-
-    if __name__ == "__main__":
-        os.setpgid(0, 0)
-        directory, method, number, starter = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-        asked = threading.Event()
-        signal.signal(number, lambda *_: asked.set())
-        executor = PreforkExecutor(2, method)
-        if starter == "thread":
-            thread = threading.Thread(target=first, args=(executor, []))
-            thread.start()
-            thread.join()
-        futures = [executor.submit(work, i) for i in range(5)]
-        while len(os.listdir(directory)) < 3:  # This script and two tasks.
-            time.sleep(0.01)
-        os.killpg(0, number)
-        while not asked.is_set():
-            time.sleep(0.01)
-        executor.shutdown(wait=True)
-        print([future.result(0) for future in futures])
-"""
+GROUP = program_text("signal_to_group")
 
 
 @END_SIGNALS
@@ -393,35 +363,7 @@ def test_what_preload_starts_ends_of_the_signal() -> None:
         assert executor.submit(square, 2).result(BOUND) == 4
 
 
-AT_FORK = """
-    import os, signal, sys, time
-    from prefork_executor import PreforkExecutor
-
-    def end(number, _frame):
-        open("told", "w").close()
-        signal.signal(number, before)  # As coverage does.
-        os.kill(os.getpid(), number)
-
-    def set_handler():
-        global before
-        before = signal.signal(signal.SIGTERM, end)
-
-    os.register_at_fork(after_in_child=set_handler)
-
-    def hang():
-        open("runs", "w").close()
-        time.sleep(600)
-
-    if __name__ == "__main__":
-        with PreforkExecutor(1, sys.argv[1]) as executor:
-            future = executor.submit(hang)
-            while not os.path.exists("runs"):
-                time.sleep(0.01)
-            (process,) = executor._processes.values()
-            executor.abort(future)
-            process.join(60)
-            print(type(future.exception(60)).__name__, process.exitcode, os.path.exists("told"))
-"""
+AT_FORK = program_text("signal_at_fork")
 
 
 def test_what_an_at_fork_function_has_set_is_called_before_the_pools_signal_ends_the_task(

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from light_tasks import die, fail_at_three, noted, power, run_until, square, wait_at_zero
-from scripts import run_script
+from scripts import program_text, run_script
 from waiting import BOUND, eventually
 
 import prefork_executor.pool
@@ -527,19 +527,7 @@ def test_ignored_signals_are_those_at_its_construction() -> None:
 
 
 def test_a_program_that_ends_ends_its_pools(tmp_path: Path) -> None:
-    source = """
-        import os, sys, time
-        from prefork_executor import Pool
-
-        class Holder:
-            pass
-
-        if __name__ == "__main__":
-            holder = Holder()
-            holder.pool = Pool(2)
-            holder.result = holder.pool.map_async(time.sleep, [3600] * 10, 1)
-            print(holder.pool.apply_async(abs, (-3,)).ready())
-        """
+    source = program_text("pool_at_exit")
     assert run_script(tmp_path, source) == "False\n"
 
 
@@ -557,33 +545,7 @@ def test_what_tasks_have_printed_is_not_lost_with_the_pool(tmp_path: Path) -> No
 
 
 def test_a_fork_of_the_program_leaves_the_pool_alone(tmp_path: Path) -> None:
-    source = """
-        import itertools, os, sys, warnings
-        from concurrent.futures.process import BrokenProcessPool
-        from prefork_executor import Pool
-
-        def is_refused(call, *args):
-            try:
-                call(*args)
-            except BrokenProcessPool:
-                return True
-
-        if __name__ == "__main__":
-            warnings.simplefilter("ignore")  # Of a fork of a process that has threads.
-            with Pool(1) as pool:
-                assert pool.apply(abs, (-1,)) == 1
-                results = pool.imap(abs, itertools.count(), buffersize=1)
-                pid = os.fork()
-                if not pid:
-                    assert is_refused(pool.apply, abs, (-1,))
-                    assert is_refused(pool.map, abs, range(3))
-                    assert is_refused(list, results)
-                    pool.terminate()
-                    pool.join()
-                    sys.exit()
-                assert os.waitpid(pid, 0)[1] == 0
-                print(pool.apply(abs, (-2,)))
-        """
+    source = program_text("pool_and_fork")
     assert run_script(tmp_path, source) == "2\n"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts import run_script
+from scripts import program_text, run_script
 
 from prefork_executor._fork_safety import random_streams
 
@@ -75,49 +75,12 @@ def test_so_do_other_generators_with_global_state(
 def test_an_initializer_that_sets_a_seed_has_the_last_word(
     tmp_path: Path, start_method: str
 ) -> None:
-    source = """
-        import sys
-        import numpy.random
-
-        from prefork_executor import PreforkExecutor
-
-        def draw(_):
-            return numpy.random.randint(10**9)
-
-        if __name__ == "__main__":
-            options = {"max_tasks_per_child": 1, "initializer": numpy.random.seed, "initargs": (3,)}
-            with PreforkExecutor(1, sys.argv[1], **options) as executor:
-                numpy.random.seed(3)
-                print(set(executor.map(draw, range(2))) == {draw(0)})
-    """
+    source = program_text("own_seed")
     assert run_script(tmp_path, source, start_method) == "True\n"
 
 
 def test_the_children_of_a_raw_pool_draw_numbers_of_their_own(tmp_path: Path) -> None:
-    source = """
-        import os
-        import numpy.random
-
-        from prefork_executor.raw import PreforkPool
-
-        numpy.random.seed(3)
-        read_end, write_end = os.pipe()
-        os.set_blocking(read_end, False)
-
-        def child():
-            pool.kid_busy()
-            os.write(write_end, b"%12d" % numpy.random.randint(10**9))
-
-        pool = PreforkPool(min_spare_servers=1, max_spare_servers=2, start_servers=2)
-        drawn = []
-        with pool:
-            while len(drawn) < 4 and pool.whip_kids(child):
-                try:
-                    drawn.append(os.read(read_end, 12))
-                except BlockingIOError:
-                    pass
-        print(len(set(drawn)))
-    """
+    source = program_text("raw_random_streams")
     assert run_script(tmp_path, source) == "4\n"
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import run_script
+from scripts import program_text, run_script
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor
@@ -17,21 +17,7 @@ from prefork_executor import PreforkExecutor
 
 def test_the_default_start_method_is_pythons_own(tmp_path: Path) -> None:
     # In a program of its own: asking for the default fixes it.
-    source = """
-        import multiprocessing, os, sys
-        from prefork_executor import PreforkExecutor
-
-        MARK = []
-
-        def is_forked():
-            return bool(MARK)
-
-        if __name__ == "__main__":
-            MARK.append(1)
-            expected = multiprocessing.get_context().get_start_method()
-            with PreforkExecutor(1) as executor:
-                print(expected, executor.submit(is_forked).result())
-        """
+    source = program_text("default_start_method")
     default = "forkserver" if sys.version_info >= (3, 14) else "fork"
     assert run_script(tmp_path, source).split() == [default, str(default == "fork")]
 
@@ -87,32 +73,7 @@ def test_forks_of_a_program_that_has_used_the_fork_server_use_executors(
     assert printed.split() == ["True", "10000"] * 4
 
 
-NESTING_PROGRAM = """
-    import multiprocessing, sys, time
-    import psutil
-    from prefork_executor import PreforkExecutor
-
-    def inner(method, number):
-        with PreforkExecutor(1, method) as executor:
-            return executor.submit(pow, number, 2).result()
-
-    def processes():
-        return {(p.pid, p.create_time()) for p in psutil.Process().children(recursive=True)}
-
-    if __name__ == "__main__":
-        method = sys.argv[1]
-        with PreforkExecutor(1, method) as executor:
-            # What multiprocessing starts once, and keeps while this program runs.
-            executor.submit(int).result()
-        kept = processes()
-        with PreforkExecutor(2, method) as executor:
-            print(list(executor.map(inner, [method] * 4, range(4))))
-        deadline = time.monotonic() + 180
-        while (left := processes() - kept) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        print(left)
-        print(*(pid for pid, _ in kept))
-    """
+NESTING_PROGRAM = program_text("nested_executors")
 
 
 def test_executors_within_workers_leave_nothing(tmp_path: Path, start_method: str) -> None:
@@ -166,30 +127,7 @@ def test_a_debugger_reaches_a_busy_and_an_idle_worker(tmp_path: Path, start_meth
 
 # --- SIGCHLD ---------------------------------------------------------------------------------
 
-SIGCHLD_BLOCKED = """
-    import multiprocessing.forkserver, os, signal, sys
-    from prefork_executor import PreforkExecutor
-
-    def block(how):
-        signal.pthread_sigmask(how, [signal.SIGCHLD])
-
-    if __name__ == "__main__":
-        method, when = sys.argv[1:]
-        multiprocessing.set_forkserver_preload([])
-        if when == "running, and hears":
-            multiprocessing.forkserver.ensure_running()
-        block(signal.SIG_BLOCK)
-        if when == "running, and deaf":
-            multiprocessing.forkserver.ensure_running()
-            block(signal.SIG_UNBLOCK)
-        executor = PreforkExecutor(1, method)
-        print(executor.submit(abs, -1).result())
-        os.kill(executor.stats().workers[0].pid, signal.SIGKILL)
-        print(executor.submit(abs, -2).result())
-        executor.shutdown()
-        is_blocked = signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        print(is_blocked == (when != "running, and deaf"))
-"""
+SIGCHLD_BLOCKED = program_text("sigchld_blocked")
 
 
 @pytest.mark.parametrize("when", ["not running", "running, and hears", "running, and deaf"])

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
-from scripts import run_python, run_script, search_path
+from scripts import program_text, run_python, run_script, search_path
 from waiting import BOUND, eventually
 
 from prefork_executor import WorkerDied
@@ -98,20 +98,7 @@ def test_joblibs_own_tests_pass(tests: str, tmp_path: Path) -> None:
 def test_the_name_is_known_once_the_integration_is_imported(tmp_path: Path) -> None:
     printed = run_script(
         tmp_path,
-        """
-        if __name__ == "__main__":
-            import sys
-            import prefork_executor
-            assert not sys.modules.keys() & {"joblib", "dask", "distributed"}
-            import joblib
-            try:
-                joblib.parallel_config(backend="prefork")
-            except ValueError as error:
-                print(error)
-            import prefork_executor.integrations.joblib
-            with joblib.parallel_config(backend="prefork", n_jobs=2):
-                print(joblib.Parallel()(joblib.delayed(pow)(2, i) for i in range(5)))
-        """,
+        program_text("joblib_by_name"),
     )
     assert printed.splitlines() == [
         "Invalid backend: prefork, expected one of "
@@ -167,28 +154,7 @@ def test_another_n_jobs_takes_another_executor_and_the_old_one_ends(on_prefork: 
 def test_a_fork_of_the_process_makes_an_executor_of_its_own(tmp_path: Path) -> None:
     printed = run_script(
         tmp_path,
-        """
-        import os, warnings
-        import joblib
-        import prefork_executor.integrations.joblib as ours
-
-        warnings.simplefilter("ignore", DeprecationWarning)  # The executor's thread.
-
-        def squares():
-            return joblib.Parallel(n_jobs=2, backend="prefork")(
-                joblib.delayed(pow)(i, 2) for i in range(4)
-            )
-
-        if __name__ == "__main__":
-            print(squares(), flush=True)
-            child = os.fork()
-            if child == 0:
-                print(squares(), flush=True)
-                ours.shutdown()
-                os._exit(0)
-            os.waitpid(child, 0)
-            print(squares())
-        """,
+        program_text("joblib_and_fork"),
     )
     assert printed.splitlines() == ["[0, 1, 4, 9]"] * 3
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from injection import is_alive, lines
-from scripts import search_path
+from scripts import program_text, search_path
 from waiting import BOUND, eventually
 
 MARK = "PREFORK_EXECUTOR_TEST_PROGRAM"
@@ -175,19 +175,7 @@ def test_ctrl_c_ends_a_program_whose_tasks_are_long(
     check_interrupted(program, request)
 
 
-INITIALIZER = """
-    import sys, time
-    from light_tasks import note
-    from prefork_executor import PreforkExecutor
-
-    def hang(started):
-        note(started, "here")
-        time.sleep(600)
-
-    if __name__ == "__main__":
-        with PreforkExecutor(2, sys.argv[1], hang, (sys.argv[2],)) as executor:
-            executor.submit(pow, 2, 3).result()
-"""
+INITIALIZER = program_text("hanging_initializer")
 
 
 def test_ctrl_c_ends_a_program_whose_workers_hang_in_their_initializer(
@@ -226,29 +214,7 @@ def test_ctrl_c_ends_a_program_whose_pool_is_idle(start_method: str, run: Run) -
 
 # --- SIGKILL ---
 
-LONG_CALLS = """
-    import itertools, os, re, sys, time
-    from light_tasks import note
-    from prefork_executor import PreforkExecutor
-
-    def add_up(started, what="sum"):
-        note(started, what)
-        sum(itertools.repeat(1))        # C code that never looks at signals.
-
-    def backtrack(started):
-        note(started, "re")
-        re.match(r"(a*)*b", "a" * 60)   # Exponential, also in C.
-
-    def nest(started):
-        with PreforkExecutor(1) as executor:
-            executor.submit(add_up, started, "nested").result()
-
-    if __name__ == "__main__":
-        executor = PreforkExecutor(4, sys.argv[1], min_spare_workers=1)
-        for task in (add_up, backtrack, nest):
-            executor.submit(task, sys.argv[2])
-        time.sleep(600)
-"""
+LONG_CALLS = program_text("long_calls_into_c")
 
 
 def test_after_sigkill_nothing_is_left_though_workers_are_in_long_c_calls(
@@ -292,41 +258,7 @@ def test_a_program_may_end_without_a_shutdown(
 
 # --- forks of the program ---
 
-FORKS = """
-    import os, sys
-    from light_tasks import run_until
-    from prefork_executor import PreforkExecutor
-
-    def try_all(executor):
-        for name, call in [
-            ("submit", lambda: executor.submit(pow, 2, 3)),
-            ("map", lambda: list(executor.map(abs, [1]))),
-            ("kill", executor.kill_workers),
-        ]:
-            try:
-                call()
-            except Exception as error:
-                print(name, type(error).__name__, error, flush=True)
-        print("stats", len(executor.stats().workers), flush=True)
-        executor.shutdown()
-
-    if __name__ == "__main__":
-        method, started = sys.argv[1:]
-        with PreforkExecutor(2, method) as executor:
-            running = [executor.submit(run_until, started + ".gate", started) for _ in range(2)]
-            queued = [executor.submit(pow, i, 2) for i in range(50)]
-            while not os.path.exists(started) or open(started).read().count("\\n") < 2:
-                pass
-            child = os.fork()
-            if child == 0:
-                try_all(executor)
-                sys.exit(5)     # All that runs at an interpreter's end runs in the child.
-            print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            open(started + ".gate", "w").close()
-            print("tasks", sum(future.result() for future in queued))
-            print("running", len({future.result() for future in running}))
-        print("end")
-"""
+FORKS = program_text("forks_of_the_program")
 
 
 def test_a_fork_of_the_program_has_no_pool_and_harms_none(start_method: str, run: Run) -> None:

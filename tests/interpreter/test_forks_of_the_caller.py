@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripts import run_script, search_path
+from scripts import program_text, run_script, search_path
 
 QUIET = ("-W", "ignore::DeprecationWarning")
 """Python warns of forks in programs with threads, as these are."""
@@ -149,58 +149,14 @@ def test_so_it_is_in_a_fork_of_a_fork(tmp_path: Path) -> None:
     assert printed[2:] == ["done 25", "child 5", "child 5", "parent 2401"]
 
 
-TASK = """
-    import sys
-    from concurrent.futures import wait
-    from light_tasks import run_until
-    from prefork_executor import PreforkExecutor
-
-    def ask():
-        return futures[0].result()
-
-    def wait_for_it():
-        return wait(futures)
-
-    futures = []
-    if __name__ == "__main__":
-        other, executor = PreforkExecutor(1, "fork"), PreforkExecutor(1, "fork")
-        futures.append(other.submit(run_until, "gate", "started"))
-        for task in (ask, wait_for_it):
-            print(type(executor.submit(task).exception()).__name__)
-        open("gate", "w").close()
-        executor.shutdown()
-        other.shutdown()
-"""
+TASK = program_text("task_with_a_future")
 
 
 def test_a_task_that_inherits_a_future_is_told_so_as_well(tmp_path: Path) -> None:
     assert run_script(tmp_path, TASK).split() == 2 * ["BrokenProcessPool"]
 
 
-CALLBACK = """
-    import os, sys, threading
-    from light_tasks import square
-    from prefork_executor import PreforkExecutor
-
-    def note(_):
-        with open("notes", "a") as notes:
-            print("parent" if os.getpid() == parent else "child", file=notes)
-
-    def fork(_):
-        if os.fork() == 0:
-            note(_)      # And goes on as if it were the executor's thread.
-
-    if __name__ == "__main__":
-        parent = os.getpid()
-        executor = PreforkExecutor(1, "fork")
-        executor.submit(square, 1).result()
-        executor.submit(square, 2).add_done_callback(fork)
-        for i in range(20):
-            executor.submit(square, i).add_done_callback(note)
-        executor.shutdown()
-        os.wait()
-        print(open("notes").read().split().count("child"), open("notes").read().count("parent"))
-"""
+CALLBACK = program_text("forking_callback")
 
 
 def test_a_done_callback_that_forks_leaves_no_second_executor(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -24,6 +23,7 @@ import psutil
 import pytest
 from injection import all_go_on, ended_at_once, pool_of
 from light_tasks import square
+from scripts import program_text
 from strikes import Strike, handler_of_sigusr1
 from waiting import BOUND, eventually
 
@@ -117,43 +117,14 @@ def test_an_interrupt_as_the_io_thread_starts_leaves_nothing_and_the_executor_us
         assert executor.submit(square, 3).result(BOUND) == 9
 
 
-STARTS_AT_THE_END = """
-    import threading
-    from prefork_executor import PreforkExecutor
-    from prefork_executor._support import faults
-
-    begun, at_the_end = threading.Event(), threading.Event()
-
-    def wait():
-        begun.set()
-        assert at_the_end.wait(180)
-
-    def submit():
-        try:
-            executor.submit(pow, 2, 3)
-        except RuntimeError as error:
-            print(error)
-
-    executor = PreforkExecutor(1)
-    thread = threading.Thread(target=submit, daemon=True)
-    with faults.injected("client.starts_pool", wait):
-        thread.start()
-        begun.wait()
-
-    def go_on():
-        at_the_end.set()
-        thread.join()
-
-    # Called last first: after the pools that there are have been finished.
-    threading._threading_atexits.insert(0, go_on)
-"""
+STARTS_AT_THE_END = program_text("start_at_exit")
 
 
 def test_a_pool_that_starts_while_the_interpreter_ends_does_not_hold_it_up(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "program.py"
-    path.write_text(textwrap.dedent(STARTS_AT_THE_END))
+    path.write_text(STARTS_AT_THE_END)
     ran = subprocess.run(
         [sys.executable, str(path)], capture_output=True, text=True, timeout=BOUND, check=False
     )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import run_python, run_script
+from scripts import program_text, run_python, run_script
 from waiting import eventually
 
 from prefork_executor import PreforkExecutor, RemoteExceptionStandIn
@@ -1097,26 +1097,7 @@ def test_the_debugger_walks_the_remote_frames(tmp_path: Path, start_method: str)
 
 
 def test_pickling_of_tracebacks_is_not_left_behind(tmp_path: Path) -> None:
-    source = """
-        import copyreg
-        import pickle
-
-        import types
-
-        from prefork_executor import PreforkExecutor
-
-        if __name__ == "__main__":
-            with PreforkExecutor(1) as executor:
-                error = executor.submit(divmod, 1, 0).exception()
-                executor.submit(lambda: 1).result()
-            print(types.TracebackType in copyreg.dispatch_table)
-            print(any(issubclass(kind, BaseException) for kind in copyreg.dispatch_table))
-            try:
-                pickle.dumps(error.__traceback__)
-            except TypeError as refused:
-                print(refused)
-            print(pickle.loads(pickle.dumps(error)).__traceback__)
-    """
+    source = program_text("tracebacks_unpicklable")
     assert run_script(tmp_path, source).splitlines() == [
         "False",
         "False",
@@ -1130,49 +1111,7 @@ def test_it_arrives_the_same_where_tblib_is_installed_for_every_exception(
 ) -> None:
     """distributed does that as it is imported. Then each pickled exception brings along its
     cause and its traceback, and its frames keep alive what is around them."""
-    source = """
-        import gc
-        import sys
-        import weakref
-
-        import tblib.pickling_support
-
-        from prefork_executor import PreforkExecutor
-
-        class Plain:
-            pass
-
-        class Refusing(Exception):
-            def __reduce__(self):
-                raise SystemExit("not by pickle")
-
-        class Shared(Exception):
-            pass
-
-        tblib.pickling_support.install()
-
-        def refuse():
-            raise Refusing("asked", SystemExit(3))
-
-        def chained():
-            cause = Shared("first")
-            try:
-                raise cause
-            except Shared:
-                raise LookupError(cause) from cause
-
-        if __name__ == "__main__":
-            with PreforkExecutor(1, sys.argv[1]) as executor:
-                refused = executor.submit(refuse).exception()
-                print(type(refused) is Refusing, refused.args[0], repr(refused.args[1]))
-                failing, neighbour = executor.submit(chained), executor.submit(Plain)
-                error, result = failing.exception(), weakref.ref(neighbour.result())
-                del neighbour
-                gc.disable()
-                while result() is not None:
-                    executor.submit(int).result()
-                print(error.__cause__, error.args[0].__traceback__)
-    """
+    source = program_text("tblib_installed")
     out = run_script(tmp_path, source, start_method)
     assert out.splitlines() == ["True asked SystemExit(3)", "first None"]
 
@@ -1207,52 +1146,5 @@ def test_it_travels_on_through_executors_in_executors(
 
 
 def test_what_the_script_raises_prints_as_it_would_here(tmp_path: Path, start_method: str) -> None:
-    source = """
-        import sys
-        import threading
-        import traceback
-
-        from prefork_executor import PreforkExecutor
-
-        class Wrong(Exception):
-            def __init__(self, code):
-                super().__init__(f"code {code}")
-                self.code = code
-
-        class Locked(Exception):
-            def __init__(self):
-                super().__init__("locked")
-                self.lock = threading.Lock()
-
-        def fail():
-            raise Wrong(5)
-
-        def fail_locked():
-            try:
-                fail()
-            except Wrong as error:
-                raise Locked() from error
-
-        def fail_locally():
-            class Local(Wrong):
-                pass
-            raise Local(6)
-
-        def printed_here(function):
-            try:
-                function()
-            except Exception as error:
-                error.__traceback__ = error.__traceback__.tb_next
-                return "".join(traceback.format_exception(error))
-
-        if __name__ == "__main__":
-            with PreforkExecutor(1, sys.argv[1]) as executor:
-                for function in (fail, fail_locked, fail_locally):
-                    error = executor.submit(function).exception()
-                    assert isinstance(error, (Wrong, Locked)), type(error).__mro__
-                    there = "".join(traceback.format_exception(error))
-                    assert there == printed_here(function), there
-                assert type(executor.submit(fail).exception()) is Wrong
-            print("ok")
-    """
+    source = program_text("tracebacks_of_main")
     assert run_script(tmp_path, source, start_method) == "ok\n"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import BOUND, run_script
+from scripts import BOUND, program_text, run_script
 
 COMMON = """
 import logging, multiprocessing, os, signal, sys, time, warnings
@@ -232,29 +232,7 @@ if __name__ == "__main__":
 def test_a_program_that_has_not_imported_what_it_needs_for_shared_memory_shares_it_all_the_same(
     tmp_path: Path,
 ) -> None:
-    program = """
-import os, sys
-from prefork_executor import PreforkExecutor
-
-def make():
-    from multiprocessing import shared_memory
-    block = shared_memory.SharedMemory(create=True, size=4096)
-    block.buf[0] = 42
-    block.close()
-    return block.name
-
-if __name__ == "__main__":
-    with PreforkExecutor(1, "fork", max_tasks_per_child=1) as executor:
-        executor.submit(abs, -1).result(60)
-        own, theirs = make(), executor.submit(make).result(60)
-        executor.submit(abs, -1).result(60)
-    from multiprocessing import shared_memory
-    for name in (own, theirs):
-        block = shared_memory.SharedMemory(name)
-        print(block.buf[0])
-        block.close()
-        block.unlink()
-"""
+    program = program_text("late_shared_memory")
     assert run_script(tmp_path, program) == "42\n42\n"
 
 

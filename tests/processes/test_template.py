@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scripts import run_python, run_script
+from scripts import program_text, run_python, run_script
 from waiting import BOUND
 
 from prefork_executor import PreforkExecutor
@@ -194,20 +194,7 @@ def test_programs_without_a_file_work_too(how: str, method: str, tmp_path: Path)
 def test_an_import_of_main_that_fails_breaks_the_pool_and_says_why(
     method: str, tmp_path: Path
 ) -> None:
-    source = """
-    import sys
-    from concurrent.futures.process import BrokenProcessPool
-    from prefork_executor import PreforkExecutor
-    if __name__ != "__main__":
-        sys.stderr = open("errors", "w")
-        raise LookupError("no such table")
-    for share in ("auto", False):
-        with PreforkExecutor(1, sys.argv[1], share_main=share) as executor:
-            try:
-                executor.submit(abs, 1).result()
-            except BrokenProcessPool as error:
-                print(error)
-    """
+    source = program_text("failing_import_of_main")
     first, second = run_script(tmp_path, source, method).splitlines()
     assert first.endswith("LookupError: no such table")
     assert "the main module could not be imported" in first
@@ -265,17 +252,7 @@ def test_modules_that_preload_names_are_shared_though_main_cannot_be(
 
 # --- ends ---------------------------------------------------------------------------------------
 
-HANGING = """
-import sys, time
-from prefork_executor import PreforkExecutor
-def hang():
-    print("begun", flush=True)
-    sum(range(10**11))  # One call of C, in which no thread of Python runs.
-if __name__ == "__main__":
-    executor = PreforkExecutor(1, sys.argv[1], preload=hang)
-    executor.submit(abs, 1)
-    time.sleep(600)
-"""
+HANGING = program_text("hanging_preload")
 
 
 def test_a_preload_that_hangs_outlives_no_caller(start_method: str, tmp_path: Path) -> None:
@@ -292,26 +269,7 @@ def test_a_preload_that_hangs_outlives_no_caller(start_method: str, tmp_path: Pa
         assert alive == []
 
 
-KILLED = """
-import os, signal, sys, time
-import psutil
-from prefork_executor import PreforkExecutor
-
-def parents():
-    return os.getppid(), psutil.Process(os.getppid()).ppid()
-
-if __name__ == "__main__":
-    with PreforkExecutor(2, sys.argv[1], min_spare_workers=2) as executor:
-        forker, above = executor.submit(parents).result()
-        assert above != os.getpid()
-        workers = [psutil.Process(worker.pid) for worker in executor.stats().workers]
-        for pid in {"forker": [forker], "above": [above], "both": [above, forker]}[sys.argv[2]]:
-            os.kill(pid, signal.SIGKILL)
-        print(psutil.wait_procs(workers, timeout=60)[1])
-        again, _ = executor.submit(parents).result()
-        print(again != forker)
-        sys.stderr = open(os.devnull, "w")
-"""
+KILLED = program_text("killed_template")
 
 
 @linux

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import SUPPORT, run_script
+from scripts import SUPPORT, program_text, run_script
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, yell
@@ -122,19 +122,7 @@ def test_all_that_a_worker_set_up_for_its_end_is_done_at_the_end_of_the_program(
     start_method: str, tmp_path: Path
 ) -> None:
     (tmp_path / "worker").mkdir()
-    program = """
-        import sys
-        from pathlib import Path
-        from prefork_executor import PreforkExecutor
-        sys.path[:0] = sys.argv[2:]
-        import test_worker_ends as ends
-
-        if __name__ == "__main__":
-            directory = Path("worker").resolve()
-            options = {"finalizer": ends.finalize, "finalargs": (directory / "witness",)}
-            executor = PreforkExecutor(1, sys.argv[1], **options)
-            executor.submit(ends.set_up_ends, directory)
-        """
+    program = program_text("exit_hooks_of_workers")
     run_script(tmp_path, program, start_method, str(Path(__file__).parent), str(SUPPORT))
     all_ends_are_met(tmp_path / "worker")
 
@@ -143,60 +131,12 @@ def test_all_that_a_worker_set_up_for_its_end_is_done_at_the_end_of_the_program(
 def test_files_and_log_handlers_of_the_main_module_lose_nothing(
     method: str, tmp_path: Path
 ) -> None:
-    program = """
-        import logging, logging.handlers, sys
-        from prefork_executor import PreforkExecutor
-
-        file = open("file", "a")
-        target = logging.FileHandler("log", delay=True)
-        logging.getLogger("a").addHandler(logging.handlers.MemoryHandler(1000, target=target))
-
-        def task(i):
-            file.write(f"line {i}\\n")
-            logging.getLogger("a").warning("record %d", i)
-
-        if __name__ == "__main__":
-            with PreforkExecutor(2, sys.argv[1], max_tasks_per_child=3) as executor:
-                list(executor.map(task, range(10)))
-            print(len(open("file").readlines()), len(open("log").readlines()))
-        """
+    program = program_text("files_of_main")
     assert run_script(tmp_path, program, method) == "10 10\n"
 
 
 def test_a_forked_worker_does_and_writes_nothing_of_what_is_the_callers(tmp_path: Path) -> None:
-    program = """
-        import atexit, logging, logging.handlers, os, multiprocessing.util, tempfile, weakref
-        from prefork_executor import PreforkExecutor
-
-        def note(what):
-            with open("witness", "a") as witness:
-                print(what, file=witness)
-
-        class Anything: pass
-
-        kept = Anything()
-        made = None
-
-        def task(i):
-            global made
-            made = tempfile.TemporaryDirectory(dir=".")  # A finalizer of the worker's own.
-            atexit.register(note, "worker")
-            return os.getpid()
-
-        if __name__ == "__main__":
-            atexit.register(note, "atexit")
-            weakref.finalize(kept, note, "weakref.finalize")
-            multiprocessing.util.Finalize(None, note, ("Finalize",), exitpriority=1)
-            directory = tempfile.TemporaryDirectory()
-            log = logging.handlers.MemoryHandler(1000, target=logging.FileHandler("log"))
-            logging.getLogger("a").addHandler(log)
-            logging.getLogger("a").warning("the caller's")
-            half_filled = open("file", "w")
-            half_filled.write("the caller's")
-            with PreforkExecutor(2, "fork", max_tasks_per_child=1) as executor:
-                assert len(set(executor.map(task, range(4)))) == 4
-            print(os.path.exists(directory.name), open("file").read(), open("log").read())
-        """
+    program = program_text("exit_of_forked_workers")
     assert run_script(tmp_path, program) == "True  \n"
     done = notes(tmp_path / "witness")
     assert done[:4] == ["worker"] * 4

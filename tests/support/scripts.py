@@ -23,6 +23,11 @@ def search_path(*folders: Path) -> str:
     return os.pathsep.join(filter(None, search))
 
 
+def program_text(name: str) -> str:
+    """The program of this name in ``programs``."""
+    return (SUPPORT / "programs" / f"{name}.py").read_text(encoding="utf-8")
+
+
 def run_script(
     directory: Path, source: str, *args: str, options: tuple[str, ...] = (), bound: float = BOUND
 ) -> str:
