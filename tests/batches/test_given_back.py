@@ -62,14 +62,17 @@ def one_worker(**options: Any) -> PreforkExecutor:
 def submit_together(
     executor: PreforkExecutor, ran: Path, count: int, gates: dict[int, str]
 ) -> list[Future[int]]:
-    """These tasks, of which none is sent before they are all there: in full messages."""
-    client = executor._client
-    with client._lock:
-        client._dispatcher.is_held = True
-        futures = [executor.submit(step, str(ran), i, gates.get(i, "")) for i in range(count)]
-        client._dispatcher.is_held = False
-    client._wake()
-    return futures
+    """These tasks, of which none is sent before they are all there: in full messages. Until
+    then the pipe seems to be full."""
+
+    def refuse(*_: object) -> None:
+        raise BlockingIOError
+
+    with (
+        faults.injected("client.sends_task", refuse),
+        faults.injected("client.sends_batch", refuse),
+    ):
+        return [executor.submit(step, str(ran), i, gates.get(i, "")) for i in range(count)]
 
 
 def numbers(ran: Path) -> list[int]:
