@@ -681,7 +681,7 @@ def test_a_buffer_that_is_released_too_early_fails_its_own_future(
     buffer.release()
     gate.touch()
     assert isinstance(future.exception(), ValueError)
-    assert [task.result() for task in waiting] == [None] * 10
+    assert not any(task.exception() for task in waiting)
     assert executor.submit(same, 1).result() == 1
 
 
