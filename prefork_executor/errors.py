@@ -15,7 +15,8 @@ the watcher's        :class:`NoSuchPool`, :class:`SeveralPools`, :class:`PoolEnd
                      :class:`UnreadablePool`, at the calls of
                      :mod:`prefork_executor.status`
 ours                 :class:`ProtocolError`: a message that none of the pool's
-                     own processes would have written
+                     own processes would have written; :class:`IllegalTransition`:
+                     what cannot happen in the state that something was in
 ===================  ==========================================================
 
 All of them survive pickling, because a task may itself use an executor and
@@ -30,6 +31,7 @@ from pickle import PicklingError
 
 __all__ = [
     "CallPicklingError",
+    "IllegalTransition",
     "NoSuchPool",
     "PoolEnded",
     "ProtocolError",
@@ -203,6 +205,29 @@ class PoolEnded(StatusError):  # noqa: N818 - says what happened
 
 class UnreadablePool(StatusError):  # noqa: N818 - says what happened
     """It may not be read, or cannot be: another version of this package has made it, say."""
+
+
+class IllegalTransition(RuntimeError):  # noqa: N818 - it says what has happened
+    """Something of the pool was in a state in which what happened to it cannot happen. This is
+    a bug in the pool.
+
+    Attributes:
+        what: whose state it was.
+        state: the state's name.
+        event: the name of what happened.
+    """
+
+    def __init__(self, what: str, state: str, event: str) -> None:
+        super().__init__(what, state, event)
+        self.what = what
+        self.state = state
+        self.event = event
+
+    def __str__(self) -> str:
+        return (
+            f"{self.event} in state {self.state} of {self.what}; "
+            "a bug in the pool, please report it with this text"
+        )
 
 
 class ProtocolError(Exception):

@@ -41,6 +41,7 @@ from collections.abc import Iterator
 import leash
 import pytest
 from belongings import Belongings
+from states_report import check_states, take_states_report
 from waiting import BOUND
 
 pytest_plugins = ["pytester"]
@@ -77,6 +78,7 @@ def pytest_configure() -> None:
     leash.hold()
     hear_signals()
     give_examples_time()
+    check_states()
 
 
 def give_examples_time() -> None:
@@ -130,6 +132,8 @@ def leaves_nothing_behind(_helpers_of_multiprocessing: None) -> Iterator[None]:
         # Collected only now: for most tests there is nothing to collect, and it costs.
         gc.collect()
         time.sleep(0.01)
+    if report := take_states_report():
+        pytest.fail(f"a worker changed its state as it may not: {report}")
 
 
 @pytest.fixture(params=["fork", "forkserver", "spawn"])

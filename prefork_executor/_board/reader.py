@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from ..stats import ScalingDecision, Waits, WorkerStats
 from . import scoreboard as sb
 from .counters import ENTRY, MAX_TEXT
-from .scoreboard import Sections, Slot, State
+from .scoreboard import Sections, Slot
+from .worker_states import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -37,12 +37,12 @@ slot RETIRE         pool       1: leave as soon as you hold nothing. The worker,
                                write this 1, when nobody has told it but it is to leave
 slot DOOMED         pool       1: the signal that comes from the pool ends the task; written
                                before that is sent
-slot HOLDS          worker     a :class:`State`, and a number (see :func:`pack_holds`). BUSY:
-                               that of the task it holds, and how many of the same message
-                               came before it, whose outcomes may not have been sent yet, and
-                               come after it, which have not begun. Else: that of the last
-                               message it has taken, 0 if there was none; raw: how often it
-                               has asked for a connection
+slot HOLDS          worker     a state (`worker_states.py`), and a number (see
+                               :func:`pack_holds`). BUSY: that of the task it holds, and how
+                               many of the same message came before it, whose outcomes may
+                               not have been sent yet, and come after it, which have not
+                               begun. Else: that of the last message it has taken, 0 if there
+                               was none; raw: how often it has asked for a connection
 slot SINCE          worker     when it last became IDLE or BUSY, or began a task (ns,
                                monotonic); written before HOLDS
 slot DONE           worker     tasks it has finished
@@ -126,15 +126,11 @@ words change places. What holds on both, and is all that is relied on here:
 What else is read is only shown, or a reason to look again, or to lose patience after seconds:
 it may be of another moment.
 
-What a state does not imply: TAKING says that the worker is between asking the
-task pipe for a message and saying which one it got. It may hold one task that
-nobody else knows of, or none. Every other state is exact. LEAVING says that it
-will take nothing more, not that it has ended.
+`worker_states.py` says what each state means, what it does not imply, and who may change it.
 """
 
 from __future__ import annotations
 
-import enum
 import mmap
 import os
 import posix
@@ -142,16 +138,8 @@ import time
 from collections.abc import Sequence
 
 from .._support.named_tuples import NamedTuple
-
-
-class State(enum.IntEnum):
-    FREE = 0
-    STARTING = 1
-    IDLE = 2
-    TAKING = 3
-    BUSY = 4
-    LEAVING = 5
-
+from . import worker_states
+from .worker_states import Event, State
 
 # Plain ints for the loops that run once a task, where an enum costs a look-up each.
 FREE, STARTING, IDLE, TAKING, BUSY, LEAVING = (int(state) for state in State)
@@ -369,7 +357,18 @@ class Scoreboard:
                 return index
         return None
 
+    def check(self, index: int, event: Event) -> None:
+        """Whoever writes HOLDS is about to, because of this event. Called in tests alone.
+
+        Raises:
+            IllegalTransition: it cannot come in the state that the slot is in.
+        """
+        state = self.words[self.base(index) + HOLDS] & STATE_MASK
+        worker_states.check(event, state, f"the worker in slot {index}")
+
     def clear(self, index: int) -> None:
+        if worker_states.report_to:
+            self.check(index, Event.POOL_FREES)
         base = self.base(index)
         for word in range(SLOT_WORDS):
             self.words[base + word] = 0

@@ -27,6 +27,7 @@ import os
 from concurrent.futures.process import BrokenProcessPool
 
 from .._support import exit_hooks
+from ..errors import IllegalTransition
 
 
 class Phase(enum.Enum):
@@ -93,7 +94,7 @@ class Lifecycle:
         """Go on to the phase that this leads to."""
         following = NEXT[event].get(self.phase)
         if following is None:
-            raise RuntimeError(f"{event.name} in phase {self.phase.name}; a bug in the pool")
+            raise IllegalTransition("the client", self.phase.name, event.name)
         self.phase = following
 
     def abandon(self) -> None:

@@ -40,8 +40,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from .._board import scoreboard as sb
+from .._board import worker_states
 from .._board.counters import Counters
 from .._board.scoreboard import Scoreboard
+from .._board.worker_states import Event
 from .._messages.wire import NEW, TOLD, Death
 from .._support.named_tuples import NamedTuple
 from .._system import descriptors, machine, processes, signals
@@ -379,6 +381,8 @@ class WorkerPool:
         return None
 
     def _take_slot(self, slot: int) -> None:
+        if worker_states.report_to:
+            self.board.check(slot, Event.POOL_FORKS)
         self._counters.takes_slot(slot)
         base = self.board.base(slot)
         now = time.monotonic_ns()

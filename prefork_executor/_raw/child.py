@@ -26,6 +26,8 @@ and the others would sleep on. A handler of the user's own is called when the ch
 
 A sibling that is killed in the moment it was woken takes the wake-up with it. That is
 why a wait ends after LOOK_AGAIN seconds and the child looks for itself.
+
+`_board/worker_states.py` has the table of a child's states.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ import types
 from typing import Any, NoReturn
 
 from .._board import scoreboard as sb
+from .._board import worker_states
 from .._board.scoreboard import Scoreboard
+from .._board.worker_states import Event
 from .._messages import channels
 from .._messages.wire import Kind
 from .._pool.worker_pool import Seat
@@ -101,6 +105,8 @@ class Child:
         generation: int,
     ) -> None:
         self._pid = os.getpid()
+        self._board = board
+        self._slot = seat.slot
         self._words = board.words
         self._base = board.base(seat.slot)
         self._generation = generation
@@ -120,16 +126,22 @@ class Child:
         self._takes = Takes(self._before_take)
         self._adopt()
         self._takes.begin()
-        self._mark(sb.IDLE)
+        self._mark(Event.CHILD_STARTS)
 
     @property
     def _state(self) -> int:
         return self._words[self._base + sb.HOLDS] & sb.STATE_MASK
 
-    def _mark(self, state: int) -> None:
+    def _mark(self, event: Event) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
-        self._words[self._base + sb.HOLDS] = sb.pack_holds(state, self._asked)
+        self._say(event)
         self._ring()
+
+    def _say(self, event: Event) -> None:
+        if worker_states.report_to:
+            self._board.check(self._slot, event)
+        state = worker_states.TABLE[event].after
+        self._words[self._base + sb.HOLDS] = sb.pack_holds(state, self._asked)
 
     def _ring(self) -> None:
         # The main process may have been killed; then the leash tells, and nobody hears.
@@ -139,7 +151,7 @@ class Child:
     def busy(self) -> None:
         self._adopt()
         if self._state != sb.BUSY:
-            self._mark(sb.BUSY)
+            self._mark(Event.CHILD_IS_BUSY)
         self._takes.clear()
 
     def idle(self) -> None:
@@ -148,7 +160,7 @@ class Child:
         if self._state != sb.IDLE:
             if self._state == sb.BUSY:
                 self._words[self._base + sb.DONE] += 1
-            self._mark(sb.IDLE)
+            self._mark(Event.CHILD_IS_IDLE)
         if self._is_to_leave:
             self._give_way(signal.SIGTERM, None)
 
@@ -202,7 +214,7 @@ class Child:
         poller = self._poller_for(listener)
         self.idle()
         self._asked += 1
-        self._words[self._base + sb.HOLDS] = sb.pack_holds(sb.IDLE, self._asked)
+        self._say(Event.CHILD_ASKS)
         if self._is_told_to_leave():
             self._depart()
             return None
@@ -218,17 +230,16 @@ class Child:
                 return None
 
     def _take(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        holds = self._base + sb.HOLDS
         # While it says TAKING nobody retires it.
-        self._words[holds] = sb.pack_holds(sb.TAKING, self._asked)
+        self._say(Event.CHILD_LOOKS)
         try:
             connection = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            self._words[holds] = sb.pack_holds(sb.IDLE, self._asked)
+            self._say(Event.CHILD_FINDS_NOTHING)
             return None
         if platform.FALLBACK:
             connection[0].setblocking(True)  # Elsewhere it inherits the listener's mode.
-        self._mark(sb.BUSY)
+        self._mark(Event.CHILD_ACCEPTS)
         return connection
 
     def _is_told_to_leave(self) -> bool:
@@ -239,7 +250,7 @@ class Child:
         return self._is_told_to_leave() or self._words[sb.GENERATION] != self._generation
 
     def _depart(self) -> None:
-        self._mark(sb.LEAVING)
+        self._mark(Event.CHILD_LEAVES)
         if callable(self._theirs):
             signals.set_handler(signal.SIGTERM, self._theirs)
             if self._terminated:
@@ -282,5 +293,5 @@ class Child:
         if self._state == sb.BUSY:
             self._words[self._base + sb.DONE] += 1
         if self._words[self._base + sb.DONE]:
-            self._mark(sb.LEAVING)
+            self._mark(Event.CHILD_LEAVES)
         processes.leave(status)

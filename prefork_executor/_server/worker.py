@@ -17,6 +17,9 @@ The order of the marks is what the promises rest on.
   and then finds it BUSY, knows that it takes no other task, and may end this one by a
   signal that can hit no other (see `WorkerPool.end_task`).
 
+`_board/worker_states.py` has the table of these steps. Where a worker passes once a task, it
+writes its state without asking the table, and only tests look whether that is right.
+
 A worker imports as little as it can, catches whatever a task raises, SystemExit
 and KeyboardInterrupt included, and never sends half a message.
 """
@@ -34,8 +37,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from .._board import fences
+from .._board import fences, worker_states
 from .._board import scoreboard as sb
+from .._board.worker_states import Event
 from .._fork_safety import random_streams
 from .._messages import channels, wire
 from .._messages.channels import DONTWAIT, Packet, Receiver, WorkerChannels
@@ -180,7 +184,7 @@ class Worker:
 
     def _leave(self) -> None:
         faults.at("worker.leaves")
-        self._mark(sb.LEAVING)
+        self._mark(Event.WORKER_LEAVES)
         self._wait_until_taken()
         # For the supervisor, if there still is one, to kill us if it takes too long.
         with contextlib.suppress(ConnectionError):
@@ -246,6 +250,8 @@ class Worker:
         fence = self._fence
         was_woken = False
         while True:
+            if worker_states.report_to:
+                self._check(Event.WORKER_ASKS)
             words[holds] = (
                 self._last << sb.NUMBER_SHIFT | sb.TAKING
             )  # pack_holds(), without the call.
@@ -286,7 +292,7 @@ class Worker:
                 return
 
     def _dropped_foreign_message(self, what: str) -> None:
-        self._mark(sb.IDLE)
+        self._mark(Event.WORKER_DROPS)
         logger.error("worker %d dropped a message that was no task: %s", self.pid, what)
 
     def _is_too_big(self, max_memory: int) -> bool:
@@ -300,7 +306,7 @@ class Worker:
 
     def _wait_for_work(self) -> bool:
         """Wait until there may be a task. False: told to leave instead."""
-        self._mark(sb.IDLE)
+        self._mark(Event.WORKER_FINDS_NOTHING)
         if self._words[sb.BELL]:
             self._channels.doorbell.ring()
         while self._words[self._base + sb.RETIRE] == 0:
@@ -321,9 +327,15 @@ class Worker:
             self._files.drop_unused()
         return False
 
-    def _mark(self, state: int) -> None:
+    def _mark(self, event: Event) -> None:
+        if worker_states.report_to:
+            self._check(event)
+        state = worker_states.TABLE[event].after
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
         self._words[self._base + sb.HOLDS] = sb.pack_holds(state, self._last)
+
+    def _check(self, event: Event) -> None:
+        self._channels.board.check(self.index, event)
 
     def _serve(self, packet: Packet) -> None:
         words, base = self._words, self._base
@@ -334,6 +346,8 @@ class Worker:
             self._note_call_meta(packet.extra, since)
         if self._fence is not None:
             self._fence()
+        if worker_states.report_to:
+            self._check(Event.WORKER_NAMES)
         words[base + sb.HOLDS] = (
             number << sb.NUMBER_SHIFT | sb.BUSY
         )  # pack_holds(), without the call.
@@ -380,9 +394,13 @@ class Worker:
                 words[base + sb.NAME] = self._name = names[number - first]
             if fence is not None:
                 fence()
+            if worker_states.report_to:
+                self._check(Event.WORKER_NAMES_NEXT if number > first else Event.WORKER_NAMES)
             words[holds] = sb.pack_holds(sb.BUSY, number, number - first, last - number)
             if number > first and self._is_to_stop(last):
                 # Its signal may come now: it is to find what has ended, not what never began.
+                if worker_states.report_to:
+                    self._check(Event.WORKER_NAMES_LAST)
                 words[holds] = sb.pack_holds(
                     sb.BUSY, number - 1, number - 1 - first, last - number + 1
                 )

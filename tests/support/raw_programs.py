@@ -31,7 +31,7 @@ PRELUDE = """
 import ctypes  # Some builds of Python keep a library's file open from here on.
 import os, signal, socket, sys, time
 from prefork_executor import raw
-from prefork_executor._board.scoreboard import State
+from prefork_executor._board.worker_states import State
 from prefork_executor.raw import *
 
 signal.alarm(900)  # Whatever the test does, nothing stays for longer.

@@ -7,6 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from prefork_executor._client.phases import NEXT, Event, Lifecycle, Phase
+from prefork_executor.errors import IllegalTransition
 
 
 def life_after(*events: Event) -> Lifecycle:
@@ -51,7 +52,7 @@ def test_no_phase_follows_the_last_but_when_a_handler_was_before_the_start() -> 
 
 
 def test_what_cannot_happen_is_named() -> None:
-    with pytest.raises(RuntimeError, match="ALL_DONE in phase OPEN"):
+    with pytest.raises(IllegalTransition, match="ALL_DONE in state OPEN of the client"):
         life_after(Event.ALL_DONE)
 
 

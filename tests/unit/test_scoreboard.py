@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from prefork_executor._board import scoreboard as sb
-from prefork_executor._board.scoreboard import Scoreboard, Slot, State
+from prefork_executor._board.scoreboard import Scoreboard, Slot
+from prefork_executor._board.worker_states import State
 from prefork_executor._client.batches import MAX_TASKS
 from prefork_executor._messages.wire import MAX_CALLS
 from prefork_executor._system.shared_files import shared_file

@@ -1,5 +1,6 @@
-"""How the package is built: no circles, nobody writes another's private attributes, and the points
-at which tests inject faults are those that are listed."""
+"""How the package is built: no circles, nobody writes another's private attributes, the points
+at which tests inject faults are those that are listed, and workers change their states as the
+table says."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ pytest.importorskip("grimp")
 
 import structure
 
+from prefork_executor._board.worker_states import TABLE, WRITERS, Event, State
 from prefork_executor._support.fault_points import POINTS
 
 
@@ -101,3 +103,101 @@ def fault_points() -> Iterator[tuple[str, str, int]]:
 def test_each_fault_point_is_listed_and_each_that_is_listed_lies_in_the_code_once() -> None:
     listed = [(name, point.file, len(point.given)) for name, point in POINTS.items()]
     assert sorted(fault_points()) == sorted(listed)
+
+
+# --- a worker's states ----------------------------------------------------------------------
+
+
+def worker_events() -> Iterator[tuple[Event, str]]:
+    """Each event of a worker's that the code names, and the file."""
+    for file, code in structure.sources().items():
+        if file == "_board/worker_states.py" or file.startswith("_client/"):
+            continue
+        for event in events_in(ast.parse(code)):
+            yield event, file
+
+
+def events_in(node: ast.AST) -> set[Event]:
+    return {
+        Event[name.attr]
+        for name in ast.walk(node)
+        if isinstance(name, ast.Attribute) and ast.unparse(name.value) == "Event"
+    }
+
+
+def test_each_event_of_a_worker_comes_where_its_writer_is_and_each_comes() -> None:
+    made = set(worker_events())
+    assert {event for event, _ in made} == set(Event)
+    assert [
+        (event.name, file)
+        for event, file in made
+        if file not in WRITERS[event.name.partition("_")[0]]
+    ] == []
+
+
+def writes_of_states(code: str) -> Iterator[tuple[str, set[str]]]:
+    """Each place that writes HOLDS: what is checked before it, and the states that the table
+    has then and that are written, which are to be one."""
+    for function in ast.walk(ast.parse(code)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        checked: ast.Call | None = None
+        for node in sorted(
+            (node for node in ast.walk(function) if isinstance(node, ast.Call | ast.Assign)),
+            key=lambda node: (node.lineno, node.col_offset),
+        ):
+            if isinstance(node, ast.Call):
+                is_check = ast.unparse(node.func).endswith(("check", "_check"))
+                checked = node if is_check else checked
+            elif is_holds(node.targets[0]):
+                before = "nothing" if checked is None else ast.unparse(checked.args[-1])
+                states = {TABLE[event].after.name for event in events_in(checked or ast.Pass())}
+                yield f"{function.name}: {before}", states | states_in(node.value)
+                checked = None
+
+
+def is_holds(target: ast.expr) -> bool:
+    return isinstance(target, ast.Subscript) and "holds" in ast.unparse(target.slice).lower()
+
+
+def states_in(value: ast.expr) -> set[str]:
+    names = {node.attr for node in ast.walk(value) if isinstance(node, ast.Attribute)}
+    return names & State.__members__.keys()
+
+
+def test_whoever_writes_a_state_checks_before_that_the_table_has_it() -> None:
+    written = [
+        (file, place, states)
+        for file, code in structure.sources().items()
+        for place, states in writes_of_states(code)
+    ]
+    assert len({file for file, _, _ in written}) == 3
+    # Where the event is given, the state that is written is the table's.
+    wrong = [
+        (file, place, states)
+        for file, place, states in written
+        if len(states) != (0 if place.endswith(": event") else 1)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("code", "place", "states"),
+    [
+        ("words[base + sb.HOLDS] = sb.pack_holds(sb.BUSY)", "nothing", {"BUSY"}),
+        (
+            "check(Event.WORKER_ASKS); words[holds] = sb.BUSY",
+            "Event.WORKER_ASKS",
+            {"TAKING", "BUSY"},
+        ),
+        (
+            "check(Event.WORKER_NAMES); words[holds] = 1 << 16 | sb.BUSY",
+            "Event.WORKER_NAMES",
+            {"BUSY"},
+        ),
+    ],
+)
+def test_it_is_seen_what_is_checked_before_a_write_and_what_is_written(
+    code: str, place: str, states: set[str]
+) -> None:
+    assert list(writes_of_states(f"def f(): {code}")) == [(f"f: {place}", states)]
