@@ -357,7 +357,7 @@ class Scoreboard:
                 return index
         return None
 
-    def check(self, index: int, event: Event) -> None:
+    def check(self, index: int, event: str) -> None:
         """Whoever writes HOLDS is about to, because of this event. Called in tests alone.
 
         Raises:

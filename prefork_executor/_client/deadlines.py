@@ -18,12 +18,13 @@ it may be asked again, and is until the task has its outcome.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from .._board import scoreboard as sb
 from .._board.scoreboard import Slot
 from ..errors import TaskTimeout
-from .ledger import Task
+from .ledger import Ledger, Task
+from .task_states import IN_FLIGHT, TO_END
 
 LOOK_TWICE = 0.02
 """Seconds between the two looks that find a task over its time."""
@@ -64,14 +65,14 @@ class Deadlines:
 
     def due(
         self,
-        in_flight: Mapping[int, Task],
+        ledger: Ledger,
         read_board: Callable[[], Sequence[Slot]],
         mark: Callable[[], int | None],
     ) -> list[Slot]:
         """The slots of the workers whose tasks are to be ended. Plans the next look.
 
         Args:
-            in_flight: the tasks, by their numbers.
+            ledger: the client's. Those that are over their time are condemned there.
             read_board: reads the scoreboard.
             mark: sends a marker; its number, or None if that has to wait for the next look.
         """
@@ -79,17 +80,18 @@ class Deadlines:
         if self.look_at is None or now < self.look_at:
             return []
         self.look_at = None
+        in_flight = ledger.in_flight
         self._late = {task: mark for task, mark in self._late.items() if task in in_flight}
         self._asked = {task: when for task, when in self._asked.items() if task in in_flight}
         running = {slot.task: slot for slot in read_board() if slot.state == sb.BUSY}
         ends = []
         for number, task in in_flight.items():
             slot = running.get(number)
-            if task.verdict is None:
-                self._judge(task, slot, now)
-            if task.verdict is not None and slot is None:
+            if task.state is IN_FLIGHT and (verdict := self._verdict(task, slot, now)) is not None:
+                ledger.condemn(task, verdict)
+            if task.state is TO_END and slot is None:
                 self._look_in(LOOK_AGAIN)
-            elif task.verdict is not None and slot is not None:
+            elif task.state is TO_END and slot is not None:
                 ends += [slot] if self._is_to_ask(number, now) else []
         if None in self._late.values():
             marker = mark()
@@ -103,18 +105,20 @@ class Deadlines:
         self._look_in(left if left > 0 else ASK_AGAIN)
         return left <= 0
 
-    def _judge(self, task: Task, slot: Slot | None, now: float) -> None:
+    def _verdict(self, task: Task, slot: Slot | None, now: float) -> TaskTimeout | None:
+        """That on a task that is over its time."""
         timeout = task.options.timeout
         if timeout is None:
-            return
+            return None
         left = timeout if slot is None else slot.since / _NANO + timeout - now
         if slot is None or left > 0:
             self._late.pop(task.number, None)  # A reading that mixed two tasks, then.
             self._look_in(left)
         elif (self._late.setdefault(task.number, None) or NEVER) <= self._last_marker:
-            task.verdict = TaskTimeout(task.name, timeout, slot.pid)
+            return TaskTimeout(task.name, timeout, slot.pid)
         else:
             self._look_in(LOOK_TWICE)
+        return None
 
     def on_marker(self, marker: int) -> None:
         """This one has come round; what was read before it is settled before the next look."""

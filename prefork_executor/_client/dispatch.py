@@ -23,6 +23,7 @@ from .batches import Batches
 from .deadlines import Deadlines
 from .ledger import AHEAD, Ledger, Task
 from .outcomes import begin, is_about_the_task
+from .task_states import TO_FAIL, WAITING
 
 Failed = list[tuple[Task, BaseException]]
 """Tasks that cannot travel, with what their futures get once the lock is free."""
@@ -138,12 +139,10 @@ class Dispatcher:
         ledger = self._ledger
         while ledger.waiting and self.has_room():
             task = ledger.waiting[0]
-            if task.verdict is not None:
-                # It came back, from a death that it has survived, after it was aborted; or its
-                # future has been told already, and it has only kept its place.
-                ledger.dequeue()
-                if not task.is_dropped:
+            if task.state is not WAITING:
+                if task.state is TO_FAIL and task.verdict is not None:
                     failed.append((task, task.verdict))
+                ledger.dequeue()
                 continue
             if not self.is_ready(task):
                 if task.future.cancelled() and not begin(task):
@@ -170,7 +169,9 @@ class Dispatcher:
         copied into its file. That is not done with the lock held, nor before there is room
         for it."""
         waiting = self._ledger.waiting
-        if not waiting or self.is_ready(waiting[0]) or waiting[0].is_dropped or not self.has_room():
+        if not waiting or self.is_ready(waiting[0]) or not self.has_room():
+            return []
+        if waiting[0].state is not WAITING:
             return []
         return list(itertools.islice(waiting, batches.MAX_TASKS))
 
@@ -211,15 +212,16 @@ class Dispatcher:
         while ledger.waiting and len(batch) < limit and span < batches.MAX_SPAN_NS:
             task = ledger.waiting[0]
             body = batches.batchable_body(task)
-            if task.verdict is not None or body is None:
+            if task.state is not WAITING or body is None:
                 break
-            ledger.dequeue()
-            if begin(task):
-                ledger.number(task)
-                ledger.sent(task)
-                batch.append(task)
-                bodies.append(body)
-                span += task.timing.mean
+            if not begin(task):
+                ledger.dequeue()
+                continue
+            ledger.number(task)
+            ledger.send_next()
+            batch.append(task)
+            bodies.append(body)
+            span += task.timing.mean
         return batch, bodies
 
     def _batch_meta(self, batch: list[Task]) -> tuple[int, list[int]]:
@@ -284,11 +286,9 @@ class Dispatcher:
                 self._sent.pop().close()
 
     def _on_interrupted_send(self, task: Task) -> None:
-        ledger = self._ledger
-        if ledger.waiting and ledger.waiting[0] is task and task.number in ledger.in_flight:
-            ledger.dequeue()
-        # Left to the I/O thread, where no handler can raise again.
+        # The rest is left to the I/O thread, where no handler can raise again.
         self.was_interrupted = True
+        self._ledger.complete_send(task)
 
     def _on_full_pipe(self, error: OSError) -> None:
         """What fills the pipe are tasks in flight, and their outcomes make us try

@@ -277,9 +277,7 @@ class IoLoop:
 
     def _end_tasks(self) -> None:
         """With the lock held: have those workers ended whose tasks are to end."""
-        ends = self._deadlines.due(
-            self._ledger.in_flight, self._read_board_in_order, self._recoveries.mark
-        )
+        ends = self._deadlines.due(self._ledger, self._read_board_in_order, self._recoveries.mark)
         for slot in ends:
             self.supervisors.tell_to_end_task(slot)
 

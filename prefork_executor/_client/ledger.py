@@ -6,7 +6,8 @@ it events and does what it answers.
 A task is *waiting* until it is sent, then *in flight* under a number of its own
 until its outcome has been read. A task that comes back, because it has not begun
 or because its caller asked for retries, gets a new number when it is sent again,
-so that an old mark can never be taken for a new one.
+so that an old mark can never be taken for a new one. `task_states.py` has all the states
+of a task. The ledger makes the transitions, and nobody else.
 
 The window
 ----------
@@ -28,7 +29,9 @@ from .._messages import channels
 from .._messages.wire import INLINE_LIMIT
 from .._pickling.calls import Chunk, Part, dump_call, dump_for, task_name, user_function
 from .._server.settings import TaskOptions
+from ..errors import IllegalTransition
 from .futures import TaskFuture
+from .task_states import GIVEN_UP, NEXT, TO_FAIL, WAITING, Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ BYTES_PER_WEIGHT = 128 * 1024
 ahead lies in memory twice."""
 _MAX_TIMINGS = 4096
 """Functions whose duration is remembered."""
+_SENT, _SETTLED = Event.SENT, Event.SETTLED
 
 
 class Timing:
@@ -121,14 +125,15 @@ class Task:
     pickle it at submit, ``bulk`` how many are to be copied if it needs a file, else 0;
     ``parcel`` is that file, ready to be sent.
 
-    ``lost_runs`` counts those of its runs that were lost, for :class:`TaskOptions`. ``verdict``
-    is what its future gets if it does not end well by itself: it is to be ended.
+    ``state`` is the ledger's to change, see `task_states.py`. ``verdict`` is what its future gets
+    if it is to be ended and does not end well by itself. ``lost_runs`` counts those of its runs
+    that were lost, for :class:`TaskOptions`.
     ``record`` is what a recording keeps of it, if one is on. ``submitted`` says when it
     was, if its wait is to be measured; see `_messages.wire.pack_call_meta`."""
 
     __slots__ = (
-        *("bulk", "deferred", "future", "is_dropped", "lost_runs", "names", "number", "options"),
-        *("parcel", "parts", "record", "size", "snapshot", "submitted", "timing", "verdict"),
+        *("bulk", "deferred", "future", "lost_runs", "names", "number", "options", "parcel"),
+        *("parts", "record", "size", "snapshot", "state", "submitted", "timing", "verdict"),
         "weight",
     )
 
@@ -148,8 +153,7 @@ class Task:
         self.snapshot = snapshot
         self.parcel: Parcel | None = None
         self.deferred: UnpickledCall | UnboundPayload | None = None
-        self.is_dropped = False
-        """Whether it has been given up and only keeps a place."""
+        self.state = WAITING
         self.number = 0
         self.lost_runs = 0
         self.submitted = 0
@@ -196,9 +200,33 @@ class Task:
         parcel, self.parcel = self.parcel, None
         return parcel
 
+    def after(self, event: str) -> None:
+        """Go on to the state that this leads to. For the ledger alone.
+
+        Raises:
+            IllegalTransition: it leads nowhere from where the task is.
+        """
+        following = NEXT[event].get(self.state)
+        if following is None:
+            what = f"task {self.name}, number {self.number}"
+            raise IllegalTransition(what, self.state.name, event)
+        self.state = following
+
+    def condemn(self, verdict: BaseException) -> None:
+        """It is to be ended, and its future gets this. For the ledger alone."""
+        self.after(Event.CONDEMNED)
+        self.verdict = verdict
+
+    def lose_run(self) -> None:
+        """It is to run again. For the ledger alone."""
+        self.after(Event.LOST)
+        self.lost_runs += 1
+        self.verdict = None
+
     def let_go(self, verdict: BaseException) -> None:
-        """It will not be sent: keep nothing of it but its place."""
-        self.verdict, self.is_dropped = verdict, True
+        """It will not be sent: keep nothing of it but its place. For the ledger alone."""
+        self.after(Event.DROPPED)
+        self.verdict = verdict
         self.parts = self.deferred = self.names = self.parcel = None
         self.size = 0
 
@@ -272,11 +300,12 @@ class Ledger:
         self.waiting_bytes += task.size
 
     def dequeue(self) -> Task:
-        """Take the task that is the next to wait."""
+        """Pass over the task that is the next to wait. Returns it."""
         task = self.waiting.popleft()
         self.waiting_bytes -= task.size
-        if task.is_dropped:
+        if task.state is GIVEN_UP:
             self._dropped -= 1
+        task.after(Event.PASSED_OVER)
         if not self.waiting:
             self.waiting_bytes = 0  # A signal handler may have raised before one was counted.
         return task
@@ -284,7 +313,7 @@ class Ledger:
     def drop(self, task: Task, verdict: BaseException) -> bool:
         """Give up one task. Its place is left to :meth:`dequeue`, so this takes no time. False
         if it is in flight or has ended."""
-        if task.number in self.in_flight or task.is_dropped or task.future.has_ended:
+        if task.state not in (WAITING, TO_FAIL) or task.future.has_ended:
             return False
         self.waiting_bytes -= task.size
         self._dropped += 1
@@ -312,21 +341,27 @@ class Ledger:
         return self._weight < (AHEAD * max(workers, 1) + 1) * FULL_WEIGHT
 
     def send_next(self) -> None:
-        """The task that is the next to wait, and numbered, is sent now: see :meth:`sent`."""
+        """The task that is the next to wait, and that :meth:`number` has numbered, is sent now.
+        Said before it is, because news of it may come at once."""
         waiting = self.waiting
         task = waiting[0]
-        self.sent(task)
-        waiting.popleft()
-        self.waiting_bytes = self.waiting_bytes - task.size if waiting else 0
-
-    def sent(self, task: Task) -> None:
-        """The task, which :meth:`number` has numbered, is sent now. Said before it
-        is, because news of it may come at once."""
         task.weight = task.timing.weight
         if task.bulk:
             task.weight = max(task.weight, min(FULL_WEIGHT, task.bulk // BYTES_PER_WEIGHT))
         self.in_flight[task.number] = task
+        task.after(_SENT)
         self._weight += task.weight
+        waiting.popleft()
+        self.waiting_bytes = self.waiting_bytes - task.size if waiting else 0
+
+    def complete_send(self, task: Task) -> None:
+        """A signal handler may have raised in :meth:`send_next`. If the task is among those in
+        flight, it waits no more. The counts are left to :meth:`recount`."""
+        if self.in_flight.get(task.number) is task:
+            if task.state is WAITING:
+                task.after(_SENT)
+            if self.waiting and self.waiting[0] is task:
+                self.waiting.popleft()
 
     def number(self, task: Task) -> int:
         """Give the task the next number."""
@@ -341,30 +376,53 @@ class Ledger:
     def settle(self, number: int, duration: int | None = None) -> Task | None:
         """The task with this number has its outcome, after so many nanoseconds,
         or has died (0, which is no duration). None if it had one already."""
-        task = self.in_flight.pop(number, None)
+        task = self._leave_flight(number)
         if task is None:
             return None
-        self._weight -= task.weight
+        task.after(_SETTLED)
         if duration:
             task.timing.observe(duration)
         return task
 
+    def _leave_flight(self, number: int) -> Task | None:
+        task = self.in_flight.pop(number, None)
+        if task is not None:
+            self._weight -= task.weight
+        return task
+
     def recount(self) -> None:
         """After a signal handler has raised in the midst of any of this."""
+        if self.waiting:
+            self.complete_send(self.waiting[0])  # If another has raised before that was called.
         self._weight = sum(task.weight for task in self.in_flight.values())
         self._count_waiting()
 
     def _count_waiting(self) -> None:
         self.waiting_bytes = sum(task.size for task in self.waiting)
-        self._dropped = sum(task.is_dropped for task in self.waiting)
+        self._dropped = sum(task.state is GIVEN_UP for task in self.waiting)
+
+    def condemn(self, task: Task, verdict: BaseException) -> None:
+        """This one, which is in flight, is to be ended, and its future gets the verdict."""
+        task.condemn(verdict)
 
     def requeue(self, numbers: Iterable[int]) -> None:
-        """Put these back before all that wait, in order: they have not begun, or may run
-        again."""
-        settled = [self.settle(number) for number in sorted(numbers)]
-        back = [task for task in settled if task is not None]
-        self.waiting.extendleft(reversed(back))
-        self.waiting_bytes += sum(task.size for task in back)
+        """Put these back before all that wait, in order: they have not begun."""
+        left = [self._leave_flight(number) for number in sorted(numbers)]
+        back = [task for task in left if task is not None]
+        for task in back:
+            task.after(Event.CAME_BACK)
+        self._put_back(back)
+
+    def run_again(self, number: int) -> None:
+        """The run of this task, which is in flight, was lost: it is the first to wait."""
+        task = self._leave_flight(number)
+        if task is not None:
+            task.lose_run()
+            self._put_back([task])
+
+    def _put_back(self, tasks: list[Task]) -> None:
+        self.waiting.extendleft(reversed(tasks))
+        self.waiting_bytes += sum(task.size for task in tasks)
 
     def take_unsent(self) -> list[Task]:
         """Discard the tasks that can still be cancelled: those that were never sent. What
@@ -373,11 +431,13 @@ class Ledger:
 
     def discard(self, tasks: Iterable[Task]) -> list[Task]:
         """Forget these tasks. Returns those of them that there still were."""
-        wanted = {id(task) for task in tasks if not task.is_dropped}
+        wanted = {id(task) for task in tasks if task.state is not GIVEN_UP}
         gone = [task for task in self.in_flight.values() if id(task) in wanted]
         for task in gone:
-            self.settle(task.number)
+            self._leave_flight(task.number)
         gone += [task for task in self.waiting if id(task) in wanted]
+        for task in gone:
+            task.after(Event.DISCARDED)
         kept = [task for task in self.waiting if id(task) not in wanted]
         self.waiting.clear()
         self.waiting.extend(kept)
@@ -386,9 +446,12 @@ class Ledger:
 
     def clear(self) -> list[Task]:
         """Forget every task. Returns them all."""
-        tasks = [*self.in_flight.values(), *(task for task in self.waiting if not task.is_dropped)]
+        tasks = [*self.in_flight.values(), *self.waiting]
+        tasks = [task for task in tasks if task.state is not GIVEN_UP]
         self.in_flight.clear()
         self.waiting.clear()
+        for task in tasks:
+            task.after(Event.DISCARDED)
         self._weight = 0
         self._count_waiting()
         return tasks

@@ -124,9 +124,7 @@ def settle(ledger: Ledger, done: Outcome) -> End | None:
     if error is not None:
         is_lost = done.is_death if verdict is None else isinstance(verdict, TaskTimeout)
         if is_lost and task.may_run_again:
-            task.lost_runs += 1
-            task.verdict = None
-            ledger.requeue([done.number])
+            ledger.run_again(done.number)
             return None
         if verdict is not None:
             verdict.__cause__ = error

@@ -14,6 +14,7 @@ from .books import Books
 from .dispatch import Dispatcher
 from .ledger import Task
 from .outcomes import fail_all
+from .task_states import WAITING
 from .workers_main import WorkersMain
 
 READY_AT_ONCE = 1024 * 1024
@@ -58,7 +59,7 @@ class Preparer:
     def _get_one_ready(self, task: Task, snapshot: MainSnapshot, *, is_first: bool) -> int:
         """Returns how many bytes that took."""
         deferred, size = task.deferred, 0
-        if task.is_dropped or task.future.cancelled():
+        if task.state is not WAITING or task.future.cancelled():
             return 0
         if deferred is not None:
             payload = deferred.payload(task.name, snapshot, self._main.modules)

@@ -94,7 +94,7 @@ class Requests:
                 self._recoveries.drain_pipe()
             is_dropped = False
             if self._ledger.in_flight.get(task.number) is task:
-                task.verdict = verdict
+                self._ledger.condemn(task, verdict)
                 self._books.deadlines.look_now()
             elif is_dropped := self._ledger.drop(task, verdict):
                 self._dispatcher.report()

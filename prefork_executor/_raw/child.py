@@ -132,15 +132,15 @@ class Child:
     def _state(self) -> int:
         return self._words[self._base + sb.HOLDS] & sb.STATE_MASK
 
-    def _mark(self, event: Event) -> None:
+    def _mark(self, event: str) -> None:
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
         self._say(event)
         self._ring()
 
-    def _say(self, event: Event) -> None:
+    def _say(self, event: str) -> None:
         if worker_states.report_to:
             self._board.check(self._slot, event)
-        state = worker_states.TABLE[event].after
+        state = worker_states.TABLE[event][1]
         self._words[self._base + sb.HOLDS] = sb.pack_holds(state, self._asked)
 
     def _ring(self) -> None:

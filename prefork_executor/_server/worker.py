@@ -327,14 +327,14 @@ class Worker:
             self._files.drop_unused()
         return False
 
-    def _mark(self, event: Event) -> None:
+    def _mark(self, event: str) -> None:
         if worker_states.report_to:
             self._check(event)
-        state = worker_states.TABLE[event].after
+        state = worker_states.TABLE[event][1]
         self._words[self._base + sb.SINCE] = time.monotonic_ns()
         self._words[self._base + sb.HOLDS] = sb.pack_holds(state, self._last)
 
-    def _check(self, event: Event) -> None:
+    def _check(self, event: str) -> None:
         self._channels.board.check(self.index, event)
 
     def _serve(self, packet: Packet) -> None:

@@ -20,8 +20,20 @@ from prefork_executor._board.scoreboard import Slot
 from prefork_executor._client.futures import TaskFuture
 from prefork_executor._client.ledger import AHEAD, FULL_WEIGHT, FULL_WEIGHT_NS, Ledger, Task, Timing
 from prefork_executor._client.recovery import Recovery
+from prefork_executor._client.task_states import (
+    DONE,
+    GIVEN_UP,
+    IN_FLIGHT,
+    NEXT,
+    TO_END,
+    TO_FAIL,
+    WAITING,
+    Event,
+    State,
+)
 from prefork_executor._pickling.main_snapshot import MainSnapshot
 from prefork_executor._server.settings import DEFAULT_OPTIONS
+from prefork_executor.errors import IllegalTransition
 
 MILLISECOND = 1_000_000
 
@@ -37,8 +49,10 @@ def new_task(ledger: Ledger, fn: Callable[..., Any] = some_function) -> Task:
 
 
 def send(ledger: Ledger, task: Task) -> int:
+    ledger.enqueue(task)
+    assert ledger.waiting[0] is task
     number = ledger.number(task)
-    ledger.sent(task)
+    ledger.send_next()
     return number
 
 
@@ -275,6 +289,7 @@ class Books(RuleBasedStateMachine):
         self.waiting: list[Task] = []
         self.in_flight: dict[int, Task] = {}
         self.dropped: set[Task] = set()
+        self.condemned: set[Task] = set()
         self.numbers_used: list[int] = []
 
     @rule()
@@ -290,12 +305,17 @@ class Books(RuleBasedStateMachine):
         number = self.ledger.number(task)
         assert number not in self.numbers_used
         self.numbers_used.append(number)
-        if works:
+        if works and task.state is not WAITING:
             assert self.ledger.dequeue() is task
             self.waiting.pop(0)
-            if not task.is_dropped:
-                self.ledger.sent(task)
-                self.in_flight[number] = task
+        elif works:
+            self.ledger.send_next()
+            self.in_flight[number] = self.waiting.pop(0)
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def cancel_the_next(self) -> None:
+        assert self.ledger.dequeue() is self.waiting.pop(0)
 
     @precondition(lambda self: self.numbers_used)
     @rule(data=st.data(), duration=st.sampled_from([None, 0, 10, MILLISECOND]))
@@ -310,9 +330,30 @@ class Books(RuleBasedStateMachine):
         self.waiting = back + self.waiting
         self.ledger.requeue(numbers)
 
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def condemn(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from(list(self.in_flight.values())))
+        verdict = RuntimeError()
+        self.ledger.condemn(task, verdict)
+        assert task.verdict is verdict
+        self.condemned.add(task)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def run_again(self, data: st.DataObject) -> None:
+        """It is the next, whether it was to be ended or not."""
+        number = data.draw(st.sampled_from(list(self.in_flight)))
+        task = self.in_flight.pop(number)
+        lost_runs = task.lost_runs
+        self.ledger.run_again(number)
+        assert (task.lost_runs, task.verdict) == (lost_runs + 1, None)
+        self.waiting.insert(0, task)
+        self.condemned.discard(task)
+
     @rule()
     def withdraw(self) -> None:
-        gone = [task for task in self.waiting if not task.number and not task.is_dropped]
+        gone = [task for task in self.waiting if not task.number and task.state is not GIVEN_UP]
         assert self.ledger.take_unsent() == gone
         self.waiting = [task for task in self.waiting if task not in gone]
 
@@ -334,10 +375,19 @@ class Books(RuleBasedStateMachine):
     def the_books_are_right(self) -> None:
         assert list(self.ledger.waiting) == self.waiting
         assert self.ledger.in_flight == self.in_flight
+        waits = [self.state_of(task, WAITING, TO_FAIL) for task in self.waiting]
+        assert [task.state for task in self.waiting] == waits
+        flies = [self.state_of(task, IN_FLIGHT, TO_END) for task in self.in_flight.values()]
+        assert [task.state for task in self.in_flight.values()] == flies
         backlog = [task for task in self.waiting if task not in self.dropped]
         assert self.ledger.backlog == len(backlog)
         assert self.ledger.outstanding == len(backlog) + len(self.in_flight)
         assert self.ledger.waiting_bytes == len(b"payload") * len(backlog)
+
+    def state_of(self, task: Task, else_: State, if_condemned: State) -> State:
+        if task in self.dropped:
+            return GIVEN_UP
+        return if_condemned if task in self.condemned else else_
 
     @invariant()
     def the_window_holds_what_is_in_flight(self) -> None:
@@ -348,6 +398,128 @@ class Books(RuleBasedStateMachine):
 
 test_the_books_agree_with_a_simple_list_of_tasks = pytest.mark.timeout(120)(Books.TestCase)
 Books.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+# --- the states of a task -------------------------------------------------------------------------
+
+STEPS: dict[str, Callable[[Ledger, Task], object]] = {
+    "is sent": lambda ledger, task: send(ledger, task),
+    "comes back": lambda ledger, task: ledger.requeue([task.number]),
+    "is to end": lambda ledger, task: ledger.condemn(task, RuntimeError()),
+    "is lost": lambda ledger, task: ledger.run_again(task.number),
+    "is done": lambda ledger, task: ledger.settle(task.number),
+    "is given up": lambda ledger, task: ledger.drop(task, RuntimeError()),
+    "is passed over": lambda ledger, task: ledger.dequeue(),
+    "is discarded": lambda ledger, task: ledger.discard([task]),
+}
+
+
+@pytest.mark.parametrize(
+    ("story", "state"),
+    [
+        ("is sent", IN_FLIGHT),
+        ("is sent, comes back", WAITING),
+        ("is sent, is to end", TO_END),
+        ("is sent, is to end, is to end", TO_END),
+        ("is sent, is to end, comes back", TO_FAIL),
+        ("is sent, is to end, comes back, is given up", GIVEN_UP),
+        ("is sent, is to end, comes back, is passed over", DONE),
+        ("is sent, is to end, is lost", WAITING),
+        ("is sent, is to end, is done", DONE),
+        ("is sent, is lost", WAITING),
+        ("is sent, comes back, is given up", GIVEN_UP),
+        ("is sent, is done, is done", DONE),
+        ("is sent, is done, is given up", DONE),
+        ("is sent, is discarded", DONE),
+        ("is sent, comes back, is discarded, is given up", DONE),
+    ],
+)
+def test_a_task_is_in_a_state_that_its_story_leads_to(story: str, state: State) -> None:
+    ledger = Ledger()
+    task = new_task(ledger)
+    for step in story.split(", "):
+        STEPS[step](ledger, task)
+    assert task.state is state
+
+
+@pytest.mark.parametrize("event", NEXT)
+@pytest.mark.parametrize("state", State)
+def test_a_task_goes_where_the_table_says_or_the_event_is_refused(event: str, state: State) -> None:
+    task = in_state(state)
+    if (following := NEXT[event].get(state)) is not None:
+        task.after(event)
+        assert task.state is following
+        return
+    with pytest.raises(IllegalTransition) as raised:
+        task.after(event)
+    assert task.state is state
+    what = f"{event} in state {state.name} of task {task.name}, number {task.number}; a bug"
+    assert what in str(raised.value)
+
+
+def in_state(state: State) -> Task:
+    """A task that has come there by the shortest way."""
+    ways: list[list[str]] = [[]]
+    for way in ways:
+        task = new_task(Ledger())
+        for event in way:
+            task.after(event)
+        if task.state is state:
+            return task
+        ways += [[*way, event] for event in NEXT if task.state in NEXT[event]]
+    raise AssertionError
+
+
+def test_a_task_that_is_done_stays_so() -> None:
+    assert [event for event in NEXT if NEXT[event].get(DONE, DONE) is not DONE] == []
+
+
+def test_every_task_in_the_books_can_be_discarded_whatever_has_gone_wrong() -> None:
+    ledger = Ledger()
+    tasks = [new_task(ledger) for _ in range(2)]
+    for task in tasks:
+        ledger.enqueue(task)
+        task.after(Event.DISCARDED)
+    with pytest.raises(IllegalTransition):
+        ledger.dequeue()
+    assert ledger.clear() == tasks[1:]
+
+
+class Raised(Exception):
+    """By a signal handler."""
+
+
+class InterruptedTask(Task):
+    """As if a signal handler raised just before its state changes for the first time."""
+
+    was_interrupted = False
+
+    def after(self, event: str) -> None:
+        if not self.was_interrupted:
+            self.was_interrupted = True
+            raise Raised
+        super().after(event)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_send_that_a_handler_has_interrupted_is_completed(is_told: bool) -> None:
+    ledger = Ledger()
+    payload: Any = ([b"payload"], None)
+    task = InterruptedTask(
+        TaskFuture(), ledger.timing_of(some_function), DEFAULT_OPTIONS, payload, MainSnapshot({})
+    )
+    other = new_task(ledger)
+    ledger.enqueue(task)
+    ledger.enqueue(other)
+    number = ledger.number(task)
+    with pytest.raises(Raised):
+        ledger.send_next()
+    if is_told:
+        ledger.complete_send(task)
+    ledger.recount()
+    assert (task.state, ledger.in_flight) == (IN_FLIGHT, {number: task})
+    assert (list(ledger.waiting), ledger.waiting_bytes) == ([other], other.size)
+    assert ledger.settle(number) is task
 
 
 # --- one recovery by itself -----------------------------------------------------------------------

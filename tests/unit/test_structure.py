@@ -1,10 +1,11 @@
 """How the package is built: no circles, nobody writes another's private attributes, the points
-at which tests inject faults are those that are listed, and workers change their states as the
-table says."""
+at which tests inject faults are those that are listed, and the states of workers and of tasks are
+changed where, and as, their tables say."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import textwrap
 from collections.abc import Iterator
 
@@ -14,8 +15,15 @@ pytest.importorskip("grimp")
 
 import structure
 
-from prefork_executor._board.worker_states import TABLE, WRITERS, Event, State
+from prefork_executor._board.worker_states import TABLE, WRITERS, State
+from prefork_executor._client import task_states
 from prefork_executor._support.fault_points import POINTS
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Each file of the package, parsed."""
+    return {file: ast.parse(code) for file, code in structure.sources().items()}
 
 
 def writes_in(code: str) -> list[str]:
@@ -90,8 +98,8 @@ def test_a_class_may_write_its_own_private_attributes_of_any_object() -> None:
 
 def fault_points() -> Iterator[tuple[str, str, int]]:
     """Each point that the code passes: its name, the file, and how much is given there."""
-    for file, code in structure.sources().items():
-        for node in ast.walk(ast.parse(code)):
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
             match node:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="faults"), attr="at"),
@@ -108,18 +116,22 @@ def test_each_fault_point_is_listed_and_each_that_is_listed_lies_in_the_code_onc
 # --- a worker's states ----------------------------------------------------------------------
 
 
-def worker_events() -> Iterator[tuple[Event, str]]:
+def worker_events() -> Iterator[tuple[str, str]]:
     """Each event of a worker's that the code names, and the file."""
-    for file, code in structure.sources().items():
-        if file == "_board/worker_states.py" or file.startswith("_client/"):
-            continue
-        for event in events_in(ast.parse(code)):
-            yield event, file
+    for file, tree in trees().items():
+        if file != "_board/worker_states.py":
+            for event in events_in(tree):
+                yield event, file
 
 
-def events_in(node: ast.AST) -> set[Event]:
+def events_in(node: ast.AST) -> set[str]:
+    return named_events(node) & TABLE.keys()
+
+
+def named_events(node: ast.AST) -> set[str]:
+    """Those of any table."""
     return {
-        Event[name.attr]
+        name.attr
         for name in ast.walk(node)
         if isinstance(name, ast.Attribute) and ast.unparse(name.value) == "Event"
     }
@@ -127,18 +139,16 @@ def events_in(node: ast.AST) -> set[Event]:
 
 def test_each_event_of_a_worker_comes_where_its_writer_is_and_each_comes() -> None:
     made = set(worker_events())
-    assert {event for event, _ in made} == set(Event)
+    assert {event for event, _ in made} == TABLE.keys()
     assert [
-        (event.name, file)
-        for event, file in made
-        if file not in WRITERS[event.name.partition("_")[0]]
+        (event, file) for event, file in made if file not in WRITERS[event.partition("_")[0]]
     ] == []
 
 
-def writes_of_states(code: str) -> Iterator[tuple[str, set[str]]]:
+def writes_of_states(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
     """Each place that writes HOLDS: what is checked before it, and the states that the table
     has then and that are written, which are to be one."""
-    for function in ast.walk(ast.parse(code)):
+    for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
             continue
         checked: ast.Call | None = None
@@ -151,7 +161,7 @@ def writes_of_states(code: str) -> Iterator[tuple[str, set[str]]]:
                 checked = node if is_check else checked
             elif is_holds(node.targets[0]):
                 before = "nothing" if checked is None else ast.unparse(checked.args[-1])
-                states = {TABLE[event].after.name for event in events_in(checked or ast.Pass())}
+                states = {TABLE[event][1].name for event in events_in(checked or ast.Pass())}
                 yield f"{function.name}: {before}", states | states_in(node.value)
                 checked = None
 
@@ -168,8 +178,8 @@ def states_in(value: ast.expr) -> set[str]:
 def test_whoever_writes_a_state_checks_before_that_the_table_has_it() -> None:
     written = [
         (file, place, states)
-        for file, code in structure.sources().items()
-        for place, states in writes_of_states(code)
+        for file, tree in trees().items()
+        for place, states in writes_of_states(tree)
     ]
     assert len({file for file, _, _ in written}) == 3
     # Where the event is given, the state that is written is the table's.
@@ -200,4 +210,31 @@ def test_whoever_writes_a_state_checks_before_that_the_table_has_it() -> None:
 def test_it_is_seen_what_is_checked_before_a_write_and_what_is_written(
     code: str, place: str, states: set[str]
 ) -> None:
-    assert list(writes_of_states(f"def f(): {code}")) == [(f"f: {place}", states)]
+    assert list(writes_of_states(ast.parse(f"def f(): {code}"))) == [(f"f: {place}", states)]
+
+
+# --- a task's states ------------------------------------------------------------------------
+
+
+def test_the_ledger_alone_makes_the_transitions_of_tasks_and_it_makes_each() -> None:
+    names = task_states.NEXT.keys()
+    made = {
+        file: named & names
+        for file, tree in trees().items()
+        if file != "_client/task_states.py" and (named := named_events(tree)) & names
+    }
+    assert made == {"_client/ledger.py": set(names)}
+
+
+def test_what_goes_with_a_tasks_state_is_written_by_the_task_itself() -> None:
+    written = {
+        (file, ast.unparse(node))
+        for file, tree in trees().items()
+        if file.startswith("_client/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if node.attr in ("state", "verdict", "lost_runs")
+    }
+    assert written == {
+        ("_client/ledger.py", f"self.{name}") for name in ("state", "verdict", "lost_runs")
+    }
