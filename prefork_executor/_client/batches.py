@@ -83,7 +83,8 @@ class Batches:
         if self.look_at is None or now < self.look_at:
             return
         faults.at("client.looks_for_slow")
-        slow = [slot for slot in self._board.read_all() if _is_slow(slot, now)]
+        slots = self._board.read_all()
+        slow = [slot for slot in slots if _is_slow(slot, now)]
         news = [slot for slot in slow if slot.unsent and slot.task not in self._told]
         for slot in news:
             kept = self._kept(slot)
@@ -92,8 +93,10 @@ class Batches:
                 self._found[marker] = kept
         for slot in slow:
             if slot.tail:
-                # Once: what it has named stays in its slot as long as the task runs.
-                if slot.task + slot.tail in self._last_tasks:
+                # Once: what it has named stays in its slot as long as the task runs. And not from
+                # the only worker: nobody else could take it, and what that worker gives back by
+                # itself would come after what has been sent again.
+                if slot.task + slot.tail in self._last_tasks and len(slots) > 1:
                     self._recall(slot)
             elif slot not in news:
                 self._last_tasks.discard(slot.task)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -178,25 +178,47 @@ def test_one_worker_begins_tasks_in_their_order_though_one_turns_out_to_be_long(
     assert begun == list(range(500))
 
 
-def test_what_waits_behind_a_long_task_is_sent_again_once_and_not_at_every_look(
-    batches: list[int],
-) -> None:
+@contextlib.contextmanager
+def looks_counted() -> Iterator[Callable[[], None]]:
+    """Gives a function that waits until the client has looked for long tasks many times."""
     looks: list[float] = []
 
-    def note_look() -> None:
-        looks.append(time.monotonic())
+    def wait_for_looks() -> None:
+        looks.clear()
+        eventually(lambda: len(looks) > 20, "the client looks for long tasks")
 
-    with faults.injected("client.looks_for_slow", note_look), PreforkExecutor(1) as executor:
+    with faults.injected("client.looks_for_slow", lambda: looks.append(time.monotonic())):
+        yield wait_for_looks
+
+
+def test_what_waits_behind_a_long_task_is_sent_again_once_and_not_at_every_look(
+    executor: PreforkExecutor, batches: list[int]
+) -> None:
+    with looks_counted() as wait_for_looks:
+        futures = many(executor, {20: "sleep", 120: "sleep"}, 200)
+        eventually(lambda: futures[19].done(), "the first long one runs")
+        eventually(lambda: futures[119].done(), "and the second")
+        wait_for_looks()
+        sent = sum(batches)
+        assert executor.abort(futures[20])
+        assert executor.abort(futures[120])
+        assert futures[-1].result(BOUND) == 199
+    assert len(futures) < sent <= 2 * len(futures)
+
+
+def test_what_waits_behind_a_long_task_of_the_only_worker_stays_where_it_is(
+    batches: list[int],
+) -> None:
+    with looks_counted() as wait_for_looks, PreforkExecutor(1) as executor:
         warm(executor)
         batches.clear()
         futures = many(executor, {20: "sleep"}, 200)
         eventually(lambda: futures[19].done(), "the long one runs")
-        looks.clear()
-        eventually(lambda: len(looks) > 20)
-        sent = sum(batches)
+        wait_for_looks()
+        sent, sent_once = sum(batches), 20 + executor.stats().in_flight
         assert executor.abort(futures[20])
-        assert futures[-1].result(BOUND) == 199
-    assert sent <= 2 * len(futures)
+        assert [futures[i].result(BOUND) for i in (21, 199)] == [21, 199]
+    assert sent <= sent_once
 
 
 def test_the_supervisors_death_fails_what_ran_and_nothing_else(

@@ -256,7 +256,8 @@ def test_a_running_task_can_be_aborted(
     assert executor.abort(future)
     error = future.exception(BOUND)
     assert isinstance(error, TaskAborted)
-    assert str(error) == f"task test_task_limits.{fn.__name__} was aborted at the caller's request"
+    name = f"{fn.__module__}.{fn.__name__}"
+    assert str(error) == f"task {name} was aborted at the caller's request"
     assert isinstance(error.__cause__, WorkerDied)
 
 
