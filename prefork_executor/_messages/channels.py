@@ -2,12 +2,12 @@
 
 A *payload* is a list of parts: a pickle, and its out-of-band buffers. One that
 fits a packet travels in it. A bigger one is written into a shared file (a memfd
-on Linux) whose descriptor travels with the packet (SCM_RIGHTS); the receiver
-maps it privately, so that its pages are shared until somebody writes to them
-and arrays over them are writable.
+on Linux) whose descriptor travels with the packet (SCM_RIGHTS). The receiver
+maps the file privately. So its pages are shared until they are written to, and
+arrays over them are writable.
 
-Nothing here sets O_NONBLOCK on a socket: it would hold for every process that
-shares the end. A call that must not block says so itself (MSG_DONTWAIT).
+Nothing here sets O_NONBLOCK on a socket: that would affect every process that
+shares the end. A call that must not block uses MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ if TYPE_CHECKING:
 
     Ancillary = list[tuple[int, int, bytes]]
     Taken = tuple[int, Ancillary, int, Any]
-    """What ``recvmsg_into`` returns: of a message, its size and what came beside it."""
+    """What ``recvmsg_into`` returns: a message's size, and what came with it."""
 
 Part = bytes | PickleBuffer | memoryview
-DONTWAIT = int(socket.MSG_DONTWAIT)  # A plain int: an enum member takes its time to be combined.
+DONTWAIT = int(socket.MSG_DONTWAIT)  # A plain int: combining enum members is slow.
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 _MAX_DESCRIPTORS = 8
 REFERENCES_INTERVAL = 0.002
-"""Seconds until a sender that may wait tries again when too many descriptors are
-under way: nothing tells when some have arrived."""
+"""Seconds after which a sender that may wait tries again when too many descriptors are
+under way. Nothing tells when some have arrived."""
 MAX_READ = 1024 * 1024
-"""Bytes up to which a pickle is read from its file. To map it costs as much as copying
-some hundred kilobytes."""
+"""Bytes up to which a pickle is read from its file. Mapping costs as much as copying a few
+hundred kilobytes."""
 _NONE: list[int] = []
 
 
 class Packet(NamedTuple):
-    """One received message. ``body`` is a view into the receiver's buffer, good
-    until its next receive; ``descriptor`` is that of the shared file, or -1."""
+    """One received message. ``body`` is a view into the receiver's buffer, valid
+    until the next receive. ``descriptor`` is that of the shared file, or -1."""
 
     kind: int
     flags: int
@@ -74,8 +74,8 @@ class Packet(NamedTuple):
 
 
 class Parcel:
-    """A big payload in its file, ready to be sent. Copying it took its time; sending it takes
-    none. Closing it may take some again: who closes a file last frees its memory."""
+    """A big payload in its file, ready to be sent. Copying it took time, and sending it takes
+    none. Closing it may take time again: the last close of a file frees its memory."""
 
     __slots__ = ("_file", "table")
 
@@ -84,8 +84,8 @@ class Parcel:
         self.table = table
 
     def send(self, end: Socket, kind: int, number: int, extra: int, flags: int = 0) -> None:
-        """Send it, once, and close it then. Raises what :func:`send` raises; after
-        BlockingIOError, it can be sent again."""
+        """Send it once, and then close it. Raises what :func:`send` raises. After
+        BlockingIOError it can be sent again."""
         if self._file is None:
             raise ValueError("a parcel that has been sent")
         packet = wire.pack_big(kind, number, extra, self.table)
@@ -94,7 +94,7 @@ class Parcel:
         faults.at("payload.sent")
 
     def give_to(self, files: PayloadFiles) -> None:
-        """It will not be sent: its file may carry another."""
+        """It will not be sent, so its file may carry another payload."""
         file, self._file = self._file, None
         if file is not None:
             files.give(file)
@@ -153,7 +153,7 @@ def send(
         parcel.send(end, kind, number, extra, flags)
     except BlockingIOError:
         if files is not None:
-            parcel.give_to(files)  # For the next try.
+            parcel.give_to(files)  # For the next attempt.
         raise
     finally:
         parcel.close()
@@ -162,15 +162,15 @@ def send(
 def send_with_spare(
     end: Socket, kind: int, number: int, extra: int, body: bytes, files: PayloadFiles
 ) -> bool:
-    """Send a small message, and with it a spare one of the ``files``, for the receiver to use.
-    False: it was not sent, because there is none, or no room for it now."""
+    """Send a small message, and with it a spare one of the ``files`` for the receiver to use.
+    Returns False if it was not sent, because no file is spare or the channel is full."""
     file = files.take_spare()
     if file is None:
         return False
     try:
         send_descriptors(end, wire.pack(kind, number, extra, body), [file[0]], DONTWAIT)
     except OSError:
-        # Whatever it is: who sends the message by itself is told, too, and can say more.
+        # Any error: the caller then sends the message alone, and can report what that raises.
         files.give(file)
         return False
     posix.close(file[0])
@@ -186,10 +186,9 @@ def _keep_spare(packet: Packet, files: PayloadFiles | None) -> None:
 
 
 def _table(views: Sequence[memoryview]) -> list[int]:
-    """The parts' sizes, and which of them are to be read: those of bytes. Any reader of a
-    buffer that cannot be written to must be ready for bytes, these come by one copy, and
-    if all of a payload does, nothing need be mapped. Only a big pickle is better mapped:
-    it is looked at once."""
+    """The parts' sizes, and which parts the receiver reads: those of bytes. Code that is given
+    a read-only buffer must accept bytes. Reading copies once, and if all parts are read,
+    nothing needs to be mapped. Only a big pickle is better mapped: it is used at once."""
     is_read = [type(view.obj) is bytes and view.contiguous for view in views]
     is_read[0] = is_read[0] and views[0].nbytes <= MAX_READ
     return [
@@ -208,7 +207,7 @@ def send_descriptors(
 ) -> None:
     """Send a packet that carries open descriptors.
 
-    The kernel lets each user (but root) have only so many of them under way, as
+    The kernel limits how many descriptors each user (except root) may have under way, to as
     many as a process may have open. Beyond that every channel counts as full.
     """
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
@@ -225,13 +224,13 @@ def send_descriptors(
 
 
 def receive_descriptors(end: Socket) -> tuple[int, list[int]]:
-    """Wait for a packet that carries descriptors: its kind and these.
+    """Wait for a packet that carries descriptors. Returns its kind and the descriptors.
 
     Raises:
         EOFError: the other end is gone.
     """
     space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
-    # No more than the one packet: on a stream the next may follow at once.
+    # Receive this one packet only: on a stream the next may follow at once.
     data, ancillary, _, _ = end.recvmsg(wire.HEADER.size, space, CMSG_CLOEXEC)
     if not data:
         raise EOFError
@@ -247,7 +246,7 @@ def _descriptors(ancillary: Ancillary) -> list[int]:
 
 
 class Receiver:
-    """Receives messages from one end into one buffer that it uses again."""
+    """Receives messages from one end, always into the same buffer."""
 
     def __init__(self, end: Socket) -> None:
         self.end = end
@@ -259,15 +258,15 @@ class Receiver:
 
         Raises:
             BlockingIOError: there is none (with DONTWAIT in ``flags``).
-            EOFError: there will be none, the other end is gone.
+            EOFError: there will be none, because the other end is gone.
             ProtocolError: what came is not a message of ours.
         """
         taken = self.end.recvmsg_into(self._buffers, _ONE_DESCRIPTOR, flags | CMSG_CLOEXEC)
         return self.packet(taken[0], taken[1])
 
     def receive_to(self, taken: list[Taken]) -> None:
-        """Take one message, if there is one, and note that here, in one step: no signal
-        handler can come in between. It is what :meth:`packet` then makes of it.
+        """Take one message, if there is one, and add it to ``taken`` in the same step, so that
+        no signal handler can run in between. :meth:`packet` decodes it.
 
         Raises:
             BlockingIOError: there is none.
@@ -328,7 +327,7 @@ def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memory
         ]
         faults.at("payload.opened")
         if files is not None:
-            # Its own before it is given away, or an interrupt would have it closed twice.
+            # Mark it as given away first, or an interrupt would have it closed twice.
             file, descriptor = (descriptor, size), -1
             if whole is None:
                 files.give(file)
@@ -343,7 +342,7 @@ def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memory
 def _read(descriptor: int, size: int, start: int) -> bytes:
     try:
         data = os.pread(descriptor, size, start)
-        while len(data) < size:  # No more than 2 GiB come at once.
+        while len(data) < size:  # One read returns 2 GiB at most.
             more = os.pread(descriptor, size - len(data), start + len(data))
             if not more:
                 raise ProtocolError("a shared file that has become shorter")
@@ -355,7 +354,7 @@ def _read(descriptor: int, size: int, start: int) -> bytes:
 
 
 def discard(packet: Packet) -> None:
-    """Close what a packet carries, unread."""
+    """Close the file that a packet carries, unread."""
     if packet.descriptor >= 0:
         posix.close(packet.descriptor)
 
@@ -375,8 +374,8 @@ class WorkerChannels(NamedTuple):
 
     @classmethod
     def receive(cls, control: Socket, slots: int) -> WorkerChannels:
-        """Wait for the descriptors that :meth:`PoolChannels.give_to` sends. By that of the
-        board nobody can write here.
+        """Wait for the descriptors that :meth:`PoolChannels.give_to` sends. This process
+        cannot write to the board through the board's descriptor.
 
         Raises:
             EOFError: the client has gone.
@@ -401,7 +400,7 @@ class WorkerChannels(NamedTuple):
 
 
 def new_board(slots: int) -> Scoreboard:
-    """A board for so many workers.
+    """A board for this many workers.
 
     Raises:
         OSError: no descriptor, or no room.
@@ -411,8 +410,8 @@ def new_board(slots: int) -> Scoreboard:
 
 
 def open_board(descriptor: int, slots: int) -> Scoreboard:
-    """The board in this file. No other descriptor of it is open but this, which the board
-    owns from now on.
+    """The board in this file. Only this descriptor of it is open, and the board owns it from
+    now on.
 
     Raises:
         OSError: no room.
@@ -427,7 +426,7 @@ def open_board(descriptor: int, slots: int) -> Scoreboard:
 
 
 def _pair(undo: contextlib.ExitStack) -> tuple[Socket, Socket]:
-    """Two connected ends, to be closed if what comes after them fails."""
+    """Two connected ends. ``undo`` closes them if a later step fails."""
     ends = socket_pair()
     for end in ends:
         undo.callback(end.close)
@@ -437,9 +436,9 @@ def _pair(undo: contextlib.ExitStack) -> tuple[Socket, Socket]:
 class PoolChannels:
     """All channels of one pool, both ends, as its client owns them.
 
-    Raises OSError, and leaves nothing open, if there is no descriptor or no memory
-    left. Holding both ends it can take back what it sent, give the far ends to a second
-    supervisor after the first, and send markers to itself.
+    Raises OSError, and leaves nothing open, if no descriptor or memory is left.
+    Because the client holds both ends, it can take back what it sent, give the far ends to a
+    second supervisor after the first, and send markers to itself.
     """
 
     def __init__(self, slots: int) -> None:
@@ -470,12 +469,12 @@ class PoolChannels:
         send_descriptors(control, wire.pack(wire.Kind.DESCRIPTORS), descriptors)
 
     def wake(self) -> None:
-        """Make whoever reads upstream look around. If the channel is full, he is awake."""
+        """Wake the thread that reads upstream. If the channel is full, it is awake."""
         with contextlib.suppress(OSError):
             self.send_marker(0)
 
     def send_marker(self, number: int) -> bool:
-        """Send a marker to oneself; False if the channel is full, or cut."""
+        """Send a marker to ourselves. Returns False if the channel is full or cut."""
         try:
             self.yells_far.send(wire.pack(wire.Kind.MARKER, number), DONTWAIT)
         except (BlockingIOError, ConnectionError):
@@ -483,7 +482,7 @@ class PoolChannels:
         return True
 
     def are_cut(self) -> bool:
-        """Whether somebody who has inherited an end has shut it down, for all who have it."""
+        """Whether a process that inherited an end has shut it down for all processes."""
         nothing = wire.pack(wire.Kind.MARKER)
         for end in (self.yells_far, self.tasks):
             try:
@@ -495,8 +494,8 @@ class PoolChannels:
         return False
 
     def renew(self) -> None:
-        """Put new sockets in the places of the old. Whoever has an end here goes on with it;
-        nobody else has one any more.
+        """Put new sockets in place of the old ones. Objects of this process that hold an end
+        now hold the new one. Other processes hold none.
 
         Raises:
             OSError: no descriptor left.

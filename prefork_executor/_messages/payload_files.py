@@ -1,20 +1,20 @@
 """Shared files that have carried a payload, kept to carry another.
 
-A new file has no pages yet: to get them costs its writer about as much as to fill them.
-So big payloads travel in files that have travelled before. A payload's file is its
-receiver's alone, since the sender has closed it; so whoever has received it may use it for
-what it sends, as soon as nobody looks at what was in it. Between a caller and a worker the
-same few files go to and fro: a worker whose outcome needs none sends its spare one back with it.
+A new file has no pages yet. For its writer, getting the pages costs about as much as filling
+them. So big payloads travel in files that have been used before. A payload's file belongs to its
+receiver alone, since the sender has closed it. The receiver may use it for its own payloads when
+nothing looks at its content any more. So the same few files go back and forth between a caller
+and a worker. A worker whose outcome needs no file sends its spare one back with the outcome.
 
-* A file whose payload is mapped becomes spare when the mapping has gone. Until then that
-  takes an open descriptor; thousands of arrays may be alive, so the oldest are given up.
-* A process that forks may leave its copy somebody who looks at what was mapped then. Such
-  a file never becomes spare. (C code that forks and runs on without a word to Python,
-  with a task's argument in its hands when the task has long ended, is not noticed.)
-* Nobody keeps them who has no use for them: after UNUSED seconds they are dropped.
+* A file whose payload is mapped becomes spare when the mapping is gone. Until then it takes an
+  open descriptor. Thousands of arrays may be alive, so the oldest files are given up.
+* When a process forks, its copy may still look at what was mapped then. Such a file never
+  becomes spare. (One case is not noticed: C code forks without telling Python, and goes on
+  using a task's argument after the task has ended.)
+* A process drops files that it has not used for UNUSED seconds.
 
-Any thread may come here, and a garbage collector in the middle of anything. So there is
-no lock, and each step on what is shared is one step for all threads.
+Any thread may call this code, and so may a garbage collection at any point. So there is no lock:
+each step on shared data is atomic for all threads.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from .._support import faults
 from .._system.shared_files import file_size_limit, shared_file
 
 MAX_FILES = 4
-"""Spare, and mapped, files of one process: one that goes, one that comes back, twice."""
+"""Spare and mapped files of one process: one that goes and one that comes back, twice."""
 MAX_BYTES = 64 * 1024 * 1024
 """Bytes of spare files that one process keeps."""
 GRAIN = 64 * 1024
-"""Files have a multiple of so many bytes, so that one also fits the next payload if that
-is not much larger. What is not written to takes no memory."""
+"""File sizes are multiples of this many bytes, so that a file also fits a next payload that is
+a little larger. Pages that are not written to take no memory."""
 UNUSED = 1.0
-"""Seconds after which those that were not used are dropped: between two tasks of a busy
-program there is less, and less than this nobody minds them."""
+"""Seconds after which unused files are dropped. A busy program takes less time between two
+tasks, and for this time the files do no harm."""
 
 _File = tuple[int, int]
 """A descriptor, and the size of its file in bytes."""
 
 
 def new_file(size: int) -> _File:
-    """A file of at least so many bytes.
+    """A file of at least this many bytes.
 
     Raises:
         OSError: no descriptor, or no room.
@@ -61,8 +61,8 @@ class PayloadFiles:
     """One end's files, spare and mapped.
 
     Args:
-        on_spare: called in whatever thread it happens when a mapping has gone and its
-            file is the first spare one, so that somebody drops it in the end.
+        on_spare: called when a mapping is gone and its file is the only spare one, so that
+            the file is dropped in the end. It may be called in any thread.
     """
 
     def __init__(self, on_spare: Callable[[], object] = bool) -> None:
@@ -76,33 +76,33 @@ class PayloadFiles:
 
     @property
     def drop_at(self) -> float | None:
-        """When they will have been of no use for long, on the monotonic clock; None: there
-        are none."""
+        """When the files will have been unused for long enough, on the monotonic clock. None
+        if there are none."""
         return self._used_at + UNUSED if self._free else None
 
     def take(self, size: int) -> _File:
-        """A file of at least this many bytes, and not of many more: a spare one, or a new
-        one. It is the caller's from now on.
+        """A file of at least this many bytes, and at most twice as many: a spare or a new
+        one. From now on it belongs to the caller.
 
         Raises:
             OSError: no descriptor, or no room.
         """
         for file in sorted(self._free, key=_size):
             if size <= file[1] <= 2 * size:
-                with contextlib.suppress(ValueError):  # Somebody else was quicker.
+                with contextlib.suppress(ValueError):  # Another thread was quicker.
                     self._free.remove(file)
                     self._used_at = time.monotonic()
                     return file
         return new_file(size)
 
     def take_spare(self) -> _File | None:
-        """The spare file that was used last, if there is one. It is the caller's now."""
+        """The spare file that was used last, if there is one. It now belongs to the caller."""
         with contextlib.suppress(IndexError):
             return self._free.pop()
         return None
 
     def give(self, file: _File) -> None:
-        """Nobody looks into this file any more."""
+        """Keep this file: nothing looks into it any more."""
         kept = sum(map(_size, self._free))
         if self._is_closed or len(self._free) >= MAX_FILES or kept + file[1] > MAX_BYTES:
             posix.close(file[0])
@@ -113,7 +113,7 @@ class PayloadFiles:
             self.drop()
 
     def give_when_unmapped(self, file: _File, mapping: object) -> None:
-        """This file is looked into as long as somebody refers to ``mapping``."""
+        """Keep this file once nothing refers to ``mapping`` any more."""
         descriptor, size = file
         if self._is_closed or size > MAX_BYTES:
             posix.close(descriptor)
@@ -129,7 +129,7 @@ class PayloadFiles:
         if self._mapped.pop(file[0], None) is None:
             return
         if _forks:
-            posix.close(file[0])  # The child that is being forked may be looking into it.
+            posix.close(file[0])  # The child that is being forked may still look into it.
         else:
             is_first = not self._free
             self.give(file)
@@ -143,24 +143,24 @@ class PayloadFiles:
             posix.close(descriptor)
 
     def give_up_mapped(self) -> None:
-        """What is mapped now may be mapped elsewhere, too."""
+        """Give up the mapped files: another process may have mapped them, too."""
         for descriptor in list(self._mapped):
             self._give_up(descriptor)
 
     def drop_unused(self) -> None:
-        """Drop them, if it is time."""
+        """Drop the files if they have been unused for long enough."""
         at = self.drop_at
         if at is not None and time.monotonic() >= at:
             self.drop()
 
     def drop(self) -> None:
-        """Drop them, used or not."""
+        """Drop the files now."""
         with contextlib.suppress(IndexError):
             while True:
                 posix.close(self._free.pop()[0])
 
     def close(self) -> None:
-        """Drop them, and take no more. Safe to call again."""
+        """Drop the files, and keep no more. Safe to call again."""
         self._is_closed = True
         self.drop()
         self.give_up_mapped()
@@ -187,7 +187,7 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    _give_up_all_mapped()  # What other threads have mapped meanwhile.
+    _give_up_all_mapped()  # Other threads may have mapped some meanwhile.
     _forks.pop()
 
 

@@ -8,16 +8,15 @@ kind    u8     a :class:`Kind`; each kind travels on one channel only
 flags   u8     BIG: the body is a table of part sizes, and the parts themselves
                lie in a shared file whose descriptor travels with the packet.
                NAMES: see CALLS
-parts   u32    how many parts there are; without BIG always 1, the body itself, but
-               for what is said of a kind
-number  u64    a task's number, or a process id, by kind
-extra   u64    a second number, by kind
+parts   u32    how many parts there are; without BIG always 1, the body itself,
+               unless its kind says otherwise
+number  u64    a task's number or a process id; the kind says which
+extra   u64    a second number; the kind says which
 ======  =====  =================================================================
 
-Part 0 is a pickle; parts 1 and up are its out-of-band buffers (protocol 5), in
-order. In the shared file every part begins at a multiple of ALIGNMENT. A part of which
-the table says so, by READ beside its size, arrives as bytes, any other as a view of
-the file.
+Part 0 is a pickle; the parts from 1 on are its out-of-band buffers (protocol 5), in
+order. In the shared file every part begins at a multiple of ALIGNMENT. A part that has
+READ beside its size in the table arrives as bytes, any other as a view of the file.
 """
 
 from __future__ import annotations
@@ -33,32 +32,32 @@ HEADER = struct.Struct("<BBxxIQQ")
 BIG = 1
 NAMES = 2
 READ = 1 << 63
-"""Beside a part's size in the table: read it from the file, do not map it."""
+"""Beside a part's size in the table: the receiver reads the part instead of mapping it."""
 ALIGNMENT = 4096
-"""Bytes. A page, which is enough for every NumPy type and vector instruction. At 64 the second
-part would begin 16 bytes further into its page than a big bytes object does: there some
-processors (EPYC) copy at a fifth of their speed."""
+"""Bytes. A page, which is enough for every NumPy type and vector instruction. At 64, a second
+part would begin 16 bytes further into its page than a big bytes object does. Some processors
+(EPYC) then copy at a fifth of their speed."""
 INLINE_LIMIT = 32 * 1024
-"""Bytes of body that travel in the packet itself. Above it, one copy into a
-shared file and a mapping cost less than pushing the bytes through the socket;
-it also keeps several packets within the smallest usual socket buffer."""
+"""Bytes of body that travel in the packet itself. Above this, one copy into a shared file and a
+mapping cost less than pushing the bytes through the socket. Below it, several packets fit into
+the smallest usual socket buffer."""
 PACKET_LIMIT = HEADER.size + INLINE_LIMIT
 MAX_PARTS = (INLINE_LIMIT) // 8
-"""A table of sizes fills the body at most."""
+"""At this number the table of sizes fills the body."""
 MAX_CALLS = 64
 """Calls in one message: a slot of the scoreboard says how many come after a task, 63 at most."""
 
 
 class Kind:
-    """Plain ints, not an enum's: they are looked up and compared several times a task."""
+    """Plain ints instead of an enum: they are compared several times for each task."""
 
     # task pipe
     CALL = 1
     """number: the task's; extra: see :func:`pack_call_meta`. Body: the pickled call."""
     CALLS = 2
-    """number: the first task's, the others follow one by one; parts: how many; extra: as
-    for CALL. Body: their sizes (u32); with NAMES, because they are not of one function, the
-    indices of their names (u16); then their pickled calls. Only tasks known to be short."""
+    """Tasks known to be short. number: the first task's, the others count up from it; parts: how
+    many; extra: as for CALL. Body: their sizes (u32); with NAMES, if their functions differ, the
+    indices of their names (u16); then the pickled calls."""
     # yell channel
     RESULT = 16
     """number: the task's; extra: ns it ran. Body: the pickled result."""
@@ -69,38 +68,37 @@ class Kind:
     READY = 19
     """number: the worker's pid; extra: its slot. It will take tasks now."""
     INITIALIZER_FAILED = 20
-    """number: the worker's pid; extra: which step of its start it was (`_server/users_code.py`).
+    """number: the worker's pid; extra: which step of its start failed (`_server/users_code.py`).
     Body: a pickled Failure."""
     DEATH = 21
     """From the supervisor. number: the pid. Body: DEATH_BODY."""
     DECISION = 22
     """From the supervisor. Body: a pickled decision with its time."""
     SUPERVISOR_READY = 23
-    """From the supervisor. It will fork workers now. number: its process id."""
+    """From the supervisor. It will now fork workers. number: its process id."""
     MARKER = 24
-    """From the client to itself. All that was sent before it has been read."""
+    """From the client to itself: all that was sent before it has been read."""
     START_FAILED = 25
-    """From the supervisor, which ends of it. number: which step of its start it was
+    """From the supervisor, which ends because of it. number: which step of its start failed
     (`_server/users_code.py`). Body: a pickled Failure."""
     RELOADED = 26
-    """From the supervisor. number: of the last RELOAD that is complete."""
+    """From the supervisor. number: that of the last RELOAD that is complete."""
     WORKERS_TOLD = 27
-    """From the supervisor: those whom END_WORKERS meant will take nothing more. number:
+    """From the supervisor: the workers that END_WORKERS named will take no more tasks. number:
     that command's extra."""
     OUTCOMES = 28
-    """Body: outcomes one after another, each as a whole RESULT or FAILURE packet would
-    be, its size in place of its number of parts. While a recording is on, a SPAN stands
-    before each."""
+    """Body: outcomes one after another. Each is a whole RESULT or FAILURE packet that has its
+    size in place of its number of parts. While a recording is on, a SPAN precedes each."""
     UNBEGUN = 29
-    """number: a task; extra: how many there are from it on, one by one. A worker has
-    taken them and will not begin them."""
+    """number: a task; extra: how many there are, counting up from it. A worker has taken them
+    and will not begin them."""
     STOPPED = 30
-    """From the supervisor. number: a worker's pid, which a signal has stopped."""
+    """From the supervisor. number: the pid of a worker that a signal has stopped."""
     SPAN = 31
-    """Only in an OUTCOMES' body. number: the task's; extra: ns it ran. Body: SPAN_BODY."""
+    """Only within OUTCOMES. number: the task's; extra: ns it ran. Body: SPAN_BODY."""
     MAIN_SNAPSHOT = 40
-    """From who has imported main anew. Body: pickled: what its ``__main__`` holds, what
-    stands in the way of sharing it, whether workers share it."""
+    """From the process that has imported main anew. Body: pickled: what its ``__main__`` holds,
+    why workers may not share it, and whether they do."""
     # control
     DESCRIPTORS = 32
     """To the supervisor, with the descriptors of the channels and the board."""
@@ -112,10 +110,10 @@ class Kind:
     """To the supervisor: end the worker that runs this task. number: the task's;
     extra: the worker's slot."""
     RELOAD = 36
-    """To the supervisor: put new workers in the place of all. number: to be told
-    in RELOADED."""
+    """To the supervisor: replace all workers by new ones. number: the one that RELOADED
+    returns."""
     KEEP_OLD = 37
-    """To the supervisor: give up what RELOAD asked for."""
+    """To the supervisor: stop a RELOAD that is not complete."""
     END_WORKER = 38
     """To the supervisor: end this worker. number: its pid; extra: the signal."""
     SIGN = 39
@@ -123,20 +121,20 @@ class Kind:
 
 
 SPAN_BODY = struct.Struct("<QII")
-"""when the task began (ns, monotonic clock), its worker's pid and slot."""
+"""When the task began (ns, monotonic clock), its worker's pid and slot."""
 DEATH_BODY = struct.Struct("<qQQQQQQQQQ")
-"""wait status, slot index, state, task, tasks done, flags, tail, born, since, at."""
+"""Wait status, slot index, state, task, tasks done, flags, tail, born, since, at."""
 TOLD = 1
-"""In a death's flags: it had been told to leave, or was ended on purpose."""
+"""In a death's flags: the worker had been told to leave, or was ended on purpose."""
 OUT_OF_MEMORY = 2
-"""In a death's flags: the system was killing for lack of memory then."""
+"""In a death's flags: the system was killing processes for lack of memory then."""
 NEW = 4
-"""In a death's flags: it was to replace workers that still live; see RELOAD."""
+"""In a death's flags: the worker was to replace others, which still live; see RELOAD."""
 
 
 class Death(NamedTuple):
-    """A worker's end as the supervisor saw it, with its slot as it was then. ``at`` is
-    when that was (ns, monotonic clock, as the slot's times are)."""
+    """A worker's end as the supervisor saw it, with the content of its slot. ``at`` is the time
+    (ns, monotonic clock, like the slot's times)."""
 
     pid: int
     status: int
@@ -160,7 +158,7 @@ def unpack_command(packet: bytes) -> tuple[int, int, int]:
     """A command to the supervisor: its kind, number and extra.
 
     Raises:
-        ProtocolError: it is none, or cannot be carried out.
+        ProtocolError: it is no command, or cannot be carried out.
     """
     if len(packet) != HEADER.size:
         raise ProtocolError(f"a command of {len(packet)} bytes")
@@ -174,24 +172,24 @@ def unpack_command(packet: bytes) -> tuple[int, int, int]:
 
 
 def pack_big(kind: int, number: int, extra: int, sizes: Sequence[int]) -> bytes:
-    """A packet whose parts, of these sizes in bytes, some with READ, lie in a shared file."""
+    """A packet whose parts lie in a shared file. ``sizes`` are in bytes, some with READ."""
     table = struct.pack(f"<{len(sizes)}Q", *sizes)
     return HEADER.pack(kind, BIG, len(sizes), number, extra) + table
 
 
 TICK = 10
-"""Times of submission travel as nanoseconds on the monotonic clock, without their last
-so many bits: so they fit beside a name, for nine years."""
+"""Times of submission travel as nanoseconds on the monotonic clock, without their last 10
+bits. So they fit beside a name, for nine years."""
 
 
 def pack_call_meta(name: int, submitted: int) -> int:
-    """What a worker is told beside a call: the index of its name, and when it was
-    submitted (in ticks; 0: its wait is not to be measured)."""
+    """What a call carries beside its pickle: the index of its name, and when it was submitted
+    (in ticks; 0 if its wait is not measured)."""
     return submitted << 16 | name
 
 
 def unpack_call_meta(meta: int) -> tuple[int, int]:
-    """The index, and the time of submission in nanoseconds, or 0."""
+    """The index of the name, and the time of submission in nanoseconds, or 0."""
     return meta & 0xFFFF, meta >> 16 << TICK
 
 
@@ -207,8 +205,8 @@ def pack_calls(
 
 
 def unpack_names(count: int, body: memoryview) -> Sequence[int]:
-    """The names in the body of a CALLS packet with NAMES, which :func:`unpack_calls` has
-    taken for one."""
+    """The indices of the names in the body of a CALLS packet with NAMES, after
+    :func:`unpack_calls` has checked the body."""
     return struct.unpack_from(f"<{count}H", body, 4 * count)
 
 
@@ -248,10 +246,10 @@ def unpack_outcomes(body: memoryview) -> Iterator[tuple[int, int, int, memoryvie
 
 
 def unpack_span(body: memoryview) -> tuple[int, int, int]:
-    """When a task began, its worker's pid and slot.
+    """When a task began, and its worker's pid and slot.
 
     Raises:
-        ProtocolError: it is no SPAN's body.
+        ProtocolError: the body is not that of a SPAN.
     """
     if len(body) != SPAN_BODY.size:
         raise ProtocolError(f"a task's span of {len(body)} bytes")
@@ -260,10 +258,10 @@ def unpack_span(body: memoryview) -> tuple[int, int, int]:
 
 
 def unpack_sizes(parts: int, table: memoryview) -> list[int]:
-    """The sizes of the parts from the body of a BIG packet, READ beside some of them.
+    """The parts' sizes from the body of a BIG packet, some with READ.
 
     Raises:
-        ProtocolError: the table does not have one entry a part.
+        ProtocolError: the table does not have one entry for each part.
     """
     if parts < 1 or parts > MAX_PARTS or len(table) != 8 * parts:
         raise ProtocolError(f"{len(table)} bytes of sizes for {parts} parts")
@@ -271,8 +269,8 @@ def unpack_sizes(parts: int, table: memoryview) -> list[int]:
 
 
 def offsets(sizes: Sequence[int]) -> list[int]:
-    """Where each part begins in the shared file, and at the end where the last
-    one's padding ends: the size that the file has at least."""
+    """Where each part begins in the shared file. The last entry is where the last part's
+    padding ends: the smallest size of the file."""
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)

@@ -12,40 +12,40 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 FOREVER = 1e9
-"""Seconds, some thirty years: from here on a time to wait is one without an end. Far
-longer ones overflow the clocks of the system."""
+"""Seconds, about thirty years. A time to wait that is this long or longer counts as one
+without an end: far longer ones overflow the clocks of the system."""
 
 
 def check_int(name: str, value: object, *, takes_bool: bool = False) -> None:
-    """Raises TypeError if it is no int. NumPy's integers are as good. A bool is most likely a
-    mistake, but where ProcessPoolExecutor has the argument it is the int that it is there."""
+    """Raise TypeError unless the value is an int or one of NumPy's integers. A bool is most
+    likely a mistake. Where ProcessPoolExecutor accepts one as an int, so do we (``takes_bool``)."""
     if type(value) is int or (takes_bool and type(value) is bool):
         return
-    import numbers  # Hardly anybody needs it.
+    import numbers  # Most programs never need it.
 
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
 
 
 def check_count(name: str, value: int, minimum: int, *, takes_bool: bool = False) -> None:
-    """Raises TypeError if it is no int (see :func:`check_int`), ValueError if it is below
-    ``minimum``."""
+    """Raise TypeError unless the value is an int (see :func:`check_int`), and ValueError if it
+    is below ``minimum``."""
     check_int(name, value, takes_bool=takes_bool)
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {brief(value)}")
 
 
 def brief(value: int) -> str:
-    """The number, for a message. Python does not print one of thousands of digits."""
+    """The number, for a message. Python refuses to print one of thousands of digits."""
     return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
 
 
 def check_buffersize(value: int | None) -> int | None:
-    """The ``buffersize`` of a ``map``, no greater than what iterators can count to.
+    """Check the ``buffersize`` of a ``map``, and lower it to what iterators can count to.
 
     Raises:
-        TypeError, ValueError: it is no int, or below 1, in the words of Python's own
-            ``map``, and what it is.
+        TypeError, ValueError: the value is no int, or below 1. The message is that of
+            Python's own ``map``, and names the value.
     """
     if value is None:
         return None
@@ -60,25 +60,25 @@ def check_buffersize(value: int | None) -> int | None:
 
 
 def check_order(name: str, value: int, bound_name: str, bound: int) -> None:
-    """Raises ValueError if one limit is above another that bounds it."""
+    """Raise ValueError if a limit is above the one that bounds it."""
     if value > bound:
         raise ValueError(f"{name} ({brief(value)}) must not be above {bound_name} ({bound})")
 
 
 def check_function(name: str, value: object) -> None:
-    """Raises TypeError unless it can be called."""
+    """Raise TypeError unless the value can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, not {type(value).__name__}")
 
 
 def check_callable(name: str, value: object) -> None:
-    """Raises TypeError unless it can be called or is None."""
+    """Raise TypeError unless the value can be called or is None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable or None, not {type(value).__name__}")
 
 
 def check_iterable(name: str, value: Iterable[T]) -> Iterator[T]:
-    """An iterator over it. Raises TypeError if it cannot be iterated over."""
+    """An iterator over the value. Raises TypeError if there can be none."""
     try:
         return iter(value)
     except TypeError as error:
@@ -86,16 +86,16 @@ def check_iterable(name: str, value: Iterable[T]) -> Iterator[T]:
 
 
 def check_seconds(name: str, value: Any) -> float | None:
-    """Seconds as a float, or None for ever: for None, and from FOREVER on.
+    """Seconds as a float. None means without an end: for None, and from FOREVER on.
 
     Raises:
-        TypeError: no number.
-        ValueError: nan.
+        TypeError: the value is no number.
+        ValueError: the value is nan.
     """
     if value is None:
         return None
     if type(value) is not int and type(value) is not float:
-        import numbers  # Hardly anybody needs it.
+        import numbers  # Most programs never need it.
 
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be seconds or None, not {type(value).__name__}")
@@ -106,7 +106,7 @@ def check_seconds(name: str, value: Any) -> float | None:
 
 
 def time_limit(name: str, value: object) -> float | None:
-    """The same, for a time that must be above 0."""
+    """As :func:`check_seconds`, for a time that must be above 0."""
     seconds = check_seconds(name, value)
     if seconds is not None and seconds <= 0:
         raise ValueError(f"{name} must be above 0 seconds, not {seconds:g}")

@@ -1,9 +1,9 @@
-"""What becomes of open pools when the interpreter ends, and in a fork of the process.
+"""What happens to open pools when the interpreter ends, and in a fork of the process.
 
-At its end the interpreter waits for every pool to finish its work, as it does for
-ProcessPoolExecutor; but if it ends of Ctrl-C, that is no time to begin tasks, and those
-that run are ended. A child that the user forks has copies of the parent's pools, which
-are not its own: they are disowned before any line of the user's runs there.
+When the interpreter ends, it waits for every pool to finish its work, as it does for
+ProcessPoolExecutor. If Ctrl-C ended it, the pools begin no more tasks and end those that
+run. A child that the user forks has copies of the parent's pools. They do not belong to the
+child, so they are disowned before any of the user's code runs there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Pool(Protocol):
-        """What a pool must be able to do to be looked after here."""
+        """What a pool must be able to do."""
 
         def shutdown(self, *, wait: bool, cancel: bool) -> None: ...
 
@@ -34,12 +34,12 @@ _is_ending = False
 
 
 def before_pools_end(fn: Callable[[], None]) -> None:
-    """Have this called when the interpreter ends, before the pools are waited for."""
+    """Call this function when the interpreter ends, before it waits for the pools."""
     _first.append(fn)
 
 
 def look_after(pool: Pool) -> None:
-    """From now on, as long as somebody refers to it."""
+    """Finish this pool when the interpreter ends, if something still refers to it then."""
     _pools.add(pool)
 
 
@@ -60,8 +60,8 @@ def _finish_all() -> None:
 
 
 def _was_interrupted() -> bool:
-    """Whether the interpreter ends because of an interrupt that nobody has caught. In
-    an interactive one it may have been any of those before."""
+    """Whether an uncaught KeyboardInterrupt ends the interpreter. In an
+    interactive interpreter the last exception may be an old one: there the answer is no."""
     last = getattr(sys, "last_type", None)
     return last is not None and issubclass(last, KeyboardInterrupt) and not hasattr(sys, "ps1")
 
@@ -72,7 +72,7 @@ def _disown_all() -> None:
     _pools.clear()
 
 
-# Private, but what concurrent.futures itself uses: atexit's own hooks run only
-# after the non-daemon threads were waited for, and ours would wait for us.
+# Private, but concurrent.futures uses it as well. Hooks of atexit run only after the
+# interpreter has waited for all non-daemon threads, and our thread would wait for the hook.
 threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_disown_all)

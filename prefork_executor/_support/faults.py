@@ -1,32 +1,32 @@
-"""Named points of the code at which tests let something go wrong.
+"""Named points of the code at which tests inject faults.
 
-A promise counts when a test injects the fault and sees it hold. Most faults come from outside, and
-a test sends them from there: it kills a process, or stops it. But some must come at one moment, of
-a microsecond. For these the code names the moment::
+A promise counts when a test injects the fault and sees it hold. A test causes most faults from
+outside: it kills or stops a process. But some faults must happen within a certain microsecond.
+For these the code names the moment::
 
     faults.at("client.starts_supervisor")
 
-and a test says what happens there, as long as its ``with`` lasts::
+and a test says what happens there within its ``with`` block::
 
     with faults.injected("client.starts_supervisor", fail):
         ...
 
-The function that a test injects may raise, wait, end its process, or call the pool as a signal
-handler would. Whatever it returns is ignored. It runs in the thread and in the process that has
-come to the point.
+The injected function may raise, wait, end its process, or call the pool as a signal handler
+would. What it returns is ignored. It runs in the process and the thread that has reached the
+point.
 
-A process that is forked within the ``with`` inherits what is injected, and keeps it. So the
-supervisor and the workers have it if the pool was started by fork within the ``with``; one that is
-injected later is injected in this process alone. What is started by spawn or forkserver inherits
-nothing: tests that start pools in these ways inject only at points of the caller's own process.
+A process that is forked within the block inherits the injected functions, and keeps them. So the
+supervisor and the workers have them if the pool was started by fork within the block. A function
+that is injected later is in this process alone. Processes that are started by spawn or forkserver
+inherit nothing. Tests that start pools in these ways inject only at points of the caller's process.
 
-Nothing is injected in production, and then a point costs a call that returns at once. Where a
-process passes once a task, even that is too much. There the code asks first::
+Nothing is injected in production, and a point costs a call that returns at once. At a point that
+every task passes, even that is too much. There the code asks first::
 
     if faults.points:
         faults.at("worker.asks")
 
-`fault_points.py` lists all of them. A test holds it against the code.
+`fault_points.py` lists all points. A test compares the list with the code.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 
 
 points: dict[str, Fault] = {}
-"""What is injected, by the names of the points. Empty in production."""
+"""The injected functions, by the names of their points. Empty in production."""
 
 
 def at(name: str, *given: Any) -> None:
-    """The code has come to this point."""
+    """The code has reached this point."""
     if points and (fault := points.get(name)) is not None:
         fault(*given)
 
 
 @contextlib.contextmanager
 def injected(name: str, fault: Fault) -> Iterator[None]:
-    """In tests: call ``fault`` at this point, in place of what was called there before.
+    """In tests: call ``fault`` at this point, instead of a function injected before.
 
     Raises:
         ValueError: there is no such point.

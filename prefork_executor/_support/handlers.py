@@ -1,11 +1,12 @@
-"""Whether an exception was raised by a signal handler, and is nobody else's.
+"""Whether an exception was raised by a signal handler.
 
-A handler of the caller's may raise at any line of a call: a timeout by ``signal.alarm``, say.
-Where an exception is taken for that of the thing at hand, which cannot be pickled or has no
-length, one of a handler's must get through: it is for the program, and it comes but once.
+A signal handler of the caller may raise at any line of a call: a timeout by ``signal.alarm``,
+say. In some places we take an exception to mean that an object cannot be pickled or has no
+length. There a handler's exception must get through: it is meant for the program, and comes
+only once.
 
-It is known by its traceback. A handler is called with the number of its signal and the frame
-that it has interrupted, and that is the frame before its own.
+The traceback tells. A handler is called with the number of its signal and the frame that it has
+interrupted, and that frame precedes its own in the traceback.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HAS_VARIABLE = 4
-"""In a code's flags: it takes any number of arguments, the rest of them in a tuple."""
+"""In a code object's flags: it takes ``*args``."""
 
 
 def is_by_handler(error: BaseException) -> bool:
-    """Whether a signal handler in Python has raised it, and nobody has caught it before."""
+    """Whether a Python signal handler has raised it, and no code has caught it since."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         interrupted, step = step.tb_frame, step.tb_next
@@ -32,8 +33,8 @@ def is_by_handler(error: BaseException) -> bool:
 
 
 def let_through(error: BaseException) -> None:
-    """Raise it again if a signal handler has raised it. In an ``except`` of what may be
-    anybody's."""
+    """Raise the exception again if a signal handler has raised it. For ``except`` clauses
+    that catch what any code may have raised."""
     if is_by_handler(error):
         raise error
 

@@ -1,11 +1,11 @@
-"""Named tuples that cost a program's start less.
+"""Named tuples that make a program's start cheaper.
 
-``typing`` takes as long to import as all of the pool. ``collections.namedtuple`` compiles code
-for each class, and the pool has twenty of them: a sixth of what its start took. To type checkers
-this NamedTuple is typing's. When the program runs its classes are built of what Python has
-ready-made: the fields and defaults as they are annotated, ``_make``, ``_replace``, ``_asdict``,
-equality and pickling as in a named tuple, and no more. Where one is made for each task, ``_make``
-makes it: calling the class takes three times as long.
+Importing ``typing`` takes as long as importing all of the pool. ``collections.namedtuple``
+compiles code for each class. The pool has twenty, and they took a sixth of its start. For type
+checkers this NamedTuple is that of ``typing``. At run time its classes are built from what Python
+has ready-made: annotated fields and defaults, ``_make``, ``_replace``, ``_asdict``, equality and
+pickling as in a named tuple, and no more. Code that makes one for each task uses ``_make``:
+calling the class takes three times as long.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ else:
                 return super().__new__(cls, name, bases, body)
             fields = tuple(body.pop("__annotations__"))
             body["_fields"] = fields
-            # In the order of the fields: those with defaults are the last.
+            # In the order of the fields: those with defaults come last.
             body["_defaults"] = {field: body.pop(field) for field in fields if field in body}
             for index, field in enumerate(fields):
-                # Of namedtuple's own fields: a property takes four times as long to read.
+                # namedtuple's own kind of field. A property takes four times as long to read.
                 body[field] = collections._tuplegetter(index, None)
             return type(name, (_Named,), {"__slots__": (), **body})
 

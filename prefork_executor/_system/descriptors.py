@@ -22,14 +22,14 @@ EPOLLEXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 EPOLLRDHUP = getattr(select, "EPOLLRDHUP", 0)
 F_SETSIG = 10
 SOCKET_BUFFER = 1024 * 1024
-"""Bytes asked for in each direction; the kernel may grant less. Some thousand
-small messages: nobody who sends one has to wait for a reader that is busy."""
+"""Bytes asked for in each direction; the kernel may grant less. It is enough for thousands
+of small messages, so senders seldom wait for a busy reader."""
 MAX_WAIT = 1e6
-"""Seconds, some eleven days. No system call takes more than twenty-four; whoever has
-waited for so long looks again."""
+"""Seconds, about eleven days. System calls accept up to twenty-four days. A caller that has
+waited this long looks again."""
 Socket = _socket.socket
-"""Without what ``socket.socket`` adds, and what gevent and eventlet put in its place: see
-`green.py`."""
+"""The C class: without what ``socket.socket`` adds, and never what gevent or eventlet has put
+in its place (see `green.py`)."""
 
 
 def socket_pair() -> tuple[Socket, Socket]:
@@ -43,15 +43,15 @@ def socket_pair() -> tuple[Socket, Socket]:
 
 
 def control_pair() -> tuple[Socket, Socket]:
-    """Two connected sockets for which the end of one side is seen at the other,
-    on every system. Only on Linux do they keep messages apart as well."""
+    """Two connected sockets. On every system either side sees that the other has ended. Only
+    on Linux do they also keep messages whole."""
     kind = socket.SOCK_STREAM if FALLBACK else socket.SOCK_SEQPACKET
     return _socket.socketpair(socket.AF_UNIX, kind)
 
 
 def is_at_end(end: Socket) -> bool:
-    """Whether nothing more will come, because the other end is gone. Reading nothing
-    does not say so where messages are kept whole: one may be empty."""
+    """Whether the other end is gone and nothing more will come. Where messages are kept
+    whole, an empty read does not tell: a message may be empty."""
     if FALLBACK:
         try:
             is_stream = end.type == socket.SOCK_STREAM
@@ -64,16 +64,16 @@ def is_at_end(end: Socket) -> bool:
 
 
 def close_quietly(descriptors: Iterable[int]) -> None:
-    """Close descriptors of which some may be closed already."""
+    """Close these descriptors. Some may be closed already."""
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             posix.close(descriptor)
 
 
 class Doorbell:
-    """A pipe that wakes the one process that waits for it. Rings coalesce: what
-    counts is that it rang, not how often. It also takes the interpreter's
-    signal wake-ups, so that no signal is missed between a look and a wait."""
+    """A pipe that wakes the one process that waits for it. Rings coalesce: that it rang
+    counts, not how often. The interpreter also writes its signal wake-ups there, so no
+    signal is missed between a look and a wait."""
 
     def __init__(self, read_end: int, write_end: int) -> None:
         self.read_end = read_end
@@ -87,13 +87,13 @@ class Doorbell:
         return cls(read_end, write_end)
 
     def ring(self) -> None:
-        """Wake the listener. Never blocks: a full pipe wakes it just as well."""
+        """Wake the listener. Never blocks: if the pipe is full, the listener wakes anyway."""
         with contextlib.suppress(BlockingIOError):
             posix.write(self.write_end, b"\0")
 
     def hush(self) -> bytes:
-        """Forget all rings up to now. Returns what rang: a zero for a ring, a
-        signal's number for a signal that came."""
+        """Forget all rings so far. Returns a zero for each ring, and for each signal that came
+        its number."""
         rung = b""
         with contextlib.suppress(BlockingIOError):
             while more := posix.read(self.read_end, 4096):
@@ -101,7 +101,7 @@ class Doorbell:
         return rung
 
     def disown_read_end(self) -> None:
-        """For those who only ring."""
+        """For processes that only ring."""
         if self.read_end >= 0:
             posix.close(self.read_end)
             self.read_end = -1
@@ -112,14 +112,14 @@ class Doorbell:
 
 
 class Lifeline:
-    """A pipe whose writing end one process holds, and no other. When that has ended, however it
-    ended, the kernel kills those that hang on it: also one that is stopped, or has another
-    user's rights by now, which makes it forget PR_SET_PDEATHSIG. On other systems than Linux
-    it does nothing.
+    """A pipe whose writing end only one process holds. When that process has ended, however it
+    ended, the kernel kills the processes that hang on the pipe. It also kills one that is
+    stopped, and one that now has another user's rights, for which it forgets PR_SET_PDEATHSIG.
+    On systems other than Linux a lifeline does nothing.
 
-    (A process that has asked for it gets a signal of its choice when a descriptor can be read,
-    or is at its end. Nobody ever writes here. What it asks for belongs to the open file, which
-    forks would share: so each opens the pipe anew.)"""
+    (A process can ask for a signal of its choice when a descriptor becomes readable or is at its
+    end. No process ever writes into this pipe. The request belongs to the open file, which
+    forked processes would share, so each process opens the pipe anew.)"""
 
     def __init__(self, read_end: int, write_end: int) -> None:
         self.read_end = read_end
@@ -131,21 +131,21 @@ class Lifeline:
         return cls(*os.pipe())
 
     def hang_on(self) -> None:
-        """From now on this process dies with the one that has made the pipe."""
+        """From now on this process dies with the one that made the pipe."""
         self.close(keep_read_end=True)
         if FALLBACK:
             return
-        with contextlib.suppress(OSError):  # There is no /proc, say.
+        with contextlib.suppress(OSError):  # For example, there is no /proc.
             self._own = os.open(f"/proc/self/fd/{self.read_end}", os.O_RDONLY | os.O_NONBLOCK)
             fcntl.fcntl(self._own, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(self._own, F_SETSIG, signal.SIGKILL)
             flags = fcntl.fcntl(self._own, fcntl.F_GETFL)
             fcntl.fcntl(self._own, fcntl.F_SETFL, flags | os.O_ASYNC)
         if readable(self.read_end):
-            os._exit(1)  # It had ended before.
+            os._exit(1)  # That process has ended already.
 
     def close(self, *, keep_read_end: bool = False) -> None:
-        """Safe to call again. In the process that has made the pipe: kill all who hang on it."""
+        """Safe to call again. In the process that made the pipe: kill all that hang on it."""
         kept = self.read_end if keep_read_end else -1
         ends = {self.read_end, self._write_end, self._own} - {kept, -1}
         close_quietly(ends)
@@ -155,9 +155,9 @@ class Lifeline:
 class Poller:
     """Waits until one of a few descriptors can be read.
 
-    A descriptor registered as *shared* is one that many processes wait for; on
-    Linux the kernel wakes one of them a message, and the same one first while it
-    is idle, so that a trickle of work leaves the others to grow idle and retire.
+    Many processes wait for a descriptor that is registered as *shared*. On Linux the
+    kernel wakes one of them for each message, and prefers the same one while it is idle.
+    So under a trickle of work the others stay idle and retire.
     """
 
     def __init__(self) -> None:
@@ -165,8 +165,8 @@ class Poller:
         self._polled: set[int] = set()
 
     def register(self, descriptor: int, *, shared: bool = False, end_only: bool = False) -> None:
-        """``end_only``: wake when its other end has gone, whatever there is to be read.
-        Without epoll that is not told: the caller looks for himself, now and then."""
+        """``end_only``: wake only when its other end has gone, even if there is something to
+        read. Without epoll nothing tells: the caller has to look now and then."""
         if self._epoll is not None:
             mask = EPOLLRDHUP if end_only else select.EPOLLIN
             self._epoll.register(descriptor, mask | (EPOLLEXCLUSIVE if shared else 0))
@@ -180,12 +180,12 @@ class Poller:
             self._polled.discard(descriptor)
 
     def wait(self, timeout: float | None = None) -> list[int]:
-        """The descriptors that can be read, or are at their end; an empty list
-        after ``timeout`` seconds, or after MAX_WAIT if that is sooner."""
+        """The descriptors that can be read or are at their end. The list is empty after
+        ``timeout`` seconds, or after MAX_WAIT if that is sooner."""
         if self._epoll is not None:
             seconds = -1 if timeout is None else min(timeout, MAX_WAIT)
             return [fd for fd, _ in self._epoll.poll(seconds)]
-        # A new object for each call: a signal handler that runs within one may wait, too.
+        # A new object for each call: a signal handler that interrupts one may wait, too.
         poll = green.poll()
         for descriptor in self._polled:
             poll.register(descriptor, select.POLLIN)
@@ -201,13 +201,12 @@ def _milliseconds(timeout: float | None) -> int | None:
 
 
 def pause(seconds: float) -> None:
-    """Wait. (``time.sleep`` is another function in a program that gevent has patched.)"""
+    """Wait. (gevent replaces ``time.sleep`` in a program that it has patched.)"""
     green.poll().poll(_milliseconds(seconds))
 
 
 def readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Whether a read would not block, right now or within so many seconds; or MAX_WAIT,
-    if that is sooner."""
+    """Whether a read would not block, now or within so many seconds (MAX_WAIT at most)."""
     poll = green.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(_milliseconds(timeout)))

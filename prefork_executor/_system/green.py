@@ -1,23 +1,23 @@
-"""Programs that gevent or eventlet have patched: their threads are greenlets.
+"""Programs that gevent or eventlet has patched: their threads are greenlets.
 
-Such a program has put other functions into ``select``, ``socket``, ``threading``, ``os``,
-``signal`` and ``time``. Where the original ones would block, the others switch to the *hub*,
-which runs other greenlets of the same thread meanwhile. This package deals with it so:
+In such a program ``select``, ``socket``, ``threading``, ``os``, ``signal`` and ``time`` have
+other functions. Where the original ones would block, these switch to the *hub*, which runs
+other greenlets of the same thread meanwhile. This package deals with it so:
 
 * The pool's own sockets, pipes and waits are never patched ones. A patched socket makes its
-  file non-blocking, for every process that shares it, and a patched wait in a worker would
-  run the hub. So `_descriptors`, `_processes` and `_signals` use what the C modules below
-  the patched ones have (``_socket``, ``posix``, ``_signal``), and ``poll`` and ``epoll``
+  file non-blocking for every process that shares it, and a patched wait in a worker would
+  run the hub. So `descriptors.py`, `processes.py` and `signals.py` use the C modules below
+  the patched ones (``_socket``, ``posix``, ``_signal``), and take ``poll`` and ``epoll``
   from here.
-* The client is a part of the program. Its I/O thread is a greenlet of the hub as every other
-  thread there, and its locks are what ``threading`` gives: so whoever waits for a result
-  lets other greenlets run, and callbacks run where such a program expects them. It waits
-  by :class:`GreenPoller`.
-* A forked process has a copy of the hub, with the greenlets of the process it was forked
-  from, which would go on in both. Every process of the pool forgets that hub first
-  (:func:`forget_hub`), and gets one of its own if it needs one.
+* The client is a part of the program. Its I/O thread is a greenlet of the hub, as is every
+  other thread there, and its locks come from ``threading``. So a greenlet that waits for a
+  result lets others run, and callbacks run where such a program expects them. The I/O thread
+  waits by :class:`GreenPoller`.
+* A forked process has a copy of the hub and of its greenlets, which would go on in both
+  processes. Every process of the pool first forgets that hub (:func:`forget_hub`), and gets
+  a new one if it needs one.
 
-Neither library is imported here: whoever is patched by one has loaded it.
+Neither library is imported here. A program that one of them has patched has loaded it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _forgotten: list[object] = []
-"""Hubs. They must not be collected, which would run them once more."""
+"""Hubs that were forgotten. They must not be collected: that would run them once more."""
 
 
 def _loaded(name: str) -> Any:
@@ -52,8 +52,8 @@ def threads_are_green() -> bool:
 
 
 def system() -> types.ModuleType:
-    """``os``, for ``fork`` and ``waitpid``: whoever has put others there means us, too, a
-    debugger, say; but for gevent and eventlet, whose are for greenlets."""
+    """``os``, for ``fork`` and ``waitpid``. If another tool has replaced them, a debugger say,
+    we call its functions. We do not call those of gevent and eventlet: they are for greenlets."""
     return posix if _may_be_patched() else os
 
 
@@ -64,7 +64,7 @@ def _may_be_patched() -> bool:
 def _original_select() -> Any:
     if not _may_be_patched():
         return select
-    # One that was just made has all that the patches have taken out of it.
+    # A newly made module has all that the patches have taken out of the imported one.
     spec: Any = select.__spec__
     made = spec.loader.create_module(spec)
     spec.loader.exec_module(made)
@@ -79,7 +79,7 @@ if hasattr(_select, "epoll"):
 
 
 class GreenPoller:
-    """A `descriptors.Poller` for one greenlet: while it waits, others run."""
+    """A `descriptors.Poller` for one greenlet. Other greenlets run while it waits."""
 
     def __init__(self) -> None:
         self._watched: list[int] = []
@@ -98,7 +98,7 @@ class GreenPoller:
 
 
 def start_thread(function: Callable[[], object]) -> Callable[[], object]:
-    """Run it in a thread that is none of the hub's. Returns what waits for its end."""
+    """Run it in a thread outside the hub. Returns a function that waits for its end."""
     ended = new_lock()
     ended.acquire()
 
@@ -113,7 +113,7 @@ def start_thread(function: Callable[[], object]) -> Callable[[], object]:
 
 
 def new_lock() -> Any:
-    """One of the interpreter's own, where those in ``threading`` are the hub's."""
+    """A lock of the interpreter's, where those in ``threading`` are the hub's."""
     return _original_thread("allocate_lock")()
 
 
@@ -126,13 +126,13 @@ def _original_thread(name: str) -> Any:
 
 
 def forget_hub() -> None:
-    """In a process that was forked off: what was to go on in the one that forked it, is
-    that one's."""
+    """In a process that was forked off: the greenlets of the process that forked it must not
+    go on here."""
     if (gevent := _loaded("gevent._hub_local")) is not None:
         hub = gevent.get_hub_if_exists()
         if hub is not None:
             _forgotten.append((hub, hub.loop))
-            # What it watches, it watches no more; else the next hub's loop would be the same.
+            # It stops watching; otherwise the next hub would get the same loop.
             hub.loop.destroy()
             gevent.set_hub(None)
             gevent.set_loop(None)

@@ -15,18 +15,18 @@ OOM_COUNTERS = (
     "/sys/fs/cgroup/memory/memory.oom_control",
     "/proc/vmstat",
 )
-"""Where Linux counts the processes it has killed for lack of memory, in a line
-``oom_kill N``: in the control group (version 2, 1), or on the whole machine."""
+"""Where Linux counts the processes that it has killed for lack of memory, in a line
+``oom_kill N``: of the control group (version 2, then 1), or of the whole machine."""
 
 
 def resident_memory(pid: int) -> int | None:
-    """Bytes of a process's resident memory, pages it shares included. None: there is
-    no such process, or no way to tell."""
+    """Bytes of a process's resident memory, shared pages included. None if there is no such
+    process, or the system does not tell."""
     return None if FALLBACK else memory_in_proc(pid)
 
 
 def memory_in_proc(pid: int) -> int | None:
-    """The same, wherever there is a /proc."""
+    """The same, on any system that has a /proc."""
     try:
         with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
             return int(file.read(256).split()[1]) * _PAGE
@@ -35,8 +35,7 @@ def memory_in_proc(pid: int) -> int | None:
 
 
 def own_memory() -> int:
-    """Bytes of this process's resident memory; where that cannot be told, of the
-    most it has ever been."""
+    """Bytes of this process's resident memory. If the system does not tell, its peak."""
     now = resident_memory(os.getpid())
     if now is not None:
         return now
@@ -46,14 +45,14 @@ def own_memory() -> int:
 
 
 def oom_kills() -> int:
-    """How many processes the system has killed for lack of memory, as far as it tells:
-    the sum of its counters, of which only the growth means something."""
+    """How many processes the system has killed for lack of memory, as far as it tells. This
+    is the sum of several counters, so only its growth has a meaning."""
     return sum(map(_oom_kills_in, OOM_COUNTERS))
 
 
 def _oom_kills_in(path: str) -> int:
     try:
-        # As bytes: the codec would be imported at the start of every pool.
+        # As bytes: text would import a codec at the start of every pool.
         with open(path, "rb") as file:
             found = [line.split()[1] for line in file if line.startswith(b"oom_kill ")]
         return int(found[0]) if found else 0

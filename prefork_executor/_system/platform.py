@@ -1,8 +1,8 @@
 """What this system offers, and the C library.
 
-Linux offers the pool more than POSIX does. Each such means has a fallback that
-other systems use, and that is used on Linux too when the environment variable
-``PREFORK_EXECUTOR_FALLBACK`` is set to 1, so that it can be tested here:
+Linux offers the pool more than POSIX does. For each such means there is a fallback, which
+other systems use. To test the fallbacks on Linux, set the environment variable
+``PREFORK_EXECUTOR_FALLBACK`` to 1:
 
 =======================  ===========================  ==========================
 purpose                  Linux                        elsewhere
@@ -36,26 +36,26 @@ if not hasattr(os, "fork"):
 FALLBACK = os.environ.get("PREFORK_EXECUTOR_FALLBACK") == "1" or not sys.platform.startswith(
     "linux"
 )
-"""Whether this process does without what only Linux has."""
+"""Whether this process does without the means that only Linux has."""
 
 
 def _kernel() -> tuple[int, ...]:
-    """Its version, as far as it is in numbers."""
+    """The kernel's version, as far as it consists of numbers."""
     major, _, rest = os.uname().release.partition(".")
     minor = rest.partition(".")[0]
     return tuple(int(part) for part in (major, minor) if part.isdecimal())
 
 
 WAKES_ONE = not FALLBACK and _kernel() >= (5, 11)
-"""Whether of those that wait for one descriptor exclusively the first is woken, and no other,
-and the next message wakes the next. Before, one could be told of two messages and the other
-of none, or a wait that timed out could take the news with it."""
+"""Whether the kernel wakes the first of the processes that wait exclusively for one descriptor
+and no other, and the second for the next message. Older kernels may tell one process of two
+messages and another of none, or lose the news in a wait that times out."""
 
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library. (It takes a millisecond that programs which start no pool need not
-    spend.)"""
+    """The C library. (Loading it takes a millisecond. A program that starts no pool need not
+    spend it.)"""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

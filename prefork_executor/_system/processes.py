@@ -1,8 +1,8 @@
 """Processes: fork, wait, kill, and descriptors that tell of an end.
 
-What no process of the pool may ever do: wait for a child that it did not fork
-itself (the user's own children are theirs), or run Python signal handlers
-between fork and the moment at which the child has put its own in place.
+No process of the pool may ever wait for a child that it did not fork itself: the user's own
+children belong to the user. And none may run Python signal handlers between a fork and the
+moment when the child has installed its own.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ PR_SET_PDEATHSIG = 1
 
 
 def import_for_children() -> None:
-    """Import here, before a fork, what is imported late otherwise. A child cannot always: the
-    import's lock may be held by a thread that the child does not have, and the child may have
-    no descriptor left to open a file with."""
+    """Import now, before a fork, what is otherwise imported late. A child cannot always import:
+    a thread that the child does not have may hold the import lock, or the child may have no
+    descriptor left to open a file with."""
     import resource  # noqa: F401
 
     libc()
 
 
 def fork_masked() -> tuple[int, set[int]]:
-    """Fork with every signal blocked. Returns what fork returned, and the mask
-    to restore: by the parent at once, by the child when its handlers stand. The child has
-    multiprocessing's resource tracker, if this process has one.
+    """Fork with every signal blocked. Returns what fork returned, and the old signal mask. The
+    parent restores the mask at once, the child when it has installed its handlers. The child
+    keeps multiprocessing's resource tracker, if this process has one.
 
     Raises:
-        OSError: the fork failed; the mask is restored.
+        OSError: the fork failed, and the mask is restored.
     """
     old_mask = current_mask()
     try:
@@ -63,8 +63,8 @@ def fork_masked() -> tuple[int, set[int]]:
 @contextlib.contextmanager
 def _tracker_kept() -> Iterator[None]:
     """For a fork by this thread. From Python 3.13.14 and 3.14.5 on, a fork closes the child's
-    copy of the resource tracker's pipe, unless it is one of multiprocessing's own; these say
-    so beforehand."""
+    copy of the resource tracker's pipe, except in a fork that multiprocessing has announced as
+    its own. So announce this one, too."""
     resource_tracker = sys.modules.get("multiprocessing.resource_tracker")
     intent = getattr(resource_tracker, "_fork_intent", None)
     if intent is None:
@@ -78,22 +78,22 @@ def _tracker_kept() -> Iterator[None]:
 
 
 def flush_streams() -> None:
-    """Before a fork, so that the child does not write it again, and before _exit."""
+    """Before a fork, so that the child does not write the buffers again, and before _exit."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
 
 
 def leave(status: int) -> NoReturn:
-    """Flush, and end this process, which was forked off: it runs nothing of what the
-    main process has registered for its own end."""
+    """Flush, and end this process, which was forked off. What the main process has registered
+    for its own end does not run."""
     flush_streams()
     os._exit(status)
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to SIGKILL this process when ``parent``, which forked it,
-    ends; if it has ended already, exit now. A no-op where there is no such means."""
+    """Ask the kernel to SIGKILL this process when ``parent``, which forked it, ends. If that
+    has ended already, exit now. A no-op where the system has no such means."""
     if not FALLBACK:
         libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -101,7 +101,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def end_by_signal(number: int) -> NoReturn:
-    """End this process as the signal would have ended it, but for a file of its memory."""
+    """End this process as the signal would have ended it, but without a core dump."""
     import resource
 
     with contextlib.suppress(OSError, ValueError):
@@ -110,12 +110,12 @@ def end_by_signal(number: int) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     restore_mask(current_mask() - {number})
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # A stopping one, which has continued.
+    os._exit(128 + number)  # A signal that stops: the process has been continued.
 
 
 def try_reap(pid: int) -> int | None:
-    """The wait status of our own child if it has ended, else None. A child that
-    somebody else has waited for counts as ended with status 0."""
+    """The wait status of our own child if it has ended, else None. If other code has already
+    waited for the child, its status is taken to be 0."""
     try:
         ended, status = green.system().waitpid(pid, os.WNOHANG)
     except ChildProcessError:
@@ -124,8 +124,8 @@ def try_reap(pid: int) -> int | None:
 
 
 def wait_for_child(pid: int) -> bool:
-    """Wait until our own child has ended, and leave its status to whom it concerns. False:
-    there is no such child; perhaps somebody was quicker."""
+    """Wait until our own child has ended, without reaping it. Returns False if there is no such
+    child; other code may have reaped it."""
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         return True
@@ -133,7 +133,7 @@ def wait_for_child(pid: int) -> bool:
 
 
 def has_stopped(pid: int) -> bool:
-    """Whether a signal has stopped our own child since this was last asked."""
+    """Whether a signal has stopped our own child since the last call."""
     try:
         return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
     except ChildProcessError:
@@ -141,14 +141,14 @@ def has_stopped(pid: int) -> bool:
 
 
 def split_status(status: int) -> tuple[int | None, int | None]:
-    """A wait status as (exit status, signal number), one of them None."""
+    """A wait status as (exit status, signal number). One of them is None."""
     code = os.waitstatus_to_exitcode(status)
     return (code, None) if code >= 0 else (None, -code)
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Signal a process that may have ended. One that we may not signal, because it
-    has become another user's, is left alone: the others are to get theirs."""
+    """Signal a process that may have ended. If we may not signal it, because it has become
+    another user's, only log that: the other processes must still get their signal."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -159,8 +159,8 @@ def send_signal(pid: int, number: int) -> None:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends, or None where
-    there is no such means or no such process."""
+    """A descriptor that becomes readable when the process ends. None if the system has no such
+    means, or there is no such process."""
     if FALLBACK:
         return None
     try:
@@ -170,9 +170,9 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def sentinel_of(pid: int, is_there: Callable[[], bool]) -> int:
-    """A descriptor that is ready when this process has ended. ``is_there`` tells whether it is
-    still the one that is meant; else one is returned that is ready. Where nothing tells of
-    an end it never is.
+    """A descriptor that becomes readable when this process has ended. ``is_there`` says whether
+    the id still belongs to the process that is meant. If not, the descriptor is readable at once.
+    Where the system does not tell of ends, it never becomes readable.
 
     Raises:
         OSError: no descriptor is left.
@@ -183,7 +183,7 @@ def sentinel_of(pid: int, is_there: Callable[[], bool]) -> int:
         return descriptor
     close_quietly([descriptor] if descriptor is not None else [])
     read_end, write_end = os.pipe()
-    # It may have been reaped, and nobody told of that yet.
+    # The process may have been reaped, and ``is_there`` may not know yet.
     if not (is_meant and _exists(pid)):
         os.close(write_end)
     return read_end
@@ -191,8 +191,8 @@ def sentinel_of(pid: int, is_there: Callable[[], bool]) -> int:
 
 def wait_until_gone(pids: Iterable[int], mapped: int, timeout: float) -> None:
     """SIGKILL what is left of these processes and wait until they have ended, ``timeout``
-    seconds at most. They are nobody's children that we could wait for, so their ids may be
-    strangers' by now: meant is only who has mapped the file of the descriptor ``mapped``."""
+    seconds at most. They are not our children, so other processes may have their ids by now.
+    Only processes that have mapped the file of the descriptor ``mapped`` are meant."""
     deadline = time.monotonic() + timeout
     if FALLBACK:
         _wait_until_gone_by_ids(list(pids), deadline)
@@ -209,7 +209,7 @@ def wait_until_gone(pids: Iterable[int], mapped: int, timeout: float) -> None:
 def _open_if_mapped(pid: int, mapped: int) -> int | None:
     """A pidfd of this process, if it has mapped that file."""
     descriptor = open_pidfd(pid)
-    # After that it cannot become another's without our noticing.
+    # From here on the id cannot become another process's without our noticing.
     if descriptor is not None and not _has_mapped(pid, mapped):
         posix.close(descriptor)
         return None
@@ -224,7 +224,7 @@ def _has_mapped(pid: int, descriptor: int) -> bool:
         with open(f"/proc/{pid}/maps", "rb") as maps:
             return any(wanted in line for line in maps)
     except OSError:
-        return False  # It has ended; or it is another user's, and ends with its lifeline.
+        return False  # It has ended, or has become another user's and ends with its lifeline.
 
 
 def _wait_until_gone_by_ids(pids: list[int], deadline: float) -> None:

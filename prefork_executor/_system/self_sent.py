@@ -1,8 +1,8 @@
-"""Whether a signal was sent by the very code that it has interrupted.
+"""Whether a signal was sent by the same code that it has interrupted.
 
-A handler in Python is not told who has sent its signal. But a process that signals itself
-gets the signal before the call that sends it returns. So the innermost frame, which the
-handler is given, is then in a call of one of a few functions, and its bytecode says of which.
+Python does not tell a handler which process sent its signal. But a process that signals itself
+gets the signal before the sending call returns. Then the innermost frame, which the handler is
+given, is in a call of one of a few functions. Its bytecode tells which function it calls.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ SENDERS = frozenset(("kill", "killpg", "raise_signal", "pthread_kill"))
 
 
 def is_self_sent(frame: types.FrameType | None) -> bool:
-    """Whether this frame is in a call of a function that sends signals. False if that
-    cannot be told: callers in C are not looked through."""
+    """Whether this frame is calling a function that sends signals. False if the frame does
+    not tell: a call that C code makes cannot be seen."""
     try:
         return frame is not None and _called_by(frame) in SENDERS
-    except Exception:  # It may have come in the midst of an import of what is used here.
+    except Exception:  # The signal may have come while something used here was being imported.
         return False
 
 
@@ -39,13 +39,13 @@ def _called_by(frame: types.FrameType) -> Any:
     ]
     if not names or start is None:
         return None
-    # An attribute's name, or that of a variable, which may hold a function of another name.
+    # The name of an attribute, or of a variable that may hold a function of another name.
     value = frame.f_locals.get(names[-1], frame.f_globals.get(names[-1]))
     return names[-1] if names[-1] in SENDERS else getattr(value, "__name__", None)
 
 
 def _start(step: Any) -> tuple[int, int] | None:
-    """Where in the source begins what this instruction does. A call begins where the name
-    of what it calls does."""
+    """Where this instruction's code begins in the source. A call begins where the name of the
+    called function begins."""
     at = step.positions
     return None if at is None or at.lineno is None else (at.lineno, at.col_offset)

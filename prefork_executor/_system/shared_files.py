@@ -16,14 +16,14 @@ from .platform import FALLBACK, libc
 
 
 def shared_file(name: str, size: int) -> int:
-    """A descriptor of a new, empty file of this many bytes that lies in memory
-    (on other systems, and where a sandbox refuses that: in the temporary directory) and
-    vanishes with its users.
+    """A descriptor of a new file of this many zero bytes. It lies in memory (on other systems,
+    or where a sandbox refuses that, in the temporary directory) and vanishes with the last
+    process that uses it.
 
     Raises:
-        OSError: no descriptor, or no room, or it would be larger than a file may be.
+        OSError: no descriptor or no room is left, or a file may not be that large.
     """
-    # Before the system finds it out, which would send SIGXFSZ.
+    # Check it here: the system would send SIGXFSZ.
     limit = file_size_limit()
     if limit is not None and size > limit:
         raise OSError(
@@ -45,7 +45,7 @@ def shared_file(name: str, size: int) -> int:
 
 
 def _memory_file(name: str) -> int | None:
-    """None: there are none, or they are refused, as by seccomp."""
+    """None if the system has no memory files, or refuses them, as seccomp may."""
     if FALLBACK:
         return None
     try:
@@ -57,18 +57,18 @@ def _memory_file(name: str) -> int | None:
 
 
 def file_size_limit() -> int | None:
-    """Bytes that a file may have which this process writes, one in memory included. None:
+    """Bytes that a file written by this process may have, files in memory included. None means
     any number."""
-    import resource  # Not in what only imports the package.
+    import resource  # Not for programs that only import the package.
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _seal(descriptor: int) -> None:
-    """Whoever has the file may not change its size: those who have mapped it would be
-    killed (SIGBUS) when they look behind its new end. Without effect on other files than
-    those in memory."""
+    """Forbid every holder of the file to change its size. Otherwise the kernel would kill
+    (SIGBUS) a process that has mapped the file and reads beyond its new end. No effect on
+    files outside memory."""
     if not FALLBACK:
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         with contextlib.suppress(OSError):
@@ -76,21 +76,21 @@ def _seal(descriptor: int) -> None:
 
 
 def map_private(descriptor: int, size: int) -> memoryview:
-    """The file's first ``size`` bytes, mapped copy-on-write. No descriptor stays
-    open for it, so that a thousand payloads may be alive at once.
+    """The file's first ``size`` bytes, mapped copy-on-write. The mapping keeps no descriptor
+    open, so thousands of payloads may be alive at once.
 
     Raises:
-        OSError: no room.
+        OSError: no room is left.
     """
     return _map(descriptor, size, mmap.MAP_PRIVATE)
 
 
 def map_shared(descriptor: int, size: int) -> memoryview:
-    """The same, mapped as one memory for all who do. So those who run the user's code
-    need no descriptor, by which that code could write to the file.
+    """The same, as memory shared by all processes that map it. So processes that run the user's
+    code need no descriptor, through which that code could write to the file.
 
     Raises:
-        OSError: no room.
+        OSError: no room is left.
     """
     return _map(descriptor, size, mmap.MAP_SHARED)
 
@@ -105,6 +105,6 @@ def _map(descriptor: int, size: int, kind: int) -> memoryview:
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     mapped = (ctypes.c_ubyte * size).from_address(address)
-    # At the interpreter's end somebody may still look at it.
+    # Other objects may still look at the memory when the interpreter ends.
     weakref.finalize(mapped, libc().munmap, ctypes.c_void_p(address), size).atexit = False
     return memoryview(mapped).cast("B")

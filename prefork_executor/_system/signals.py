@@ -1,7 +1,7 @@
 """Signals: masks, dispositions, and Python handlers.
 
 A process of the pool blocks signals while it forks, so that no Python handler of the
-parent runs in the child before the child has put its own in place.
+parent runs in the child before the child has installed its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 Handler = Callable[[int, types.FrameType | None], object] | int | signal.Handlers | None
-# `_signal`, because the function in `signal` makes an enum of every number: 0.2 ms for a
+# From `_signal`: the function in `signal` makes an enum of every number. That takes 0.2 ms for a
 # full mask, at every turn of a raw main process's loop.
 ALL_SIGNALS = frozenset(int(number) for number in _signal.valid_signals())
 
@@ -32,8 +32,8 @@ def current_mask() -> set[int]:
 
 
 def blocked_signals(pid: int) -> set[int] | None:
-    """Those that are blocked in the main thread of another process. None: it has ended, or the
-    system does not tell."""
+    """The signals that the main thread of another process blocks. None if that process has
+    ended, or the system does not tell."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             told = dict(line.split(b":", 1) for line in file if b":" in line)
@@ -46,19 +46,19 @@ def blocked_signals(pid: int) -> set[int] | None:
 
 
 def block_signals(numbers: Iterable[int]) -> None:
-    """Block these as well. A Python handler of a signal that came before runs now,
-    and may raise."""
+    """Block these signals as well. The Python handler of one that came earlier runs now, and
+    may raise."""
     _signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 def restore_mask(mask: set[int]) -> None:
-    """Block these and no others. Handlers of what came meanwhile run now."""
+    """Block these signals and no others. Handlers of signals that came meanwhile run now."""
     _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def forget_handlers() -> None:
-    """In a process that was forked off: the Python handlers of the one that forked it
-    are about that one's life. Ignored signals stay ignored."""
+    """In a process that was forked off: remove the Python handlers, which are meant for the
+    process that forked it. Ignored signals stay ignored."""
     _signal.set_wakeup_fd(-1)
     for number in ALL_SIGNALS:
         if callable(_signal.getsignal(number)):
@@ -67,8 +67,8 @@ def forget_handlers() -> None:
 
 
 def set_handler(number: int, handler: Handler) -> Handler:
-    """``signal.signal``, which in a patched program is another for SIGCHLD. Returns what
-    was there; None: it was not Python that had installed it."""
+    """``signal.signal``, which a patched program has replaced for SIGCHLD. Returns the old
+    handler, or None if Python did not install it."""
     new: Any = handler
     old: Handler = _signal.signal(number, new if callable(new) else int(new))
     return old
@@ -80,23 +80,23 @@ def install_handlers(handlers: Mapping[int, Handler]) -> None:
 
 
 def run_handlers() -> None:
-    """Run the Python handlers of signals that have come, if they have not run yet.
+    """Run the Python handlers of signals that have come and have not been handled yet.
 
-    From CPython 3.13 on, in a process that was forked by another thread than the main one,
-    the interpreter's loop does not notice that a signal has come. What does is any function
-    in C that asks. This is the cheapest of them."""
+    From CPython 3.13 on, in a process that a thread other than the main one has forked, the
+    interpreter's loop does not notice that a signal has come. Any C function that checks for
+    signals notices it. This one is the cheapest."""
     repr(None)
 
 
 SA_RESETHAND = 0x80000000
 _FLAGS_BEHIND = 128
-"""Bytes of the signal mask, in Linux's C libraries, between a ``struct sigaction``'s
-handler and its flags."""
+"""Bytes of the signal mask in Linux's C libraries. It lies between the handler and the flags of
+a ``struct sigaction``."""
 
 
 def default_after_next(number: int) -> None:
-    """Have the kernel restore a signal's default effect as it delivers the next one to the
-    handler there is, which runs all the same. A no-op elsewhere than on Linux, where
+    """Have the kernel restore a signal's default effect when it delivers the next one. The
+    current handler still runs for that one. A no-op on systems other than Linux, where
     :func:`has_default_action` could not tell either."""
     if not sys.platform.startswith("linux"):
         return
@@ -111,8 +111,8 @@ def default_after_next(number: int) -> None:
 
 
 def has_default_action(pid: int, number: int) -> bool:
-    """Whether a process neither handles this signal nor ignores it. False if that
-    cannot be told."""
+    """Whether a process neither handles nor ignores this signal. False if the system does not
+    tell."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             lines = [line.split() for line in file if line.startswith((b"SigIgn", b"SigCgt"))]

@@ -1,9 +1,9 @@
 """A recording in the Chrome trace format, which Perfetto and chrome://tracing open.
 
-A lane for each slot of the pool: its workers, one after another, and in them the tasks
-that they ran. A lane for the regulator's decisions, and one for tasks that no worker
-began. Counters of busy and idle workers and of waiting tasks. The format's times are
-microseconds; ours have three decimals, so that no nanosecond is lost.
+There is a lane for each slot of the pool: its workers, one after another, and the tasks that
+they ran. There are lanes for the regulator's decisions and for tasks that no worker began, and
+counters of busy and idle workers and of waiting tasks. The format's times are microseconds.
+Ours have three decimals, so that no nanosecond is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from .model import Run, TaskRow, Timeline
 
 PID = 1
-"""Of the one process that the trace shows: the pool as a whole."""
+"""The one process that the trace shows: the pool as a whole."""
 DECISIONS, NEVER_RAN, FIRST_SLOT = 0, 1, 2
 """The lanes, by the format's tid."""
 _COLORS = {"raised": "bad", "died": "terrible", "timed out": "terrible", "aborted": "terrible"}
@@ -26,7 +26,7 @@ Event = dict[str, Any]
 
 
 def trace(timeline: Timeline) -> Iterator[str]:
-    """The file's text, in pieces, an event a line."""
+    """The file's text in pieces, one event a line."""
     yield '{"traceEvents":[\n'
     separator = ""
     for event in _events(timeline):
@@ -73,7 +73,7 @@ def _names(timeline: Timeline) -> Iterator[Event]:
 
 
 def _span(begin: int, end: int, slot: int, timeline: Timeline) -> Event:
-    """What was under way before the recording is shown from its beginning on."""
+    """What began before the recording is shown from the recording's beginning on."""
     begin = max(begin, timeline.begin)
     return {
         "ph": "X",
@@ -150,7 +150,7 @@ def _decisions(timeline: Timeline) -> Iterator[Event]:
 
 
 def _counters(timeline: Timeline) -> Iterator[Event]:
-    """A value each time one changes, the mean of what its bucket covers; and the last."""
+    """A value each time one changes, and the last. Each is the mean over its bucket."""
     curves = [c.points(timeline.end) for c in (timeline.live, timeline.busy, timeline.waiting)]
     values = [
         (live.at, _workers(live.mean, busy.mean), {"waiting": round(waiting.mean, 3)})

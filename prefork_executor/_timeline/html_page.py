@@ -1,7 +1,7 @@
-"""A recording as one HTML page: the pool's size against its backlog, and what there was.
+"""A recording as one HTML page: the pool's size against its backlog, and tables.
 
-No script, and nothing from elsewhere: the plot is inline SVG, and what a mark says on
-hover is its SVG title. The page says so itself, by its content security policy.
+The page has no script, and loads nothing. The plot is inline SVG, and the text that a mark
+shows on hover is its SVG title. The page's content security policy says the same.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..stats import ScalingDecision
 from .model import Point, TaskRow, Timeline, quantile
 
 COLUMNS = 900
-"""Units of the plot's width: so many points a curve has at most."""
+"""Units of the plot's width: a curve has at most this many points."""
 LEFT, RIGHT, HEIGHT, GAP, TOP = 60, 30, 180, 70, 24
 MAX_ROWS = 500
-"""Decisions in the page's table. Those that are not there are marked in the plot."""
+"""Decisions in the page's table. The plot marks the others."""
 MAX_NAMES = 50
 """Functions in the page's table."""
 
@@ -50,7 +50,7 @@ svg .title { fill: var(--ink); } .axis { stroke: var(--line); }
 
 
 def page(timeline: Timeline) -> Iterator[str]:
-    """The file's text, in pieces."""
+    """The file's text in pieces."""
     began = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(timeline.epoch))
     span = _seconds((timeline.end - timeline.begin) / 1e9)
     yield (
@@ -221,7 +221,7 @@ def _panel(top: int, maximum: int, seconds: float, title: str) -> Iterator[str]:
 
 
 def _ticks(maximum: float, count: int, *, whole: bool = False) -> Iterator[float]:
-    """Round values from 0 to ``maximum``, about so many."""
+    """Round values from 0 to ``maximum``, about ``count`` of them."""
     rough = maximum / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -236,7 +236,7 @@ def _ticks(maximum: float, count: int, *, whole: bool = False) -> Iterator[float
 
 
 def _area(points: Sequence[Point], timeline: Timeline, top: int, maximum: float, name: str) -> str:
-    """The curve as steps, one for each of its points, down to the axis at both ends."""
+    """The curve as steps, one for each point, with both ends drawn down to the axis."""
     length = max(1, timeline.end - timeline.begin)
     path, last = [f"M{LEFT} {top + HEIGHT}"], None
     for point in points:
@@ -250,7 +250,7 @@ def _area(points: Sequence[Point], timeline: Timeline, top: int, maximum: float,
 
 
 def _marks(timeline: Timeline, seconds: float) -> Iterator[str]:
-    """A triangle where the regulator decided, with its reasons on hover."""
+    """A triangle at each decision of the regulator, which shows its reasons on hover."""
     by_column: dict[tuple[int, bool], list[ScalingDecision]] = collections.defaultdict(list)
     for decision in timeline.decisions:
         share = min(1.0, max(0.0, decision.time - timeline.epoch) / seconds)
@@ -270,8 +270,8 @@ def _marks(timeline: Timeline, seconds: float) -> Iterator[str]:
 
 
 def _text(value: str) -> str:
-    """For the page. What cannot be printed, and would do something to a terminal, or is no
-    character, is written as Python escapes it."""
+    """Text for the page. Characters that cannot be printed, that would control a terminal, or
+    that are no characters are escaped as in Python."""
     shown = (
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in value
     )
@@ -279,7 +279,7 @@ def _text(value: str) -> str:
 
 
 def _seconds(value: float) -> str:
-    """A time as people say it, three digits."""
+    """A time in the usual units, with three digits."""
     if value <= 0:
         return "0 s"
     if value < 0.001:

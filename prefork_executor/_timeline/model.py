@@ -1,4 +1,4 @@
-"""What a recording has kept, as plain data, and its curves. No sockets, no processes.
+"""What a recording has kept, as plain data, and its curves. No sockets, and no processes.
 
 Times are nanoseconds on the monotonic clock, which all processes of a machine share.
 """
@@ -13,13 +13,13 @@ from .._support.named_tuples import NamedTuple
 from ..stats import ScalingDecision
 
 MIN_BUCKET_NS = 1_000_000
-"""Nanoseconds of a curve's buckets at first: of what is shorter only the mean is seen."""
+"""Nanoseconds of a curve's buckets at first. Of shorter changes only the mean is seen."""
 MAX_BUCKETS = 4096
-"""Buckets of one curve. When they do not suffice, each becomes twice as long."""
+"""Buckets of one curve. When they are not enough, each becomes twice as long."""
 
 
 class Run(NamedTuple):
-    """One run of a task in a worker, ``number`` the task's then."""
+    """One run of a task in a worker. ``number`` is the number that the task had then."""
 
     number: int
     begin: int
@@ -29,8 +29,8 @@ class Run(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """A task that was submitted. All its ``runs`` but the last were lost, and so was the
-    last if ``outcome`` says so. ``error`` is the name of what its future got."""
+    """A submitted task. All its ``runs`` except the last were lost. The last was lost, too, if
+    ``outcome`` says so. ``error`` is the name of the exception that its future got."""
 
     name: str
     submitted: int
@@ -41,12 +41,13 @@ class TaskRow(NamedTuple):
 
     @property
     def waited(self) -> int:
-        """Nanoseconds until it began, or until it was known that it never would."""
+        """Nanoseconds until it began, or until it became certain that it never would."""
         return max(0, (self.runs[0].begin if self.runs else self.ended) - self.submitted)
 
 
 class Life(NamedTuple):
-    """A worker from its fork on. ``how`` it ended: empty if it left in order, or lives."""
+    """A worker from its fork on. ``how`` says how it ended: empty if it left in order, or
+    still lives."""
 
     slot: int
     pid: int
@@ -56,7 +57,7 @@ class Life(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A stretch of a curve: from when on, its mean, and its level at the end."""
+    """A stretch of a curve: where it begins, its mean, and its level at the end."""
 
     at: int
     mean: float
@@ -64,9 +65,9 @@ class Point(NamedTuple):
 
 
 class Curve:
-    """A number of things over time, in buckets that double when they do not suffice.
+    """A number of things over time, in buckets that become longer when they are not enough.
 
-    Steps may come in any order of time; a mean is exact whatever a bucket's length."""
+    Steps may come in any order of time. The means are exact, whatever a bucket's length."""
 
     def __init__(self, begin: int, max_buckets: int = MAX_BUCKETS) -> None:
         self._begin = begin
@@ -76,7 +77,7 @@ class Curve:
         self._areas: list[int] = []
 
     def step(self, at: int, by: int) -> None:
-        """From then on there are so many more. What was before the beginning counts from there."""
+        """From then on there are ``by`` more. A step before the beginning counts from there."""
         since = max(0, at - self._begin)
         while since // self._width >= self._max_buckets:
             self._coarsen()
@@ -98,9 +99,9 @@ class Curve:
         self._width = 2 * width
 
     def points(self, end: int, max_buckets: int = MAX_BUCKETS) -> list[Point]:
-        """So many at most, up to that time, one for each bucket."""
+        """The curve up to that time, one point a bucket, at most ``max_buckets`` of them."""
         length = max(1, end - self._begin)
-        curve = copy.copy(self)  # Coarsening makes new lists, but for a last 0.
+        curve = copy.copy(self)  # Coarsening makes new lists. It only may append a 0 to the old.
         while length > max_buckets * curve._width:
             curve._coarsen()
         return list(curve._points(length))
@@ -110,7 +111,7 @@ class Curve:
         for bucket in range((length + width - 1) // width):
             inside = bucket < len(self._steps)
             step, area = (self._steps[bucket], self._areas[bucket]) if inside else (0, 0)
-            # The last one may be cut short: what its steps cover beyond counts for nothing.
+            # The last bucket may be cut short. What its steps cover beyond that does not count.
             span = min(width, length - bucket * width)
             mean = (level * span + area - step * (width - span)) / span
             level += step
@@ -121,9 +122,9 @@ class Curve:
 class Timeline:
     """All that was kept.
 
-    ``epoch`` is the time at which it began, in seconds since 1970. ``outcomes`` counts
-    all tasks; ``rows`` has those that were kept, ``left_out`` says how many were not.
-    ``lives_left_out`` and ``decisions_left_out`` say the same of the others.
+    ``epoch`` is the time at which the recording began, in seconds since 1970. ``outcomes``
+    counts all tasks. ``rows`` has the tasks that were kept, and ``left_out`` says how many were
+    not. ``lives_left_out`` and ``decisions_left_out`` say the same of workers and decisions.
     """
 
     begin: int
@@ -144,16 +145,17 @@ class Timeline:
 
     @property
     def tasks(self) -> int:
-        """How many there were."""
+        """How many tasks there were."""
         return sum(self.outcomes.values())
 
     @property
     def failures(self) -> int:
-        """How many neither returned nor are under way nor were cancelled."""
+        """How many tasks neither returned, nor are under way, nor were cancelled."""
         fine = ("returned", "cancelled", "running", "waiting")
         return sum(count for outcome, count in self.outcomes.items() if outcome not in fine)
 
 
 def quantile(values: Sequence[int], share: float) -> int:
-    """Of sorted values the one below which this share of them lies; 0 if there are none."""
+    """Of these sorted values, the one below which this share of them lies; 0 if there are
+    none."""
     return values[min(len(values) - 1, int(share * len(values)))] if values else 0
