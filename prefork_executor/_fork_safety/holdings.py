@@ -1,28 +1,28 @@
-"""Whether what a process holds may be shared by those that are forked from it.
+"""Whether forked processes may share what this process holds.
 
-A fork gives the child a copy of memory, and nothing else of its own: descriptors lead to the
-same connections and offsets, threads are gone with the locks they held, mappings that are shared
-stay shared, timers and children are the parent's. So a process that has run the user's code may
-be what workers are forked from only if it holds none of that beyond what it held before.
+A fork gives the child a copy of memory, and of nothing else. Its descriptors lead to the same
+connections and offsets. Threads are gone, with the locks they held. Shared mappings stay shared,
+and timers and children belong to the parent. So workers may be forked from a process that has run
+the user's code only if that code has left none of these behind.
 
 What counts, and what does not:
 
-* *Threads*: all but those of libraries that are known to survive (`native_threads.py`).
-* *Descriptors*: all but the standard streams and devices that have neither an offset nor a
-  memory, and libraries that C code keeps open to map them (libffi, its own). Files that are
-  open for reading count: who reads moves the offset for all.
-  Locks of files need no rule of their own, for there is none without a descriptor.
-* *Children*, ended ones too: nobody but the parent can wait for them.
-* *Shared mappings* that can be written to, and with them semaphores of multiprocessing.
+* *Threads*: all except those of libraries that are known to survive (`native_threads.py`).
+* *Descriptors*: all except the standard streams, devices that have neither an offset nor a
+  state, and libraries that C code keeps open to map them (libffi its own). Files that are
+  open for reading count: a read moves the offset for all processes.
+  File locks need no rule of their own: there is none without a descriptor.
+* *Children*, ended ones too: only the parent can wait for them.
+* *Writable shared mappings*, and so the semaphores of multiprocessing.
 * *Timers*: a child has none of them.
 * *Functions for the end* of the process: they would run in one process only.
-* *Random generators*: all who are forked would draw the same numbers. Those that workers seed
-  anew do not count (`random_streams.py`), unless somebody has seeded them already or has drawn
-  from them: each process would begin so.
+* *Random generators*: all forked processes would draw the same numbers. Generators that workers
+  seed anew do not count (`random_streams.py`), unless they have been seeded or drawn from
+  already: then each process would begin with that seed.
 * *What only its library knows*: `_UNSEEN` asks.
 
-No answer here is a proof that a fork is right; each is a reason that has been seen to make one
-wrong. Where there is no /proc nothing can be told, and that is in the way.
+No entry proves that a fork is wrong; each has been seen to make one wrong. Where there is no
+/proc, nothing can be told, and then the answer is no.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ __all__ = ["Holdings", "Watched", "in_the_way", "watching"]
 TELLS = not FALLBACK and os.path.exists("/proc/self/task")
 """Whether this system tells what a process holds."""
 _LOOKS = 3
-"""How often to look before something is in the way: garbage is collected before the second look,
-and a thread that has just ended may be listed for a moment more."""
+"""How often to look before something counts: garbage is collected before the second look, and a
+thread that has just ended may be listed a moment longer."""
 _PAUSE = 0.01
 """Seconds between two looks."""
 _STANDARD = (0, 1, 2)
 _MEMORYLESS = frozenset({"/dev/null", "/dev/zero", "/dev/full"})
-"""Devices that are the same for whoever reads or writes, whatever others do."""
+"""Devices that behave the same for every reader and writer."""
 _RANDOM_DEVICES = frozenset({"/dev/urandom", "/dev/random"})
-"""They give everybody other bytes. But a file object over one has some in its buffer."""
+"""They give each reader different bytes. But a file object over one has bytes in its buffer."""
 _FREE_MEMORY_ONLY = frozenset({"numba", "torch"})
-"""Libraries whose finalizers do nothing at the end but to free what is the process's own."""
+"""Libraries whose finalizers, at the end, only free memory of the process."""
 _TIMERS = {
     signal.ITIMER_REAL: "ITIMER_REAL, or alarm()",
     signal.ITIMER_VIRTUAL: "ITIMER_VIRTUAL",
@@ -76,23 +76,23 @@ _TIMERS = {
 
 
 class Holdings(NamedTuple):
-    """What this process holds at one moment. Only to be compared in the same process."""
+    """What this process holds at one moment. Comparable only within the same process."""
 
     threads: Mapping[int, str]
-    """Every thread that the kernel knows, by its id there: its name."""
+    """The name of every thread that the kernel knows, by its id in the kernel."""
     descriptors: Mapping[int, tuple[str, int, int]]
-    """What each leads to: its path, or what stands for one; device and inode."""
+    """What each leads to: its path, or what stands for one; its device and inode."""
     children: frozenset[int]
     mappings: Mapping[str, str]
-    """Writable shared ones: address, device and inode; and the path."""
+    """The writable shared ones: address, device and inode; and the path."""
     timers: frozenset[str]
     finalizers: frozenset[Any]
     generators: Mapping[int, object]
-    """By id. They are kept alive here, so that no other can get the same."""
+    """By id. They are kept alive here, so that no other object can get the same id."""
     touched: frozenset[str]
     """Modules whose global random generator has been seeded, or drawn from."""
     owners: Owners
-    """What modules hold, to name what is found."""
+    """What modules hold, to name what was found."""
 
     @classmethod
     def now(cls) -> Holdings:
@@ -113,12 +113,12 @@ class Holdings(NamedTuple):
 
 
 def in_the_way(before: Holdings, seen: Watched | None = None) -> list[str]:
-    """What this process holds, beyond ``before``, that those who are forked from it must not
-    share. Each is a phrase that names it; none: it may be shared.
+    """What this process holds, beyond ``before``, that forked processes must not share. Each
+    phrase names one thing. If there is none, they may share all.
 
     Args:
         before: what this process held before it ran the user's code.
-        seen: what `watching` recorded meanwhile.
+        seen: what `watching` recorded while that code ran.
     """
     if not TELLS:
         return ["this system does not tell what a process holds"]
@@ -132,7 +132,7 @@ def in_the_way(before: Holdings, seen: Watched | None = None) -> list[str]:
 
 
 def _still_found(look: Callable[[], list[str]]) -> list[str]:
-    """What is there at the last of a few looks. Garbage and threads that end are gone by then."""
+    """What is still there at the last look. By then garbage and ending threads are gone."""
     found = look()
     if found:
         gc.collect()
@@ -158,11 +158,11 @@ def _threads() -> dict[int, str]:
 def _judge_threads(before: Holdings, now: Holdings) -> Iterator[str]:
     new = {task: name for task, name in now.threads.items() if task not in before.threads}
     for thread in threading.enumerate():
-        task = getattr(thread, "native_id", None)  # The main thread has none that eventlet made.
+        task = getattr(thread, "native_id", None)  # A main thread made by eventlet has none.
         if task in new:
             del new[task]
             yield _say_thread(thread)
-    # A thread that has not got a name has that of the one which started it.
+    # A thread without a name of its own has that of the thread that started it.
     inherited = {_read("/proc/self/comm").strip(), *before.threads.values()}
     named = sorted(set(new.values()) - inherited - native_threads.SURVIVING_NAMES)
     if named:
@@ -173,7 +173,7 @@ def _judge_threads(before: Holdings, now: Holdings) -> Iterator[str]:
 
 
 def _say_thread(thread: threading.Thread) -> str:
-    target = getattr(thread, "_target", None)  # Gone when it has ended.
+    target = getattr(thread, "_target", None)  # Gone when the thread has ended.
     name = getattr(target, "__qualname__", None)
     if name is None:
         return f"the thread {thread.name!r}"
@@ -191,7 +191,7 @@ def _main_name(module: str) -> str:
 def _descriptors() -> dict[int, tuple[str, int, int]]:
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # The one that listed the directory is gone.
+        with contextlib.suppress(OSError):  # The one by which the directory was listed is gone.
             target, status = os.readlink(f"/proc/self/fd/{name}"), os.fstat(int(name))
             found[int(name)] = (target, status.st_dev, status.st_ino)
     return found
@@ -251,7 +251,7 @@ _OVER_DESCRIPTORS: tuple[Any, ...] = (
 
 
 def _is_over(thing: object, descriptor: int) -> bool:
-    """Whether this is Python's object over a descriptor. Methods of a subclass are not called."""
+    """Whether this is Python's object over a descriptor. Calls no methods of subclasses."""
     kind = type(thing)
     for base in _OVER_DESCRIPTORS:
         if issubclass(kind, base):
@@ -281,7 +281,7 @@ def _children() -> frozenset[int]:
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
             found.update(map(int, _read(f"/proc/self/task/{task}/children").split()))
-    return frozenset(found or {0})  # A kernel may keep who they are to itself.
+    return frozenset(found or {0})  # The kernel may not tell which children there are.
 
 
 def _judge_children(before: Holdings, now: Holdings) -> Iterator[str]:
@@ -295,11 +295,11 @@ def _judge_children(before: Holdings, now: Holdings) -> Iterator[str]:
 
 
 def _shared_mappings() -> dict[str, str]:
-    """Of the writable ones: those that can only be read are files', the same for all."""
+    """Only writable ones: read-only mappings are of files, the same for all processes."""
     found = {}
     for line in _maps():
         if "s " not in line:
-            continue  # The quick way past most of some thousand.
+            continue  # A quick test, since there may be thousands of lines.
         address, access, _, device, inode, *path = line.split(None, 5)
         if access[1] == "w" and access[3] == "s":
             found[f"{address} {device} {inode}"] = path[0] if path else ""
@@ -402,7 +402,7 @@ _UNSEEN: Mapping[str, tuple[Callable[[Any], object], str]] = {
     ),
     "torch.cuda": (lambda module: module.is_initialized(), "CUDA, which torch has initialized"),
 }
-"""A module, and whether it has begun something that neither threads nor descriptors show."""
+"""Modules, and whether each has begun something that neither threads nor descriptors show."""
 
 
 def _judge_unseen(_before: Holdings, _now: Holdings) -> Iterator[str]:
@@ -410,7 +410,7 @@ def _judge_unseen(_before: Holdings, _now: Holdings) -> Iterator[str]:
         module = sys.modules.get(name)
         if module is None:
             continue
-        with contextlib.suppress(Exception):  # Another version of the library.
+        with contextlib.suppress(Exception):  # The library has another version.
             if has_begun(module):
                 yield phrase
 
@@ -428,7 +428,7 @@ def _maps() -> list[str]:
 
 
 def _libraries() -> set[str]:
-    """The files of which this process runs code."""
+    """The files whose code this process may run."""
     return {line.split(None, 5)[5] for line in _maps() if "xp " in line and "/" in line}
 
 
@@ -442,15 +442,15 @@ _JUDGES = (
 
 
 def left_running(before: Holdings) -> list[str]:
-    """Of all that, what nobody can mean to be shared: threads, children, connections and files.
-    For ``preload``, which asks for sharing by name. Its data may hold generators and more."""
+    """Of all that, the threads, children, connections and files: no program can mean to share
+    them. For ``preload``, whose modules are shared on purpose, generators and others included."""
     if not TELLS:
         own = threading.current_thread()
         return [_say_thread(thread) for thread in threading.enumerate() if thread is not own]
 
     def judged() -> list[str]:
         now = Holdings.now()
-        # A mapping of a file keeps a descriptor by which nobody reads.
+        # A mapping of a file keeps a descriptor, but no process reads by that.
         mapped = {line.split(None, 5)[-1] for line in _maps()}
         kept = {fd: to for fd, to in now.descriptors.items() if to[0] not in mapped}
         now = now._replace(descriptors=kept)

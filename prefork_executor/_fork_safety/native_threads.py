@@ -1,8 +1,8 @@
-"""Threads that libraries keep, and that a fork does no harm: which, how many, and why.
+"""Threads of libraries that survive a fork: which, how many, and why.
 
-A fork copies the thread that calls it and no other. A library whose threads are gone in the
-child waits for them in vain, unless it has asked to be told of forks (``pthread_atfork``) and
-takes them down before, or starts new ones after. These do:
+A fork copies only the thread that calls it. A library would wait in the child for its other
+threads in vain, unless it has asked to be told of forks (``pthread_atfork``), and ends its threads
+before or starts new ones after. These libraries do:
 
 =============  =========================================  ==================================
 library        its threads                                evidence
@@ -16,8 +16,8 @@ jemalloc       ``jemalloc_bg_thd``                        ``background_thread.c`
 (in pyarrow)                                              forgets them and starts others
 =============  =========================================  ==================================
 
-OpenBLAS built over OpenMP is not among them: its threads are OpenMP's. GNU's OpenMP hangs in a
-child whose parent has used it.
+OpenBLAS built over OpenMP does not belong here: its threads are OpenMP's, and GNU's OpenMP hangs
+in a child whose parent has used it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     import ctypes
 
 SURVIVING_NAMES = frozenset({"jemalloc_bg_thd"})
-"""Names by which the kernel knows threads of libraries that come through a fork."""
+"""Names in the kernel of library threads that survive a fork."""
 
 _OPENBLAS = re.compile(r"/lib(scipy_)?(open)?blas[^/]*\.so[^/]*$")
 _OWN_THREADS = 1
-"""What OpenBLAS answers when asked how it runs in parallel: by threads that it keeps itself."""
+"""OpenBLAS's answer to how it runs in parallel: by threads of its own."""
 
 
 def surviving(libraries: Iterable[str]) -> int:
-    """How many threads that have no name of their own are OpenBLAS's, by the paths of
-    the libraries that this process has loaded."""
+    """How many threads without a name of their own belong to OpenBLAS. ``libraries`` are the
+    paths of the libraries that this process has loaded."""
     return sum(_openblas_threads(path) for path in libraries if _OPENBLAS.search(path))
 
 
 def _openblas_threads(path: str) -> int:
-    import ctypes  # Only where there is such a library: it takes a millisecond.
+    import ctypes  # Only where there is such a library: the import takes a millisecond.
 
     try:
         library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD)
@@ -57,7 +57,7 @@ def _openblas_threads(path: str) -> int:
 
 
 def _ask(library: ctypes.CDLL, question: str) -> int:
-    """Builds differ in what stands before and after the names of their functions."""
+    """Builds differ in the prefixes and suffixes of their functions' names."""
     for prefix in ("", "scipy_"):
         for suffix in ("", "64_", "_64"):
             function = getattr(library, f"{prefix}openblas_{question}{suffix}", None)

@@ -1,8 +1,8 @@
-"""Where a thing belongs: in which global of which module it lies, and whose module that is.
+"""Where a thing belongs: which global of which module leads to it, and whose module that is.
 
-A module is a *library's* if its file lies where Python's own or installed ones do, or if it has
-no file; any other is the user's *own*, the main module above all. Own modules are searched
-some steps deep, libraries on their surface only. What is not found has no owner.
+A module is a *library's* if its file lies with Python's own modules or installed ones, or if it
+has no file. Any other is the user's *own*, above all the main module. Own modules are searched a
+few steps deep, libraries only at their surface. What is not found has no owner.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from collections.abc import Callable, Iterator
 from .._support.named_tuples import NamedTuple
 
 MAIN_NAMES = ("__main__", "__mp_main__")
-"""What the caller's main module is called, and what it is called where it was imported anew."""
+"""The names of the caller's main module: the usual one, and that of one imported anew."""
 
 _STEPS = 4
-"""Steps from a module's global to what it holds: an object, its attributes, a container, what
-is in there. A ZipFile's file is three steps away."""
+"""Steps from a module's global to a thing: an object, its attributes, a container, its content.
+A ZipFile's file is three steps away."""
 _MAX_OBJECTS = 20_000
-"""Objects that are looked at, nearest first: some ten milliseconds."""
+"""Objects to look at, the nearest first. This takes about ten milliseconds."""
 _TOO_LONG = 1000
-"""Members of a container that is a table rather than a place where something is kept."""
+"""Members from which on a container counts as a table, and is not searched."""
 _NOWHERE = (types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
-"""What leads everywhere, and so tells nothing of where a thing belongs."""
+"""Objects that lead everywhere, and so do not tell where a thing belongs."""
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _STANDARD = os.path.dirname(os.__file__) + os.sep
 
 
 class Owner(NamedTuple):
-    """A module's global, and whether it is the thing itself or leads to it."""
+    """A module's global. It is the thing itself, or leads to it in some ``steps``."""
 
     module: str
     name: str
@@ -47,13 +47,13 @@ class Owner(NamedTuple):
 
 
 class Owners:
-    """What modules hold now. Looked through once, when it is first asked."""
+    """What modules hold. They are searched once, when the first question comes."""
 
     def __init__(self) -> None:
         self._deep: list[tuple[object, Owner]] | None = None
 
     def find(self, is_it: Callable[[object], bool]) -> Owner | None:
-        """The nearest one; an own module's before a library's."""
+        """The nearest owner. One in an own module precedes one in a library."""
         if self._deep is None:
             self._deep = list(_search_own())
         for thing, owner in self._deep:
@@ -66,7 +66,7 @@ class Owners:
         return None
 
     def instances(self, kinds: set[type]) -> Iterator[object]:
-        """Those of exactly these types."""
+        """The objects of exactly these types."""
         if self._deep is None:
             self._deep = list(_search_own())
         yield from (thing for thing, _ in self._deep if type(thing) in kinds)
@@ -88,7 +88,7 @@ def is_own(name: str) -> bool:
 
 def _modules() -> Iterator[types.ModuleType]:
     for module in list(sys.modules.values()):
-        # type() and not isinstance(), here and below: what a proxy stands for must not be woken.
+        # type() instead of isinstance(), here and below: it does not load what a proxy stands for.
         if issubclass(type(module), types.ModuleType):
             yield module
 
@@ -98,7 +98,7 @@ def _globals(module: types.ModuleType) -> list[tuple[str, object]]:
 
 
 def _search_own() -> Iterator[tuple[object, Owner]]:
-    """Everything within some steps of an own module's globals, the nearest first."""
+    """All objects within a few steps of an own module's globals, the nearest first."""
     own = sorted(filter(is_own, list(sys.modules)), key=lambda name: name not in MAIN_NAMES)
     todo = collections.deque(
         (value, Owner(module, name, 0))

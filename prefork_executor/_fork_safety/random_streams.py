@@ -1,21 +1,21 @@
 """Random generators with global state: no two workers draw the same numbers.
 
-Workers are forked, and a fork copies the state of every generator that is loaded. The standard
-library seeds its own, that of the module ``random``, anew in every child. What stands in the
-table below is seeded anew by each worker as well, before its initializer runs: an initializer
+Workers are forked, and a fork copies the state of every loaded generator. The standard library
+seeds its own generator, that of the module ``random``, anew in every child. Each worker does so
+for the generators in the table below. It does so before its initializer runs, so an initializer
 that sets seeds has the last word.
 
-A further library is one line of the table. Not in there, and why:
+To support another library, add a line to the table. Not in it, and why:
 
-* ``secrets``, ``uuid``, ``ssl``: they ask the system, or notice a fork by themselves.
-* scipy, scikit-learn, pandas: they draw from numpy's.
-* numba: seeds its own in every child.
+* ``secrets``, ``uuid``, ``ssl``: they ask the system, or notice a fork themselves.
+* scipy, scikit-learn, pandas: they draw from numpy's generator.
+* numba: it seeds its generator in every child.
 * jax: it has no global generator; keys are arguments.
 * TensorFlow, CuPy: they cannot be used in a child of a process that has used them, and are
-  seeded when they begin.
-* C's ``rand``, OpenCV's: they begin with the same seed in every new process, too.
-* A generator that is an object of your program's: whoever has made it knows whether all are
-  to have the same.
+  seeded when they start.
+* C's ``rand`` and OpenCV's generator: every new process starts them with the same seed anyway.
+* A generator that is an object of your program: only the program knows whether all workers
+  should have the same one.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class Stream(NamedTuple):
     """A library's generator with global state."""
 
     module: str
-    """Which has it; if it is not loaded, there is nothing to do."""
+    """The module that has it. If that is not loaded, there is nothing to do."""
     renew: Callable[[Any], object]
     """Seed it from the system."""
     owned: Callable[[Any], tuple[object, ...]] = lambda _: ()
-    """The objects that are renewed, where they are Python's."""
+    """The renewed objects, as far as they are Python objects."""
     is_new: Callable[[Any], bool] = lambda _: True
-    """Whether nobody has seeded it, or drawn from it, since it was loaded."""
+    """Whether it has been neither seeded nor drawn from since it was loaded."""
 
 
 def renew() -> None:
-    """Seed every global generator that is loaded from the system. A microsecond, if none is;
-    with numpy some tens."""
+    """Seed every loaded global generator from the system. Takes a microsecond if there is none,
+    and tens of microseconds with numpy."""
     for stream, module in _loaded():
         try:
             stream.renew(module)
@@ -61,12 +61,12 @@ def renew() -> None:
 def renewed() -> Iterator[object]:
     """The generators that `renew` takes care of, as objects."""
     for stream, module in _loaded():
-        with contextlib.suppress(AttributeError):  # It is another version, or half imported.
+        with contextlib.suppress(AttributeError):  # Another version, or half imported.
             yield from stream.owned(module)
 
 
 def touched() -> Iterator[str]:
-    """The modules whose generator somebody has seeded, or drawn from, since it was loaded."""
+    """The modules whose generator has been seeded or drawn from since it was loaded."""
     for stream, module in _loaded():
         with contextlib.suppress(AttributeError):
             if not stream.is_new(module):
@@ -84,13 +84,13 @@ def _renew_numpy(numpy_random: Any) -> None:
     state = numpy_random.mtrand._rand
     try:
         state.seed()
-    except TypeError:  # By numpy.random.set_bit_generator it may have one that takes no seeds.
+    except TypeError:  # numpy.random.set_bit_generator may have set one that takes no seed.
         fresh = type(state)(type(state._bit_generator)())
         state.set_state(fresh.get_state(legacy=False))
 
 
 def _numpy_is_new(numpy_random: Any) -> bool:
-    """It keeps what it was seeded from, unless somebody has given it a seed."""
+    """numpy keeps where its seed came from, unless a program has set one."""
     bit_generator = numpy_random.mtrand._rand._bit_generator
     if bit_generator.seed_seq is None:
         return False
@@ -103,7 +103,8 @@ def _renew_torch(torch: Any) -> None:
 
 
 def _torch_is_new(torch: Any) -> bool:
-    """The system seeds it with 53 bits, people do with less; and it has not moved since."""
+    """The system's seed has 53 bits, and seeds set by programs have fewer. And nothing has been
+    drawn since."""
     seed = torch.initial_seed()
     fresh = torch.Generator().manual_seed(seed)
     return seed >= 1 << 32 and bool((fresh.get_state() == torch.get_rng_state()).all())

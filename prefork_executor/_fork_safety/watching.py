@@ -1,19 +1,19 @@
-"""What can only be seen as it happens, while a process runs the user's code before it forks.
+"""What can only be seen while it happens, as a process runs the user's code before it forks.
 
-* A function registered with ``atexit`` runs once, at the end of the process that registered it,
-  and not at the end of each that is forked from it.
-* ``os.getpid()`` and random bytes from the system are one process's own. A name for a log file,
-  an id, a seed that is made of them must not be the same in all that are forked.
-* The same is true of numbers drawn from the module ``random``; and if that is given a seed, each
-  process would begin with it.
+* A function registered with ``atexit`` runs once, at the end of the process that registered it.
+  It does not run at the end of each process that is forked from that one.
+* ``os.getpid()`` and random bytes from the system belong to one process. A name of a log file,
+  an id, or a seed that is made from them must not be the same in all forked processes.
+* The same holds for numbers drawn from the module ``random``. If a program seeds that module,
+  each process would begin with that seed.
 
-Only what is done on behalf of the user's own code counts: on the way from the call outwards a
-module of theirs comes before an import does (or this package does, whose call of ``preload`` it
-is). What a library does as it is imported is for its own housekeeping: it knows of forks, or
-would break every program that forks.
+Only calls on behalf of the user's own code count. Going outwards from the call, a frame of one
+of the user's modules comes before an import. (Or a frame of this package does, which calls
+``preload``.) What a library does while it is imported is its own housekeeping: it is prepared for
+forks, or it would break every program that forks.
 
-What is not seen: functions that were taken out of their modules before (``from os import
-getpid`` in a library that is loaded already), ``uuid.uuid1()``, and the clock.
+Not seen: functions that other code took out of their modules before (``from os import getpid``
+in a library that is already loaded), ``uuid.uuid1()``, and the clock.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _MOMENTARY = frozenset(
     {"asyncio", "logging", "multiprocessing", "subprocess", "tempfile", "threading", "weakref"}
     | {"joblib", _PACKAGE}
 )
-"""Who asks for the moment only (a line of a log has a process id), looks again after a fork, or
-has a judgement of its own (``weakref.finalize`` registers itself)."""
+"""Modules that need the answer only for the moment (a line of a log has a process id), that ask
+again after a fork, or that are judged elsewhere (``weakref.finalize`` registers itself)."""
 
 
 class Watched:
-    """A record of what was seen, as plain phrases."""
+    """A record of what was seen, as phrases."""
 
     def __init__(self) -> None:
         self.phrases: list[str] = []
@@ -58,7 +58,7 @@ class Watched:
 
 
 class _Patch:
-    """A function of a module that is replaced for a while by one that takes notes."""
+    """Replaces a module's function for a while by one that takes notes."""
 
     def __init__(self, seen: Watched, module: Any, name: str, say: Callable[..., str]) -> None:
         self.module, self.name = module, name
@@ -79,8 +79,8 @@ class _Patch:
 
 @contextlib.contextmanager
 def watching() -> Iterator[Watched]:
-    """While the block runs, in this process, a record is kept of what `in_the_way` cannot
-    find out afterwards."""
+    """While the block runs in this process, record what `in_the_way` cannot find out
+    afterwards."""
     seen = Watched()
     patches = [_Patch(seen, module, name, say) for module, name, say in _watched()]
     try:
@@ -93,12 +93,12 @@ def watching() -> Iterator[Watched]:
 
 
 def _put_back(patches: dict[int, _Patch]) -> None:
-    """Modules that have imported one by name meanwhile get the original."""
+    """Modules that have meanwhile imported a replaced function by name get the original."""
     spaces = {
         id(vars(module)) for module in list(sys.modules.values()) if hasattr(module, "__dict__")
     }
     for holder in gc.get_referrers(*[patch.wrapper for patch in patches.values()]):
-        # Of modules only: a class does not expect that somebody else writes into it.
+        # Only in modules: a class does not expect other code to write into it.
         if type(holder) is dict and id(holder) in spaces:
             for name, value in list(holder.items()):
                 if (patch := patches.get(id(value))) is not None:
@@ -106,7 +106,7 @@ def _put_back(patches: dict[int, _Patch]) -> None:
 
 
 def _place(frame: types.FrameType | None) -> str | None:
-    """Which line of the user's own code has asked for this; None if none has."""
+    """The line of the user's own code that has asked for this; None if there is none."""
     if frame is None or _top(frame) in _MOMENTARY:
         return None
     inner = frame
@@ -134,11 +134,11 @@ def _top(frame: types.FrameType) -> str:
 
 
 def _watched() -> Iterator[tuple[Any, str, Callable[..., str]]]:
-    """The functions, and what is said if somebody calls one; nothing, if it is harmless."""
+    """The functions, and what to say when one is called; nothing, if the call is harmless."""
     yield atexit, "register", _say_registered
     yield os, "getpid", lambda: "the process id, which was asked for by os.getpid()"
     yield os, "urandom", _say_bytes
-    # random has taken a name of its own for it, by which secrets and numpy ask.
+    # random keeps it under a name of its own, and secrets and numpy ask by that.
     yield random, "_urandom", lambda count: "" if _is_numpys(count) else _say_bytes()
     for name, function in list(vars(random).items()):
         if getattr(function, "__self__", None) is _RANDOM and name not in _QUIET:
@@ -146,14 +146,14 @@ def _watched() -> Iterator[tuple[Any, str, Callable[..., str]]]:
 
 
 _RANDOM = getattr(random, "_inst", None)
-"""The generator whose methods are the functions of the module."""
+"""The generator whose methods are the module's functions."""
 _QUIET = ("getstate", "setstate")
-"""They draw nothing; what is set was drawn elsewhere."""
+"""They draw nothing. A state that is set was drawn elsewhere."""
 
 
 def _is_numpys(count: int) -> bool:
-    """It takes so many bytes for each generator, even one that is given a seed. What it draws
-    from them is another matter: `in_the_way` looks for the generators themselves."""
+    """numpy takes this many bytes for each generator, even for one that is given a seed.
+    `in_the_way` looks for the generators themselves."""
     return count == 16 and "numpy.random" in sys.modules
 
 

@@ -1,29 +1,30 @@
-"""One worker as the process sees it that has forked it, and how that makes it leave.
+"""One worker, as seen by the process that forked it, and how that process makes it leave.
 
 A worker goes through these steps, and never back:
 
 =======  ===========================  ============================================
-step     what brings it there         what is done then
+step     what brings it there         what happens then
 =======  ===========================  ============================================
 serving  it is forked                 nothing
-told     `retire`: RETIRE is set on   It leaves when it holds nothing. If it has
-         its slot; a raw child is     held nothing for ``leave_within`` seconds
-         sent the retire signal       and is still there, it is killed.
+told     `retire`: RETIRE is set on   It leaves when it holds no task. If it has
+         its slot; a raw child is     held none for ``leave_within`` seconds and
+         sent the retire signal       is still there, it is killed.
 ending   `end`, `end_task`: DOOMED    It ends, whatever it does. If it has not
-         is set, a signal is sent     done so after its patience, it is killed.
+         is set, a signal is sent     ended when its time is up, it is killed.
 killed   `enforce`: SIGKILL           The kernel ends it.
 =======  ===========================  ============================================
 
-A worker may also leave by itself: its slot says LEAVING. From then on it has
+A worker may also decide to leave: then its slot says LEAVING. From then on it has
 ``leave_within`` seconds, too.
 
-Signals may miss. A raw child that is sent one just before it waits does not notice it (see
-_raw/child.py), so it is *reminded*, after waits that double, until it has said on its slot that it
-has heard. A worker's handler of SIGTERM waits for a call into C to return, so *insisting*
-sends a second one, as soon as the first has run into the handler (see `_server/end_signals.py`).
+A worker may miss a signal. A raw child does not notice one that comes just before it waits (see
+_raw/child.py). So it is *reminded*, at intervals that double, until its slot says that it has
+noticed. A worker's handler of SIGTERM waits for a call into C to return. So the main process
+*insists*: it sends a second SIGTERM when the first has reached the handler (see
+`_server/end_signals.py`).
 
-A worker's *leash* is a pipe of which the main process holds the writing end. To let it go wakes
-a worker that waits, and one that has been told leaves then.
+A worker's *leash* is a pipe whose writing end the main process holds. Closing that end wakes a
+waiting worker. If the worker has been told to leave, it leaves then.
 """
 
 from __future__ import annotations
@@ -43,33 +44,32 @@ from .._system import processes, signals
 logger = logging.getLogger("prefork_executor")
 
 LEAVE_WITHIN = 10.0
-"""Seconds a worker that holds no task may take to end after it was told to, or
-said that it would: enough to flush its queues and join its threads. Then SIGKILL."""
+"""Seconds that a worker without a task has to end, once it was told to or has said that it
+will. This is enough to flush its queues and join its threads. Then SIGKILL."""
 TASK_GRACE = 3.0
-"""Seconds that a task which is to be ended may take to clean up after SIGTERM."""
+"""Seconds that a task has to clean up after the SIGTERM that ends it."""
 INSIST_INTERVAL = 0.01
-"""Seconds between two looks whether a worker that is to end, and has not, needs a second
-signal for that."""
+"""Seconds between two checks whether a worker that has not ended needs a second SIGTERM."""
 INSIST_FOR = 1.0
-"""Seconds after which nobody looks for that any more."""
+"""Seconds after which these checks stop."""
 REMIND_AFTER = 0.05
-"""Seconds after which a raw child is sent SIGTERM again that seems not to have noticed; and
-after as long again as it has been by then."""
+"""Seconds after which a raw child that seems not to have noticed SIGTERM is sent it again. The
+time then doubles."""
 _NANO = 1_000_000_000
 
 
 class Rules(NamedTuple):
-    """What holds for all workers of a pool."""
+    """What applies to all workers of a pool."""
 
     board: Scoreboard
     leave_within: float
-    """Seconds that one may take to leave when it holds nothing."""
+    """Seconds that a worker without a task may take to leave."""
     retire_signal: int | None
-    """For raw children: they run code of the user's, which watches no leash."""
+    """For raw children: they run the user's code, which does not watch the leash."""
 
 
 class PoolWorker:
-    """A worker that has been forked, and not yet been reaped."""
+    """A worker that has been forked and not yet reaped."""
 
     def __init__(self, pid: int, slot: int, leash: int, rules: Rules) -> None:
         self.pid = pid
@@ -89,19 +89,19 @@ class PoolWorker:
 
     @property
     def is_told(self) -> bool:
-        """Whether it was told to leave, or to end."""
+        """Whether the worker was told to leave or to end."""
         return self._told_at is not None
 
     def look(self) -> Slot:
-        """What it says on its slot."""
+        """What the worker says on its slot."""
         return self._board.read(self.slot)
 
     def last_look(self) -> Slot:
-        """What its slot says now that it has ended, and means.
+        """What the slot of a worker that has ended says.
 
-        A worker names the next task of its message before it sees that it is not to begin it.
-        If the signal that was to end the task before comes just then, the slot names a task that
-        has not begun."""
+        A worker names the next task of its message before it sees that it must not begin it. If
+        the signal that ends the task before comes in between, the slot names a task that has
+        not begun. This method names the right one."""
         slot = self.look()
         if slot.state == sb.BUSY and slot.head and slot.task - 1 == self._ended_task:
             return slot._replace(task=slot.task - 1, head=slot.head - 1, tail=slot.tail + 1)
@@ -110,38 +110,38 @@ class PoolWorker:
     # --- the steps --------------------------------------------------------------------
 
     def retire(self, *, is_done: bool = False) -> None:
-        """Tell it to leave as soon as it holds nothing. ``is_done``: nobody waits for what it
-        may seem to hold, as when it was stopped just after its outcome."""
+        """Tell the worker to leave as soon as it holds no task. ``is_done``: no future waits for
+        the task that it seems to hold, as when it was stopped just after sending its outcome."""
         self._is_done = self._is_done or is_done
         self._tell()
         self.let_go()
 
     def let_go(self) -> None:
-        """Wake it, if it waits, to see what it was told."""
+        """Let go of its leash: if it waits, it wakes and sees what it was told."""
         if self.leash >= 0:
             posix.close(self.leash)
             self.leash = -1
 
     def end(self, number: int) -> None:
-        """Send it this signal, whatever it does. If it survives that it takes no other
-        task, and is killed when its time is up."""
-        # Before the signal is sent: this one is no mere retirement.
+        """Send the worker this signal, whatever it does. If it survives the signal, it takes no
+        more tasks, and is killed when its time is up."""
+        # Set DOOMED before the signal is sent, so the worker knows that it must not just retire.
         self._set(sb.DOOMED)
         self._ended_at = self._ended_at or time.monotonic_ns()
         is_sent = not self.is_told and number == self._rules.retire_signal
         self._tell()
         if not is_sent:
             self._doom(number)
-        # Not before, or one that waits would leave in peace, and call its finalizer.
+        # Not earlier: a waiting worker would leave in order, and call its finalizer.
         self.let_go()
 
     def end_task(self, task: int) -> bool:
-        """End it if it holds this very task: by SIGTERM, and by SIGKILL if that has not ended
-        it in TASK_GRACE seconds. Otherwise do nothing. Returns whether it is to end now.
+        """End the worker if it holds this task: by SIGTERM, and by SIGKILL if it has not ended
+        after TASK_GRACE seconds. Otherwise do nothing. Returns whether the worker now ends.
 
-        The signal can hit no other task: the worker is told to leave first, and if it
-        still holds the task after that, it will take no other (see _server/worker.py). Of its
-        message it may name the next, but begins it no more: see :meth:`last_look`."""
+        The signal cannot hit another task. The worker is told to leave first. If it still holds
+        the task after that, it will take no other (see _server/worker.py). It may name the next
+        task of its message, but does not begin it: see :meth:`last_look`."""
         if self._ended_at is not None or not self._holds(task):
             return False
         self._tell()
@@ -156,7 +156,7 @@ class PoolWorker:
         return True
 
     def enforce(self) -> None:
-        """Do what is due now, if it should have left by now: insist, remind it, kill it."""
+        """If the worker should have left by now, do what is due: insist, remind it, or kill it."""
         now = time.monotonic_ns()
         if self._may_insist:
             self._insist(now)
@@ -169,7 +169,7 @@ class PoolWorker:
             self._is_killed = True
 
     def due_at(self) -> float | None:
-        """When to enforce again, in seconds of the monotonic clock, as far as is known."""
+        """When to call :meth:`enforce` again, on the monotonic clock, as far as is known."""
         if self._may_insist:
             return time.monotonic() + INSIST_INTERVAL
         since = self._leaves_since()
@@ -185,7 +185,7 @@ class PoolWorker:
         self._board.words[self._board.base(self.slot) + word] = 1
 
     def _tell(self) -> None:
-        """One that waits is told when it is let go as well."""
+        """Send the retire signal, if there is one. A waiting worker notices its leash as well."""
         if self._told_at is None:
             self._told_at = time.monotonic_ns()
             self._set(sb.RETIRE)
@@ -193,10 +193,10 @@ class PoolWorker:
                 self._send(self._rules.retire_signal)
 
     def _doom(self, number: int) -> None:
-        """Send a signal that ends what it does, and say before whose the signal is."""
+        """Announce a signal as ours on the slot, and send it. It ends what the worker does."""
         self._set(sb.DOOMED)
         self._send(number)
-        # A raw child's handlers are all the user's.
+        # In a raw child all handlers are the user's.
         self._may_insist = number == signal.SIGTERM and self._rules.retire_signal is None
 
     def _send(self, number: int) -> None:
@@ -215,7 +215,7 @@ class PoolWorker:
         processes.send_signal(self.pid, signal.SIGTERM)
 
     def _is_deaf(self) -> bool:
-        """Whether it is a raw child that seems not to have noticed what it was sent."""
+        """Whether this is a raw child that seems not to have noticed its signal."""
         if self._rules.retire_signal is None or self._told_at is None or self._is_killed:
             return False
         slot, base = self.look(), self._board.base(self.slot)
@@ -229,7 +229,7 @@ class PoolWorker:
         return slot.state == sb.BUSY and slot.task == task
 
     def _leaves_since(self) -> int | None:
-        """When it was told to end, or began to leave holding no task (ns)."""
+        """When it was told to end, or began to leave without a task (ns)."""
         if self._is_killed:
             return None
         if self._ended_at is not None:
@@ -238,7 +238,7 @@ class PoolWorker:
         if slot.state == sb.LEAVING:
             return slot.since
         if self._told_at is not None and slot.state == sb.TAKING:
-            # A matter of microseconds, unless it was stopped by a signal just then.
+            # This state lasts microseconds, unless a signal has stopped the worker in it.
             if self._taking is None or self._taking[0] != slot.task:
                 self._taking = (slot.task, time.monotonic_ns())
             return self._taking[1]

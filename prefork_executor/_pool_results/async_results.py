@@ -1,9 +1,8 @@
-"""What a `Pool` returns for tasks that it has submitted: their futures, asked in the words of
+"""What a `Pool` returns for submitted tasks: their futures, with the interface of
 ``multiprocessing.pool``.
 
-There is nothing between the futures and whoever waits for them, unless there is a callback to
-call: the original has a result that is ready only when its callback was called, so then there is
-an event.
+A caller waits for the futures themselves. If there is a callback, it waits for an event instead:
+in multiprocessing, too, a result is ready only when its callback has been called.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ else:
 
 
 def as_original(error: BaseException) -> BaseException:
-    """What multiprocessing.Pool raises where an executor has this error."""
+    """The exception that multiprocessing.Pool raises where an executor raises this one."""
     cause = error.__cause__
     if isinstance(error, ResultPicklingError):
         wrapped: Any = MaybeEncodingError(cause, None)
-        wrapped.value = error.result  # Its own repr would be that of a text.
+        wrapped.value = error.result  # MaybeEncodingError would take the repr of a string.
         wrapped.args = (wrapped.exc, wrapped.value)
         wrapped.__cause__ = error
         error = wrapped
@@ -50,11 +49,11 @@ def throw(error: BaseException) -> NoReturn:
     try:
         raise error
     finally:
-        del error  # Its traceback leads here.
+        del error  # Its traceback refers to this frame.
 
 
 def _error_of(future: Future[Any]) -> BaseException | None:
-    """That of a future that has ended."""
+    """The error of a future that has ended."""
     try:
         error = future.exception(0)
     except CancelledError as cancelled:
@@ -63,7 +62,7 @@ def _error_of(future: Future[Any]) -> BaseException | None:
 
 
 def _wait_for(future: Future[Any], timeout: float | None) -> bool:
-    """Whether it ends within so many seconds."""
+    """Whether the future ends within ``timeout`` seconds."""
     if not future.done():
         try:
             future.exception(timeout)
@@ -73,7 +72,7 @@ def _wait_for(future: Future[Any], timeout: float | None) -> bool:
 
 
 class _DoneEvent:
-    """Whether the callback was called: an event, of which a pool makes very many."""
+    """Whether the callback has been called: an event that is cheap to make."""
 
     __slots__ = ("_lock", "is_set")
 
@@ -90,7 +89,7 @@ class _DoneEvent:
         if not self.is_set:
             seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
             if self._lock.acquire(timeout=seconds):
-                self._lock.release()  # For the next who waits.
+                self._lock.release()  # For the next thread that waits.
         return self.is_set
 
 
@@ -126,25 +125,25 @@ class AsyncResult(_AsyncResult):
 
     @property
     def futures(self) -> Sequence[Future[Any]]:
-        """Those of the executor, one a task."""
+        """The executor's futures, one a task."""
         return (self._future,)
 
     def ready(self) -> bool:
-        """Whether it has ended, and the callbacks were called."""
+        """Whether the task has ended and the callbacks have been called."""
         return self._future.done() if self._told is None else self._told.is_set
 
     def successful(self) -> bool:
-        """Whether it has ended without an error.
+        """Whether the task has ended without an error.
 
         Raises:
-            ValueError: it has not ended.
+            ValueError: the task has not ended.
         """
         if not self.ready():
             raise ValueError(f"{self!r} not ready")
         return _error_of(self._future) is None
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for its end, for so many seconds at most."""
+        """Wait until the task has ended, ``timeout`` seconds at most."""
         if self._told is None:
             _wait_for(self._future, timeout)
         else:
@@ -154,7 +153,7 @@ class AsyncResult(_AsyncResult):
         """The result.
 
         Raises:
-            multiprocessing.TimeoutError: it is not there within so many seconds.
+            multiprocessing.TimeoutError: the result is not there after ``timeout`` seconds.
             Exception: what the call raised; WorkerDied, and the executor's other errors.
         """
         if self._told is not None and not self._told.wait(timeout):
@@ -170,8 +169,8 @@ class AsyncResult(_AsyncResult):
 
 
 class MapResult(AsyncResult, _MapResult):
-    """What ``map_async`` and ``starmap_async`` return. It has ended when all of its tasks
-    have; if some fail, it has the error of the first of them."""
+    """What ``map_async`` and ``starmap_async`` return. It has ended when all its tasks
+    have. If some fail, it has the error of the first of them."""
 
     def __init__(
         self,
@@ -214,7 +213,7 @@ class MapResult(AsyncResult, _MapResult):
             self._told.set()
 
     def _complete(self) -> None:
-        """All of its tasks have ended: take their results, and let go of the rest."""
+        """All tasks have ended: take their results, and drop the futures."""
         if self._is_complete:
             return
         futures = self._futures
@@ -228,7 +227,7 @@ class MapResult(AsyncResult, _MapResult):
 
     @property
     def futures(self) -> Sequence[Future[Any]]:
-        """Those of the executor, one a task; none when all have ended."""
+        """The executor's futures, one a task. None are left when all have ended."""
         return self._futures
 
     @property
@@ -237,13 +236,13 @@ class MapResult(AsyncResult, _MapResult):
         return sum(not future.done() for future in self._futures)
 
     def ready(self) -> bool:
-        """Whether all of its tasks have ended, and the callbacks were called."""
+        """Whether all tasks have ended and the callbacks have been called."""
         if self._told is not None:
             return self._told.is_set
         return all(future.done() for future in self._futures)
 
     def successful(self) -> bool:
-        """Whether all of its tasks have ended without an error.
+        """Whether all tasks have ended without an error.
 
         Raises:
             ValueError: not all have ended.
@@ -254,12 +253,12 @@ class MapResult(AsyncResult, _MapResult):
         return self._error is None
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for the end of all, for so many seconds at most."""
+        """Wait until all tasks have ended, ``timeout`` seconds at most."""
         if self._told is not None:
             self._told.wait(timeout)
             return
         end = None if timeout is None else time.monotonic() + timeout
-        # The last will most likely be the last to end: so we are woken once.
+        # The last is most likely to end last. Then this thread is woken only once.
         for future in reversed(self._futures):
             if not _wait_for(future, None if end is None else max(0.0, end - time.monotonic())):
                 return
@@ -268,7 +267,7 @@ class MapResult(AsyncResult, _MapResult):
         """The results, as a list.
 
         Raises:
-            multiprocessing.TimeoutError: not all are there within so many seconds.
+            multiprocessing.TimeoutError: not all are there after ``timeout`` seconds.
             Exception: what a call raised; WorkerDied, and the executor's other errors.
         """
         self.wait(timeout)

@@ -1,19 +1,18 @@
 """The iterators that `Pool.imap` returns, and what submits their tasks.
 
-A *feed* takes items from the iterable and submits them, in a thread of its own, as far ahead as
-keeps the workers busy for a while. So the iterable may be endless, and may itself wait; and all
-of it is run, whether or not somebody takes the results. The futures are in a queue for the
-iterator: as they were submitted, or, unordered, as they have ended.
+A *feed* takes items from the iterable and submits them in a thread of its own, far enough ahead
+to keep the workers busy for a while. So the iterable may be endless, and may itself wait; and the
+feed submits all of it, even if no caller takes the results. It puts the futures into a queue for
+the iterator: in the order of the calls, or, unordered, as they end.
 
-If the iterator is gone, results are not kept. With a ``buffersize`` the rest is not run either:
-then it is the iterator that asks for more.
+If the iterator is gone, the feed keeps no results. With a ``buffersize`` it does not submit the
+rest either, since then the iterator asks for more.
 
 How far ahead
 -------------
-A callback a task would be a good part of what a short one costs. So only some of the tasks wake
-the feeder that has submitted enough. These *marks* are so close together that more of them are
-under way than there are workers: whichever tasks are slow, another mark is reached while a
-worker does anything.
+A callback for each task would cost a good part of a short task's time. So only some tasks wake a
+feeder that has submitted enough. These *marks* are so close together that more of them are
+under way than there are workers. Whichever tasks are slow, another worker soon reaches a mark.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ else:
     _IMapUnorderedIterator = multiprocessing.pool.IMapUnorderedIterator
 
 MIN_AHEAD, MAX_AHEAD = 4, 512
-"""Tasks for each worker that are submitted ahead: at first, and at most."""
+"""Tasks for each worker that are submitted ahead, at first and at most."""
 AT_ONCE = 64
-"""Items that are taken at once from an iterable that has them at hand, at most."""
+"""Items taken at once, at most, from an iterable that has them at hand."""
 SOON = 0.03
-"""Seconds. A feed that finds half of what it has submitted ended within them goes twice as far
-ahead from then on."""
+"""Seconds. If half of what a feed has submitted ends within this time, the feed submits twice as
+far ahead from then on."""
 NOT_HERE = "the pool is that of process {}, which alone learns what comes of its tasks"
 TERMINATED = "the pool was terminated before all of the iterable was submitted"
 
@@ -66,11 +65,11 @@ def _failed(error: BaseException) -> Future[Any]:
 
 
 END = _failed(StopIteration())
-"""Stands at the end of the results."""
+"""Marks the end of the results."""
 
 
 class _Nowhere:
-    """In the place of a queue of which nobody will take anything."""
+    """Replaces a queue from which nothing will be taken."""
 
     def put(self, future: Future[Any]) -> None:
         pass
@@ -80,13 +79,13 @@ class _Nowhere:
 
 
 class Feed:
-    """The tasks of one ``imap``: submits them, and queues what comes of them.
+    """The tasks of one ``imap``: submits them, and queues their futures.
 
     Args:
-        workers: how many there may be.
-        buffersize: tasks ahead of the results taken, at most. None: any.
+        workers: how many workers there may be.
+        buffersize: tasks ahead of the results taken, at most. None: any number.
         is_ordered: whether futures are queued in the order of the calls, or as they end.
-        is_at_hand: whether no item has to be waited for.
+        is_at_hand: whether the iterable has all its items already.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Feed:
         self._ahead = MIN_AHEAD * workers
         self._process = os.getpid()
         self._results: Any = queue.SimpleQueue()
-        # Those that have not ended, and some that have.
+        # Futures that have not ended, and some that have.
         self._running: collections.deque[Future[Any]] = collections.deque()
         self._submitted = 0
         self._next_mark = 0
@@ -123,12 +122,12 @@ class Feed:
         calls: Iterator[Call],
         on_fed: Callable[[], None],
     ) -> None:
-        """Begin, in a thread of its own, which alone keeps these: whoever has the results
-        needs neither the iterable nor the pool.
+        """Begin, in a thread of its own. Only that thread keeps these objects: a caller who
+        has the results needs neither the iterable nor the pool.
 
         Args:
-            submit_all: submits calls, returns their futures.
-            calls: what is to be submitted.
+            submit_all: submits calls, and returns their futures.
+            calls: what to submit.
             on_fed: called when all is submitted.
         """
         self._thread = threading.Thread(
@@ -178,7 +177,7 @@ class Feed:
                 self._end(future)
 
     def _room(self) -> int:
-        """Waits until there is room, and returns for how many; 0 if it was closed."""
+        """Wait until there is room. Returns for how many tasks; 0 if the feed was closed."""
         while not self._is_closed:
             running = self._running
             while running and running[0].done():
@@ -186,7 +185,7 @@ class Feed:
             room = min(self._ahead - len(running), self._room_for_results())
             if room <= 0:
                 self._running = collections.deque(f for f in running if not f.done())
-                # Before the last look, so that whoever changes anything after it rings.
+                # Set it before the last look: a thread that changes anything after that rings.
                 self._waits = True
                 room = min(self._ahead - len(self._running), self._room_for_results())
             if room > 0:
@@ -214,7 +213,7 @@ class Feed:
         self._ring()
 
     def _ring(self) -> None:
-        """Have the feeder look again whether there is room."""
+        """Have the feeder check again whether there is room."""
         if self._waits:
             self._waits = False
             self._bell.put(None)
@@ -224,7 +223,7 @@ class Feed:
 
         Raises:
             StopIteration: there is none.
-            multiprocessing.TimeoutError: not within so many seconds.
+            multiprocessing.TimeoutError: it is not there after ``timeout`` seconds.
             BrokenProcessPool: this is a fork of the process that submits.
         """
         results = self._results
@@ -238,10 +237,10 @@ class Feed:
             if found is not END:
                 break
             if self._is_ordered or self._is_cut or self._taken == self._total:
-                results.put(END)  # For whoever asks again.
+                results.put(END)  # For the next call.
                 raise StopIteration
         if not self._is_ordered:
-            # What is submitted may end after all has been.
+            # A task may end after all have been submitted.
             with self._lock:
                 self._taken += 1
                 is_last = self._taken == self._total
@@ -253,14 +252,14 @@ class Feed:
         return future
 
     def stop(self, end: Callable[[Future[Any]], object] = Future.cancel) -> None:
-        """Submit no more. What is just being submitted is ended so."""
+        """Submit no more. Call ``end`` with the futures that are just being submitted."""
         self._end = end
         self._is_closed = True
         self._ring()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Submit no more; cancel what has not begun. The results that there are end with
-        this error."""
+        """Submit no more, and cancel what has not begun. This error follows the results that
+        there are."""
         self.stop()
         for future in self.futures():
             future.cancel()
@@ -270,12 +269,12 @@ class Feed:
         self._results.put(END)
 
     def lift(self) -> None:
-        """Whoever takes the results will not for now: go on without."""
+        """Ignore ``buffersize`` from now on: the caller takes no results for now."""
         self._buffersize = None
         self._ring()
 
     def on_iterator_gone(self) -> None:
-        """Nobody can take the results any more."""
+        """No caller can take the results any more."""
         if self._buffersize is not None:
             self.close()
         self._results = _Nowhere()
@@ -291,7 +290,7 @@ class Feed:
         return self._total is not None
 
     def futures(self) -> list[Future[Any]]:
-        """Those that have not ended."""
+        """The futures that have not ended."""
         return [future for future in self._running.copy() if not future.done()]
 
 
@@ -303,14 +302,14 @@ class IMapIterator(_IMapIterator):
         self._left = length
         self._is_chunked = is_chunked
         self._items: Iterator[Any] = iter(())
-        # Whoever has given up waiting for it leaves it here.
+        # If a caller gives up waiting for a future, it is kept here.
         self._awaited: list[Future[Any]] = []
         self._is_closed = False
         weakref.finalize(self, feed.on_iterator_gone).atexit = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Without a step of our own for each item of a chunk. As in the original, such an
-        # iterator ends with an error.
+        # A generator saves a step of ours for each item of a chunk. As in multiprocessing, it
+        # ends with an error.
         return self._each() if self._is_chunked else self
 
     def _each(self) -> Iterator[Any]:
@@ -327,8 +326,8 @@ class IMapIterator(_IMapIterator):
 
         Raises:
             StopIteration: there is none.
-            multiprocessing.TimeoutError: it is not there within so many seconds.
-            Exception: what the call raised; the call after it is next.
+            multiprocessing.TimeoutError: it is not there after ``timeout`` seconds.
+            Exception: what this call raised. The next ``next`` returns the next call's result.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -365,34 +364,34 @@ class IMapIterator(_IMapIterator):
         except (CallPicklingError, ResultPicklingError) as error:
             throw(as_original(error))
         finally:
-            del future  # A traceback through this frame would keep it, and its result.
+            del future  # A traceback through this frame would keep it and its result alive.
         if self._left:
             self._left -= len(result) if self._is_chunked else 1
         return result
 
     def __length_hint__(self) -> int:
-        # Those of a chunk that are at hand have been counted.
+        # The items left of the current chunk have been counted as taken.
         at_hand = operator.length_hint(self._items)
         return NotImplemented if self._left is None else self._left + at_hand
 
     def close(self) -> None:
-        """Take no more results; cancel what has not begun."""
+        """Take no more results, and cancel what has not begun."""
         self._is_closed = True
         self._items = iter(())
         self._feed.close()
 
     def stop(self, end: Callable[[Future[Any]], object] = Future.cancel) -> bool:
-        """Read no more of the iterable. The results of what was submitted come; what is
-        just being submitted is ended so. Returns whether all of it had been read."""
+        """Read no more of the iterable. Results of submitted tasks still come. Call ``end`` with
+        the futures that are just being submitted. Returns whether all of it had been read."""
         was_fed = self._feed.is_fed
         self._feed.stop(end)
         return was_fed
 
     @property
     def futures(self) -> Sequence[Future[Any]]:
-        """Those of the executor that have not ended, one a task."""
+        """The executor's futures that have not ended, one a task."""
         return self._feed.futures()
 
 
 class IMapUnorderedIterator(IMapIterator, _IMapUnorderedIterator):
-    """What ``imap_unordered`` returns: the results as they come."""
+    """What ``imap_unordered`` returns: the results as the tasks end."""
