@@ -1,9 +1,9 @@
-"""Saying which part of a thing cannot be pickled, and where it is.
+"""Tells which part of an object cannot be pickled, and where it is.
 
-pickle's own message names a type and not the place. So when pickling has failed,
-and only then, the thing is taken apart as pickle takes it apart, and what cannot
-be pickled alone is followed inwards: ``args[0]['lock'] is a _thread.lock (...)``.
-The search is bounded in depth and breadth; where it ends, that is the answer.
+pickle's own message names a type, but not the place. So only when pickling has failed, the
+object is taken apart in the way pickle does. A part that cannot be pickled alone is searched
+in turn: ``args[0]['lock'] is a _thread.lock (...)``. The search is limited in depth and
+breadth. Where it ends, that part is the answer.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     WhyNot = Callable[[Any], BaseException | None]
-    """What pickling this raises, or None."""
+    """The exception that pickling this raises, or None."""
 
 _BOUND = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
 _DEPTH = 8
-"""Levels of containers and attributes searched."""
+"""Levels of containers and attributes to search."""
 _BREADTH = 1000
-"""Parts of one thing searched."""
+"""Parts of one object to search."""
 
 
 def find_culprit(thing: Any, place: str, why_not: WhyNot) -> str:
@@ -58,7 +58,7 @@ def _first_bad_part(thing: Any, place: str, why_not: WhyNot) -> tuple[str, Any] 
                 return inner_place, inner
     except Exception as error:
         let_through(error)
-        # It cannot even be taken apart: the thing itself is the answer.
+        # The object cannot even be taken apart, so it is the answer itself.
         return None
     return None
 
@@ -105,7 +105,7 @@ def _parts_of_function(function: types.FunctionType, place: str) -> Iterator[tup
         yield f"{place}'s default {number}", value
     yield from _parts_of_container(function.__kwdefaults__ or {}, f"{place}'s defaults")
     yield from _attributes(function.__dict__, place)
-    # What it names only travels with it if it goes by value; it does, being bad.
+    # These globals only travel if the function goes by value. It does: it cannot be pickled.
     for name in sorted({name for inner in _codes(code) for name in inner.co_names}):
         if name in function.__globals__:
             yield f"{place}'s global {name!r}", function.__globals__[name]
@@ -119,7 +119,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _parts_of_object(thing: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """What its own ``__reduce__`` would have pickle travel with it."""
+    """What pickle would send with the object, according to its ``__reduce__``."""
     reduced = thing.__reduce_ex__(5)
     if not isinstance(reduced, tuple):
         return
@@ -139,8 +139,8 @@ def _parts_of_object(thing: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes_of_state(state: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """By pickle's custom: a dict of attributes, or a pair of that and of the
-    slots; or anything that the class itself will understand."""
+    """By pickle's convention the state is a dict of attributes, or a pair of that and a dict of
+    slots. A class may also use a format of its own."""
     halves = state if isinstance(state, tuple) and len(state) == 2 else (state,)
     if all(half is None or isinstance(half, dict) for half in halves):
         for half in halves:

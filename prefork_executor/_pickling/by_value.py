@@ -1,17 +1,17 @@
 """Pickling by value: cloudpickle's pickler, with the rules of this package.
 
-Whoever imports this imports cloudpickle: no sooner than the first call needs it.
+Importing this module imports cloudpickle, so it is imported when a call first needs it.
 
-What cloudpickle does otherwise than we need is mended here, what it does not know of newer
-Pythons in `newer_python.py`:
+This module corrects what cloudpickle does differently from what we need. `newer_python.py` adds
+what it does not know of newer Pythons:
 
-* What is registered (`reducers.py`) goes before what cloudpickle would do.
-* What goes by reference is for the caller of this module to say.
-* The code of a function keeps the name of its file, which cloudpickle 3.1.3 replaces, so
-  that a traceback shows its source.
-* A class keeps its qualified name, and that of ``__main__`` as the caller calls it.
-* ``functools.lru_cache`` objects that are not to be found in their module go by value.
-* A text file that is open for reading is refused; cloudpickle would send all of its text.
+* Registered reducers (`reducers.py`) precede cloudpickle's.
+* The caller of this module decides what goes by reference.
+* A function's code keeps the name of its file, so that a traceback shows its source.
+  cloudpickle 3.1.3 replaces the name.
+* A class keeps its qualified name, and its ``__main__`` keeps the name that the caller uses.
+* ``functools.lru_cache`` objects that their module does not have go by value.
+* A text file that is open for reading is refused. cloudpickle would send all its text.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from .ways import Refer
 
 _MAX_CODES = 256
-"""Codes of functions that travel by value whose reductions are remembered."""
+"""Codes of functions that travel by value whose reductions are remembered, at most."""
 _DYNAMIC = "<dynamic-code>"
-"""What cloudpickle calls the file of any code."""
+"""cloudpickle's name for the file of any code."""
 _Cached: type = type(functools.lru_cache(len))
 
 
@@ -48,8 +48,8 @@ def _is_function_of(module: str, thing: object) -> bool:
 _own_name = cloudpickle.Pickler.__module__
 _maker = sys.modules[_own_name]
 _makers = frozenset(thing for thing in vars(_maker).values() if _is_function_of(_own_name, thing))
-"""What cloudpickle's reductions are made of: several to each function, and the workers have
-them."""
+"""The functions that cloudpickle's reductions call, several for each pickled function. The
+workers have them."""
 
 
 def _as_method(reduce: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
@@ -57,16 +57,16 @@ def _as_method(reduce: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def _with_its_file(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """cloudpickle's reduction of code, with the name of its file. Remembered, because a
-    lambda in a loop is another function each time, of the same code."""
+    """cloudpickle's reduction of code, with the name of its file. Results are remembered: a
+    lambda in a loop is a new function each time, but has the same code."""
     known: dict[int, tuple[types.CodeType, Any]] = {}
 
     def reduce_code(code: types.CodeType) -> Any:
-        # By its id, because code from another file may be equal to it.
+        # By id, because code from another file may be equal to it.
         found = known.get(id(code))
         if found is None:
             make, parts = reduce(code)
-            # Not by ==: there are bytes among them, and Python may be told to warn of that.
+            # Not by ==: some are bytes, and Python may be told to warn of comparing those.
             named = (code.co_filename if _is_dynamic(part) else part for part in parts)
             if len(known) >= _MAX_CODES:
                 known.clear()
@@ -81,8 +81,8 @@ def _is_dynamic(part: object) -> bool:
 
 
 def _with_its_name(kind: type, reduced: Any) -> Any:
-    """cloudpickle's reduction of a class, with the name of the class in full, which
-    it forgets, and that of ``__main__`` as the caller calls it."""
+    """cloudpickle's reduction of a class, with the full name of the class, which it drops, and
+    with the caller's name of ``__main__``."""
     if isinstance(reduced, tuple) and len(reduced) == 6:
         attributes = reduced[2][0]
         attributes["__qualname__"] = kind.__qualname__
@@ -120,8 +120,8 @@ class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
     }
 
     _tables: ClassVar[tuple[Any, Any]] = (None, None)
-    """What is registered, and with it all that goes by a table: remembered, because it
-    seldom changes."""
+    """The registered reducers, and these merged into the table. Remembered, because they
+    seldom change."""
 
     def __init__(
         self, file: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
@@ -130,7 +130,7 @@ class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
             registered = reducers.table()
         tables = RulePickler._tables
         if tables[0] is not registered:
-            # cloudpickle chains these maps, but every object is looked up in them.
+            # Merged: cloudpickle chains these maps, but every object is looked up in them.
             tables = RulePickler._tables = registered, {**self._own, **registered}
         self._registered, self.dispatch_table = tables
         super().__init__(file, protocol=5, buffer_callback=callback)
@@ -150,7 +150,7 @@ class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
             if obj in _makers:
                 return NotImplemented
         elif not issubclass(kind, type):
-            # Not in the table: a pickler that its own table leads to lives too long.
+            # Not in the table: a pickler that its own table refers to would live too long.
             reduce = self._reduce_specially.get(kind)
             return NotImplemented if reduce is None else reduce(self, obj)
         way = self._refer(obj)

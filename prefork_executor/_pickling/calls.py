@@ -2,42 +2,42 @@
 
 The rule for functions and classes
 ----------------------------------
-By reference (a module and a name) wherever the worker has that very object:
-nothing but the name travels. By value (cloudpickle) where it has not: lambdas,
-closures, and what ``__main__`` has defined or redefined since the pool started.
-Which definitions of ``__main__`` the worker has is known to :mod:`.main_snapshot`.
-What a function that goes by value uses goes with it by the same rule, data by
-value: a table of a gigabyte should be used by a function that the worker has.
+A function or class goes by reference (a module and a name) if the worker has that very
+object: then only the name travels. It goes by value (cloudpickle) if the worker does not
+have it: lambdas, closures, and what ``__main__`` has defined or redefined since the pool
+started. :mod:`.main_snapshot` knows which definitions of ``__main__`` the worker has.
+What a function that goes by value uses travels with it by the same rule, and data travels by
+value. So a table of a gigabyte should be used by a function that the worker has.
 
-The other way, what a worker's ``__main__`` has goes by reference: the caller has
-it too, under the same name, and only the caller's own class is any use to it.
+In the other direction, what a worker's ``__main__`` has goes by reference. The caller has
+it, too, under the same name, and needs its own class rather than a copy.
 
 How
 ---
-Plain pickle, with the reducers that are registered (:mod:`.reducers`), is tried first
-because it runs in C; what it made is right unless
+Plain pickle, with the registered reducers (:mod:`.reducers`), is tried first, because it
+runs in C. Its result is right unless
 
 * the name ``__main__`` appears in it;
-* a ``multiprocessing`` connection does, see :mod:`.reducers`;
-* the user has told cloudpickle to take some module by value, or the workers would not
+* a ``multiprocessing`` connection appears in it, see :mod:`.reducers`;
+* the user has told cloudpickle to pickle a module by value, or the workers would not
   find a module that appears in it, see :mod:`.held_modules`.
 
-In these cases, and where pickle fails, cloudpickle's pickler goes over it, with
-the rule above. A function of ``__main__`` that the worker holds travels as its
-bare qualified name, so that ordinary scripts keep the quick way.
+In these cases, and where pickle fails, cloudpickle's pickler pickles the object again by the
+rule above. A function of ``__main__`` that the worker holds travels as its bare qualified
+name, so ordinary scripts keep the quick way.
 
 Which workers
 -------------
-What a payload refers to in ``__main__`` is right for the workers of one supervisor. It is
-noted beside the payload, as the objects that are meant. If the supervisor is another when
-the task is sent, or was not known when it was submitted, these are looked at again; those
-that its workers do not hold go along by value, beside the bytes of the call, which stay as
-they are. So the arguments are pickled once, at submit, and nothing of them is ever rebuilt
-in the caller's process; and a task runs the code it was submitted with.
+What a payload refers to in ``__main__`` is right for the workers of one supervisor. The
+objects that are meant are noted beside the payload. They are checked again when the task is sent
+if the supervisor has changed, or was not yet known at submit. Definitions that its workers do
+not hold go along by value, beside the bytes of the call, which stay as they are. So the arguments
+are pickled once, at submit, and are never rebuilt in the caller's process; and a task runs the
+code with which it was submitted.
 
-Big buffers (protocol 5) are not copied into the pickle, nor are big bytes that are an
-argument or a result themselves. A task's function gets
-them, like all of its arguments, as its own: what it changes nobody else sees.
+Big buffers (protocol 5) are not copied into the pickle, nor are big bytes objects that are
+themselves an argument or a result. A task gets them, like all its arguments, as its own: no
+other process sees what the task changes in them.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ if TYPE_CHECKING:
 
 Part = bytes | pickle.PickleBuffer
 OUT_OF_BAND = wire.INLINE_LIMIT
-"""Bytes from which on a buffer travels out of band: what does not fit a packet."""
+"""Bytes from which on a buffer travels out of band, because it does not fit a packet."""
 MAX_BUFFERS = wire.MAX_PARTS - 2
-"""Buffers of one payload that travel out of band; any more go into the pickle. Two parts are
-pickles: that of a call, and that of the definitions it needs."""
+"""Buffers of one payload that travel out of band. Any more go into the pickle. Two parts are
+pickles: that of the call, and that of the definitions it needs."""
 
 _OF_MAIN = b"_main__"
-"""In a pickle, either name of ``__main__``."""
+"""Part of either name of ``__main__`` in a pickle."""
 _modules = sys.modules
 
 
@@ -91,28 +91,28 @@ _modules = sys.modules
 
 
 class Chunk:
-    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk, whose
-    arguments come by columns: one tuple for each of fn's parameters."""
+    """What a task of a map with a chunksize runs: ``fn`` for each item of a chunk. The arguments
+    come in columns, one tuple for each of fn's parameters."""
 
     __slots__ = ("__weakref__", "fn")
 
     def __init__(self, fn: Any) -> None:
-        # On its way to a worker: the name of a function of ``__main__``, perhaps.
+        # On the way to a worker it may be the name of a function of ``__main__``.
         self.fn = fn
 
     def __reduce__(self) -> Any:
-        return Chunk, (self.fn,)  # What pickle finds by itself takes three times as long.
+        return Chunk, (self.fn,)  # pickle's default takes three times as long.
 
     def __call__(self, *columns: Iterable[Any]) -> list[Any]:
         fn = self.fn
-        # Not by map(): a StopIteration of fn's would look like the end of the columns.
+        # Not map(): a StopIteration that fn raises would look like the end of the columns.
         if len(columns) == 1:
             return [fn(item) for item in columns[0]]
         return [fn(*args) for args in zip(*columns, strict=True)]
 
 
 class Spread:
-    """``fn``, called with its arguments as one tuple."""
+    """Calls ``fn`` with its arguments taken from one tuple."""
 
     __slots__ = ("fn",)
 
@@ -127,14 +127,14 @@ _AROUND = (functools.partial, Chunk, Spread)
 
 
 def user_function(fn: Any) -> Any:
-    """The function of the user's, out of partials and chunks."""
+    """The user's function, taken out of partials and chunks."""
     while isinstance(fn, _AROUND):
         fn = fn.func if isinstance(fn, functools.partial) else fn.fn
     return fn
 
 
 def task_name(fn: object) -> str:
-    """How messages call a task: the qualified name of its function."""
+    """A task's name in messages: the qualified name of its function."""
     fn = user_function(fn)
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     module = getattr(fn, "__module__", None)
@@ -142,7 +142,7 @@ def task_name(fn: object) -> str:
 
 
 def module_name(fn: object) -> str:
-    """The module that a function comes from; empty if that is ``__main__``, or unknown."""
+    """The module that a function comes from; empty if that is ``__main__`` or unknown."""
     name = getattr(user_function(fn), "__module__", None)
     return "" if not isinstance(name, str) or name in MAIN_NAMES else name
 
@@ -151,8 +151,8 @@ def module_name(fn: object) -> str:
 
 
 class Names:
-    """The definitions of ``__main__`` that a payload refers to by their names, as the objects
-    that are meant. It is right for workers that hold these, and no others."""
+    """The definitions of ``__main__`` that a payload refers to by name, as the objects that are
+    meant. The payload is right only for workers that hold these."""
 
     __slots__ = ("things",)
 
@@ -168,19 +168,18 @@ def dump_call(
     modules: HeldModules,
 ) -> tuple[list[Part], Names | types.FunctionType | None]:
     """A call as a payload, and what it refers to in ``__main__``: nothing, one function, or
-    more. ``modules`` are those that the workers find. As long as what they hold is only
-    expected, :func:`dump_for` makes of it what is right when it is known.
+    more. ``modules`` are those that the workers find. While what the workers hold is only
+    expected, :func:`dump_for` corrects the payload later.
 
     Raises:
-        CallPicklingError: something in it cannot be pickled; the message
-            says what.
+        CallPicklingError: a part of it cannot be pickled; the message says which.
     """
     target: Any = fn
     main_function = None
     inner = fn.fn if type(fn) is Chunk else fn
     is_local = False
     if type(inner) is types.FunctionType:
-        # A lambda, or a function from within a function: nothing finds it by its name.
+        # A lambda, or a function within a function: it cannot be found by name.
         is_local = "<" in inner.__qualname__
         if not is_local and inner.__module__ == "__main__" and snapshot.holds(inner):
             main_function = inner
@@ -192,8 +191,8 @@ def dump_call(
             break
     call = (target, args, kwargs)
     parts = None if is_local else _dump_plainly(call)
-    # Written out, because this is what every submit costs; and find() because `in`
-    # asks first whether the bytes are a number, which takes ten times as long.
+    # Written out, because every submit pays for it. And find(), because `in` first checks
+    # whether the bytes are a number, which takes ten times as long.
     if (
         parts is not None
         and parts[0].find(_OF_MAIN) < 0
@@ -221,12 +220,12 @@ def dump_for(
     modules: HeldModules,
     task: str,
 ) -> tuple[list[Part], Names | types.FunctionType]:
-    """A call's payload for workers that hold this, made of one for those that held ``made_for``:
-    of the definitions that it refers to, those that they do not hold go with it, by value.
-    The arguments stay the bytes that they are.
+    """Adapts a call's payload that was made for workers that held ``made_for`` to workers that
+    hold ``snapshot``. Definitions that it refers to, and that these do not hold, go along by
+    value. The bytes of the arguments stay as they are.
 
     Raises:
-        CallPicklingError: one of these cannot be pickled; the message says what.
+        CallPicklingError: a definition cannot be pickled; the message says which.
     """
     things = names.things if isinstance(names, Names) else {names.__qualname__: names}
     refer = _FromCaller(snapshot, modules, made_for)
@@ -236,23 +235,23 @@ def dump_for(
     body = parts[0]
     is_small = isinstance(body, bytes) and len(body) < OUT_OF_BAND
     try:
-        # Those that they hold go as their names, by which each worker sees that it has them.
+        # Definitions that they hold go by name, and each worker checks that it has them.
         head = _pickle_by_rule((things, body if is_small else None), refer, None)
     except Exception as error:
         why_not = _why_not(_FromCaller(snapshot, modules, made_for))
         name = next((name for name in missing if why_not(missing[name]) is not None), "")
         reason = find_culprit(missing[name], name, why_not) if name else describe(error)
         raise CallPicklingError(
-            f"task {task} cannot be sent to a worker, whose __main__ has not what it had when "
-            f"the task was submitted: {reason}"
+            f"task {task} cannot be sent to a worker, because the worker's __main__ differs from "
+            f"what it was when the task was submitted: {reason}"
         ) from error
-    # Those that go along now are needed again for the next workers.
+    # Definitions that go along now are needed again for other workers.
     refer.names.things.update(things)
     return [head, *parts[1 if is_small else 0 :]], refer.names
 
 
 def _apart(value: Any) -> Any:
-    """Big bytes as a buffer that travels out of band, and arrives as bytes."""
+    """A big bytes object as a buffer that travels out of band, and arrives as bytes."""
     is_big = type(value) is bytes and len(value) >= OUT_OF_BAND
     return pickle.PickleBuffer(value) if is_big else value
 
@@ -276,7 +275,7 @@ def load_call(
 def _load_with(
     definitions: dict[str, Any], parts: list[memoryview | bytes]
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """The call in this payload, with these in the place of what ``__main__`` has."""
+    """The call in this payload, with these definitions instead of those in ``__main__``."""
     _brought.update(definitions)
     try:
         return load_call(parts)
@@ -289,19 +288,19 @@ _brought: dict[str, Any] = {}
 
 
 _found: dict[str, Any] = {}
-"""Definitions of this process's ``__main__``, by what calls call them."""
+"""Definitions of this process's ``__main__``, by their names in calls."""
 _MAX_FOUND = 1024
 
 
 def definition(called: str) -> Any:
-    """What this definition of ``__main__`` means to the call that is being unpickled.
+    """What this definition of ``__main__`` means in the call that is being unpickled.
     Payloads name this function. Raises what :func:`find_definition` raises."""
     if called in _brought:
         return _brought[called]
     if "\0" not in called:
         return find_definition(called)
     if called not in _found:
-        # To see that it is what is meant takes its time.
+        # Checking that it is the one that is meant takes time.
         if len(_found) >= _MAX_FOUND:
             _found.clear()
         _found[called] = find_definition(called)
@@ -309,7 +308,7 @@ def definition(called: str) -> Any:
 
 
 class _FromCaller:
-    """How things travel from the caller to a worker."""
+    """How functions, classes and modules travel from the caller to a worker."""
 
     def __init__(
         self, snapshot: MainSnapshot, modules: HeldModules, made_for: MainSnapshot | None = None
@@ -318,7 +317,7 @@ class _FromCaller:
         self._modules = modules
         self._made_for = made_for
         self.names = Names()
-        """What was referred to by its name."""
+        """The definitions that were referred to by name."""
 
     def __call__(self, thing: Any) -> Any:
         if is_definition(thing):
@@ -330,28 +329,28 @@ class _FromCaller:
         return BY_VALUE if self._modules.is_strange(place) else None
 
     def is_held(self, thing: Any) -> bool:
-        """Whether the workers have it, and all that it used then."""
+        """Whether the workers have it, and everything that it used at submit."""
         snapshot, made_for = self._snapshot, self._made_for
         return snapshot.holds(thing) and (
             made_for is None or all(map(snapshot.holds, made_for.used_by(thing)))
         )
 
     def change_globals(self, function: types.FunctionType, found: dict[str, Any]) -> None:
-        """Those that a function is to have that goes by value: its definitions are what they
-        were then."""
+        """Correct the globals of a function that goes by value: its definitions are those
+        of the time of submit."""
         if self._made_for is not None and function.__module__ in MAIN_NAMES:
             was = {name: self._made_for.definition(name) for name in found}
             found.update({name: thing for name, thing in was.items() if thing is not None})
 
 
 def _from_worker(thing: Any) -> Any:
-    """How things travel from a worker to the caller."""
+    """How functions, classes and modules travel from a worker to the caller."""
     return NotImplemented if is_here(thing) else None
 
 
 def _by_value_modules() -> bool:
-    """Whether the user has told cloudpickle to take some module by value."""
-    # Another thread may be importing it. Then nobody can have told it anything yet.
+    """Whether the user has told cloudpickle to pickle a module by value."""
+    # Another thread may be importing cloudpickle. Then the user cannot have told it anything yet.
     told = getattr(_modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
     return told is not None and bool(told())
 
@@ -360,7 +359,7 @@ def _by_value_modules() -> bool:
 
 
 class _ByValue:
-    """Is unpickled as what was pickled into it."""
+    """Unpickles as the object that was pickled into it."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -370,9 +369,9 @@ class _ByValue:
 
 
 def portable(thing: Any) -> Any:
-    """The thing, or what becomes it on the way to a spawned supervisor. There it
-    is multiprocessing that pickles, which knows of no cloudpickle; it is called
-    for what that process will not find: lambdas, and a notebook's definitions."""
+    """The object, or a wrapper that unpickles as it in a spawned supervisor. multiprocessing
+    pickles what goes there, and does not know cloudpickle. The wrapper is for objects that the
+    supervisor will not find: lambdas, and a notebook's definitions."""
     found_there = False
     with _nothing_passed_on():
         try:
@@ -389,8 +388,8 @@ def portable(thing: Any) -> Any:
 
 @contextlib.contextmanager
 def _nothing_passed_on() -> Iterator[None]:
-    """What is pickled here only to see whether it can be: the process that is being started
-    gets none of its descriptors. It would get them twice, which no start of a process allows."""
+    """While something is pickled only to test whether it can be: the process that is being
+    started gets none of its descriptors. Otherwise it would get them twice, which fails."""
     passed_on: list[int] = getattr(get_spawning_popen(), "_fds", [])
     before = len(passed_on)
     try:
@@ -404,15 +403,15 @@ def _never(_thing: Any) -> Any:
 
 
 def explain_start(things: Mapping[str, Any], error: Exception) -> pickle.PicklingError | None:
-    """Which part of these things made the start of a supervisor fail with this error,
-    because it cannot be pickled. None: they had no part in it."""
+    """Which part of these objects cannot be pickled, so that the start of a supervisor failed
+    with this error. None: they are not the reason."""
 
     def why_not(thing: Any) -> Exception | None:
         try:
             reducers.dumps(portable(thing), None)
         except Exception as found:
             let_through(found)
-            # A lock of multiprocessing, say, fails here, but did not fail there.
+            # multiprocessing's locks, for example, fail here but did not fail there.
             return found if describe(found) == describe(error) else None
         return None
 
@@ -430,8 +429,7 @@ def dump_result(result: Any, fn: Callable[..., Any]) -> list[Part]:
     """A task's result as a payload; ``fn`` is what the task ran.
 
     Raises:
-        ResultPicklingError: something in it cannot be pickled; the message
-            says what.
+        ResultPicklingError: a part of it cannot be pickled; the message says which.
     """
     try:
         return _dump_from_worker(result)
@@ -445,11 +443,10 @@ def dump_result(result: Any, fn: Callable[..., Any]) -> list[Part]:
 
 
 def dumps(thing: Any) -> list[Part]:
-    """Anything else that a worker sends, as a payload.
+    """Any other object that a worker sends, as a payload.
 
     Raises:
-        pickle.PicklingError: something in it cannot be pickled; the message
-            says what.
+        pickle.PicklingError: a part of it cannot be pickled; the message says which.
     """
     try:
         return _dump_from_worker(thing)
@@ -464,7 +461,7 @@ def _explain(thing: Any, place: str, what: str) -> pickle.PicklingError:
 
 
 def dump_part_of_failure(thing: Any) -> bytes:
-    """A part of a task's failure in one piece, its buffers included. Raises what pickling
+    """A part of a task's failure as one piece of bytes, buffers included. Raises what pickling
     raises."""
     try:
         data = reducers.dumps_of_failure(thing)
@@ -493,8 +490,8 @@ def _dump_from_worker(thing: Any) -> list[Part]:
 
 @functools.cache
 def _rule_pickler() -> Any:
-    """The class of the pickler that knows of values: called with a file, a Refer and pickle's
-    callback. It is imported when it is first needed, as most programs never need it."""
+    """The class of the pickler that can pickle by value. It is called with a file, a Refer and
+    pickle's callback. It is imported when it is first needed: most programs never need it."""
     from .by_value import RulePickler
 
     return RulePickler
@@ -503,15 +500,15 @@ def _rule_pickler() -> Any:
 def _pickle_by_rule(
     thing: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
 ) -> bytes:
-    """A pickle of this, by these reducers (None: all that are registered). Raises what
-    pickling raises."""
+    """A pickle, made with these reducers (None: all registered ones). Raises what pickling
+    raises."""
     file = io.BytesIO()
     _rule_pickler()(file, refer, callback, registered).dump(thing)
     return file.getvalue()
 
 
 def _dump_plainly(thing: Any) -> list[Any] | None:
-    """By plain pickle: bytes and then buffers. None if it fails."""
+    """A payload made by plain pickle: bytes, then buffers. None if that fails."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         data = reducers.dumps(thing, buffers.append)
@@ -519,7 +516,7 @@ def _dump_plainly(thing: Any) -> list[Any] | None:
             return [data]
         if len(buffers) <= MAX_BUFFERS and all(map(_is_big, buffers)):
             return [data, *buffers]
-        # Again, because a quicker callback serves the many that have no buffers.
+        # Once more with the callback that decides. The quicker one serves payloads with no buffers.
         buffers.clear()
         data = reducers.dumps(thing, _keeping(buffers))
     except Exception as error:
@@ -539,8 +536,7 @@ def _is_big(buffer: pickle.PickleBuffer) -> bool:
 
 
 def _keeping(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Pickle's callback: takes big buffers and says of the others that they shall
-    stay in the pickle."""
+    """Pickle's callback: takes big buffers out, and leaves the others in the pickle."""
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         if len(buffers) >= MAX_BUFFERS or not _is_big(buffer):
@@ -575,7 +571,7 @@ def _explain_call(
 
 
 class _Nowhere:
-    """A file for a pickle that nobody will read."""
+    """A file for a pickle that will not be read."""
 
     def write(self, data: bytes) -> int:
         return len(data)

@@ -1,25 +1,25 @@
 """A task's exception, brought to the caller as it was.
 
 An exception travels with its traceback, notes, attributes, ``__cause__``,
-``__context__``, and, if it is a group, its members, each of them in the same
-manner. They form a graph that may share and even loop (an exception can be its
-own context's cause), so it travels as a list of nodes that point to each other
-by index.
+``__context__``, and, if it is a group, its members. Each of these travels in the same
+way. They form a graph, which may share nodes and even have loops (an exception can be the
+cause of its own context). So it travels as a list of nodes that refer to each other by
+index.
 
-How one exception travels, the first way that works
+How one exception travels: the first way that works
 ----------------------------------------------------
-1. *pickled*: as pickle would have it, if its copy is the same in type, args and
-   text. Pickle calls the class with ``args``, which goes wrong, often silently,
-   where ``__init__`` takes anything else than it passes on.
+1. *pickled*: as pickle does it, if the copy has the same type, args and text.
+   Pickle calls the class with ``args``. That goes wrong, often silently, if
+   ``__init__`` takes other arguments than it passes on.
 2. *rebuilt*: type, args and attributes, put together without ``__init__``.
-3. *stand-in*: a RemoteExceptionStandIn, also derived from the nearest class of
-   the original that can be imported, with the attributes that can travel. The
-   caller makes one, too, of what arrives well and cannot be unpickled there.
+3. *stand-in*: a RemoteExceptionStandIn, also derived from the nearest importable
+   class of the original, with the attributes that can travel. The caller makes one,
+   too, if what arrives cannot be unpickled there.
 
 Attributes are those in ``__dict__``, in slots, and those that exceptions written
-in C keep in their own fields (``OSError.filename``, ``NameError.name``), which
-pickle forgets now and then. ``AttributeError.obj`` stays behind: it is no part of
-the error, may be anything, and pickle leaves it out as well.
+in C keep in their own fields (``OSError.filename``, ``NameError.name``), some of which
+pickle drops. ``AttributeError.obj`` does not travel: it is no part of the error, may be
+any object, and pickle drops it as well.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ _MAX_EXCEPTIONS = 10_000
 
 
 class _Node(NamedTuple):
-    """One exception. Nothing in here can fail to be pickled or unpickled: what is
-    the user's is within ``core`` and ``extras``, as pickles."""
+    """One exception. Pickling and unpickling a node cannot fail: the user's objects are in
+    ``core`` and ``extras`` as pickles."""
 
     way: str
     core: bytes
-    """By ``way``: see :func:`_dump_core`, :func:`_load_core`."""
+    """Depends on ``way``: see :func:`_dump_core`, :func:`_load_core`."""
     extras: bytes
-    """Two dicts, of attributes and of fields, to be set in the end."""
+    """Two dicts, attributes and fields, which are set last."""
     facts: dict[str, Any]
-    """What is known of it if all else fails."""
+    """What is known of the exception if all else fails."""
     notes: list[str]
     traceback: list[Place]
     suppress_context: bool
@@ -70,12 +70,12 @@ class _Node(NamedTuple):
 
 
 def dump_failure(error: BaseException, skip_frames: int = 0) -> list[calls.Part]:
-    """An exception and all that hangs on it, as a payload. Never raises for
-    anything that the exception is or does.
+    """An exception and all that it refers to, as a payload. Never raises, whatever the exception
+    is or does.
 
     Args:
         error: the exception as caught.
-        skip_frames: outermost frames of its traceback that are the pool's own.
+        skip_frames: outermost frames of its traceback that belong to the pool.
     """
     try:
         nodes = _dump_graph(error, skip_frames)
@@ -95,7 +95,7 @@ def _dump_graph(error: BaseException, skip_frames: int) -> list[_Node]:
             graph.append(other)
         return indices.get(id(other))
 
-    for current in graph:  # It grows as we go, breadth first.
+    for current in graph:  # The list grows meanwhile, breadth first.
         cause, context = index_of(current.__cause__), index_of(current.__context__)
         members = [index_of(member) for member in _members(current)]
         is_outermost = current is error
@@ -129,7 +129,7 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:
-    # Not setattr(): a frozen dataclass, say, would refuse.
+    # Not setattr(): a frozen dataclass, for example, would refuse.
     with contextlib.suppress(AttributeError, TypeError):
         object.__setattr__(error, name, value)
 
@@ -158,8 +158,8 @@ def _dump_one(error: BaseException, skip_frames: int, *, is_outermost: bool) -> 
 
 
 def _frames(error: BaseException, skip_frames: int) -> list[Place]:
-    # What takes them apart is imported when it is first needed. That may fail for the
-    # very reason that the error is about, too many open files, say.
+    # The modules for this are imported when they are first needed. The import may fail for
+    # the reason that the error is about: too many open files, for example.
     try:
         return dump_traceback(error.__traceback__, skip_frames)
     except Exception:
@@ -167,7 +167,7 @@ def _frames(error: BaseException, skip_frames: int) -> list[Place]:
 
 
 def _dump_core(error: BaseException, text: str) -> tuple[str, bytes, bytes]:
-    """The way that works, and by it the core and the extras."""
+    """The way that works, and the core and the extras that it makes."""
     reason: BaseException | None = None
     ways: list[tuple[str, Callable[[BaseException, str], tuple[bytes, _Extras]]]]
     ways = [("pickled", _dump_pickled), ("rebuilt", _dump_rebuilt)]
@@ -204,7 +204,7 @@ def _dump_rebuilt(error: BaseException, _text: str) -> tuple[bytes, _Extras]:
 
 def _dump_group(group: BaseException, _text: str) -> tuple[bytes, _Extras]:
     assert isinstance(group, BaseExceptionGroup)
-    # The members travel by themselves; in the args they leave a gap.
+    # The members travel as nodes of their own. In the args None stands for them.
     args = [None if _is_members(arg, group) else (arg,) for arg in group.args]
     core, (kind, message, _) = _with_copy((type(group), group.message, args))
     BaseExceptionGroup.__new__(kind, message, group.exceptions)
@@ -214,10 +214,10 @@ def _dump_group(group: BaseException, _text: str) -> tuple[bytes, _Extras]:
 
 
 def _with_copy(thing: Any) -> tuple[bytes, Any]:
-    """A pickle of this, and the copy that comes of such a pickle."""
+    """A pickle of this, and a copy made through pickle."""
     core = calls.dump_part_of_failure(thing)
     copy = pickle.loads(core)
-    # What that one may have used up, a descriptor in it, say, is for the caller to take.
+    # Making the copy may use up a pickle, a descriptor in it for example. The caller needs it.
     return calls.dump_part_of_failure(thing) if may_be_taken_once(core) else core, copy
 
 
@@ -242,8 +242,8 @@ def _dump_stand_in(error: BaseException, reason: BaseException | None) -> tuple[
 
 
 def _brief_repr(error: BaseException) -> str:
-    """Without the members of a group: they have their own, and a group in groups would be
-    in each of theirs."""
+    """Without the members of a group: each has a text of its own, and a nested group would be
+    repeated in that of each group around it."""
     if not isinstance(error, BaseExceptionGroup):
         return repr(error)
     kind, message, count = type(error).__name__, error.message, len(error.exceptions)
@@ -265,7 +265,7 @@ def _facts(error: BaseException, text: str, *, is_outermost: bool) -> dict[str, 
 
 
 def _known_facts(error: BaseException) -> dict[str, Any] | None:
-    """Those of the original, if this is a stand-in on its way further."""
+    """The facts of the original, if this is a stand-in that is sent on."""
     facts: dict[str, Any] | None = getattr(type(error), "_facts", None)
     return facts if isinstance(error, RemoteExceptionStandIn) else None
 
@@ -283,15 +283,15 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _attributes(error: BaseException) -> dict[str, Any]:
-    """What is in its ``__dict__``, but for the notes."""
+    """The content of its ``__dict__``, without the notes."""
     attributes = dict(getattr(error, "__dict__", {}))
     attributes.pop("__notes__", None)
     return attributes
 
 
 def _fields(error: BaseException, unlike: BaseException | None = None) -> dict[str, Any]:
-    """What is in slots and in fields in C; only what another exception has not,
-    if one is given."""
+    """The content of slots and of fields in C. If another exception is given, only what
+    differs from that."""
     found = {}
     for name in _field_names(type(error)):
         with contextlib.suppress(Exception):
@@ -306,7 +306,7 @@ def _field_names(kind: type) -> Iterator[str]:
         if base is BaseException:
             return
         if base is BaseExceptionGroup:
-            continue  # Its message and its members travel by themselves.
+            continue  # Its message and its members travel on their own.
         for name, member in vars(base).items():
             in_c = isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType)
             if in_c and not name.startswith("__") and (base, name) != (AttributeError, "obj"):
@@ -321,7 +321,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _same_args(copy: BaseException, error: BaseException) -> bool:
-    # Objects that are equal to nothing but themselves are compared by their pickles.
+    # Objects that are equal only to themselves are compared by their pickles.
     try:
         if copy.args == error.args:
             return True
@@ -331,7 +331,7 @@ def _same_args(copy: BaseException, error: BaseException) -> bool:
 
 
 def _what_travels(things: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, str]]:
-    """Those that come through pickle and back, and the repr of the others."""
+    """The values that survive pickling and unpickling, and the repr of the others."""
     kept, shown = {}, {}
     for name, thing in things.items():
         try:
@@ -363,20 +363,20 @@ def _make_all(nodes: list[_Node]) -> list[BaseException]:
 
 
 def _members_first(nodes: list[_Node]) -> Iterator[int]:
-    """The order in which they can be made: a group is made of its members."""
+    """The order in which they can be made: a group needs its members."""
     lacking = [len(set(node.members)) for node in nodes]
     groups_of: dict[int, list[int]] = {}
     for index, node in enumerate(nodes):
         for member in set(node.members):
             groups_of.setdefault(member, []).append(index)
     ready = [index for index, lack in enumerate(lacking) if not lack]
-    for index in ready:  # It grows as we go.
+    for index in ready:  # The list grows meanwhile.
         yield index
         for group in groups_of.get(index, ()):
             lacking[group] -= 1
             if not lacking[group]:
                 ready.append(group)
-    # Groups that hold themselves, which only a subclass can bring about.
+    # Groups that contain themselves. Only a subclass can make one.
     yield from (index for index, lack in enumerate(lacking) if lack)
 
 
@@ -396,7 +396,7 @@ def _set_all(error: BaseException, attributes: dict[str, Any], fields: dict[str,
     with contextlib.suppress(AttributeError, TypeError):
         object.__getattribute__(error, "__dict__").update(attributes)
     for name, value in fields.items():
-        # A field in C that nobody has set reads as None, and is not the same thing.
+        # A field in C that is not set reads as None, which is not the same as None set.
         with contextlib.suppress(Exception):
             if getattr(error, name, fields) is not value:
                 _set(error, name, value)
@@ -421,7 +421,7 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
 
 
 def _new(kind: type[Any], *args: Any) -> Any:
-    # Not by the user's own __new__, which may want other arguments.
+    # Not the user's own __new__, which may need other arguments.
     base = next(base for base in kind.__mro__ if _has_new_in_c(base))
     return base.__new__(kind, *args)
 
@@ -443,8 +443,8 @@ def make_stand_in(
     attributes: dict[str, Any],
     members: Sequence[BaseException] = (),
 ) -> BaseException:
-    """A stand-in from what is known of the original. Called by pickle too, when
-    somebody else takes a stand-in further."""
+    """A stand-in made from what is known of the original. pickle calls this, too, when another
+    library sends a stand-in on."""
     error = _new_stand_in(facts, details, members)
     known = {
         "args": details["args"],
@@ -476,15 +476,14 @@ def _new_stand_in(
             continue
         is_own = issubclass(RemoteExceptionStandIn, base)
         bases = (RemoteExceptionStandIn,) if is_own else (RemoteExceptionStandIn, base)
-        # What cannot be had with this base, by its layout or its metaclass, may be
-        # had with the next.
+        # This base may be impossible because of its layout or its metaclass. The next may work.
         with contextlib.suppress(Exception):
             kind = type(qualname.rpartition(".")[2], bases, namespace)
             args = (facts["message"], members) if members else ()
             made: RemoteExceptionStandIn = _new(kind, *args)
             return made
     if members:
-        # Some are no Exceptions, and no Exception may hold them, as a stand-in is.
+        # Some members are no Exceptions, so no Exception may hold them. A stand-in is one.
         return BaseExceptionGroup(facts["message"], members)
     return RemoteExceptionStandIn()
 

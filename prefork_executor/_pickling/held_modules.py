@@ -1,14 +1,14 @@
 """Which modules the workers can import, other than ``__main__``.
 
-A reference to a module's function is right if the worker finds the same module. That is so
-for whatever Python finds by itself. It is not for a module that the program has made by
-hand, has loaded from a file that lies on no path, or has found by a path that it has added
-after the supervisor began; nor does a worker have it by inheritance, unless it was there
-when the supervisor was forked. What such a module, a *strange* one, defines travels by
-value, as what ``__main__`` defines does.
+A reference to a module's function is right if the worker finds the same module. It does for
+every module that Python finds on its own. It does not for a module that the program has made
+by hand, has loaded from a file on no path, or has found by a path that it added after the
+supervisor began. Nor does a worker inherit such a module, unless it was there when the
+supervisor was forked. These modules are called *strange*. What they define travels by value,
+as what ``__main__`` defines does.
 
-The names of modules are looked at as they come, and a module is judged once. What cannot be
-told is not strange: it goes by reference, as ever.
+A module is judged once, when its name first appears. If the judgement is impossible, the module
+does not count as strange: it goes by reference, as with pickle.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _modules = sys.modules
 
 
 class HeldModules:
-    """What workers of one supervisor find. Made when that starts.
+    """The modules that the workers of one supervisor find. Made when that starts.
 
     Args:
-        is_forked: whether the supervisor has what this process has loaded.
+        is_forked: whether the supervisor has all modules that this process has loaded.
     """
 
     def __init__(self, *, is_forked: bool) -> None:
@@ -40,10 +40,10 @@ class HeldModules:
         self._judged = set(_modules if is_forked else MAIN_NAMES)
         self._judged.update(MAIN_NAMES)
         self.count = len(_modules) if is_forked else -1
-        """Modules there were at the last look."""
+        """How many modules there were at the last check."""
         self.names: tuple[bytes, ...] = ()
-        """The strange ones among them, as a pickle names them. Public, with the count,
-        because every submit asks: see :meth:`are_in`."""
+        """The strange ones among them, as a pickle names them. Public, like the count, because
+        every submit reads them: see :meth:`are_in`."""
         self._strange: frozenset[str] = frozenset()
 
     def are_in(self, pickled: bytes) -> bool:
@@ -53,7 +53,7 @@ class HeldModules:
         return bool(self.names) and any(pickled.find(name) >= 0 for name in self.names)
 
     def is_strange(self, name: object) -> bool:
-        """Whether a module of this name is. Asks nobody anew."""
+        """Whether the module of this name is strange, by the last check."""
         return name in self._strange
 
     def _look(self) -> None:
@@ -74,21 +74,21 @@ class HeldModules:
             return type(module) is types.ModuleType and not self._finds(name, module)
         except Exception as error:
             let_through(error)
-            return False  # A finder of somebody's, or a module's own __getattr__.
+            return False  # A finder of the user's raised, or a module's own __getattr__ did.
 
     def _finds(self, name: str, module: types.ModuleType) -> bool:
         spec = vars(module).get("__spec__")
         if spec is None:
             return not _is_made_of_python(module)
         if isinstance(spec.loader, importlib.machinery.ExtensionFileLoader):
-            return True  # What C defines cannot travel by value.
+            return True  # What is defined in C cannot travel by value.
         origin = spec.origin
         if origin is None or origin in _NOT_FILES or self._is_on_path(spec):
             return True
         return any(_is_same(found, origin) for found in self._specs(name))
 
     def _is_on_path(self, spec: importlib.machinery.ModuleSpec) -> bool:
-        """Whether it lies where it is to be looked for; the usual case, without a look."""
+        """Whether it lies where Python would look for it: the usual case, without a search."""
         place, file = os.path.split(os.path.abspath(str(spec.origin)))
         is_package = spec.submodule_search_locations is not None
         place, base = os.path.split(place) if is_package else (place, file.partition(".")[0])
@@ -110,8 +110,8 @@ def _is_same(found: object, origin: str) -> bool:
 
 
 def _is_made_of_python(module: types.ModuleType) -> bool:
-    """Whether it holds functions of its own: extensions make modules without any, for
-    themselves."""
+    """Whether it has functions written in Python. Extensions make modules for themselves that
+    have none."""
     return any(
         type(thing) is types.FunctionType and thing.__module__ == module.__name__
         for thing in list(vars(module).values())

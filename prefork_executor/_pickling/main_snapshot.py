@@ -1,31 +1,30 @@
 """What the workers' ``__main__`` holds, and so what may travel to them as a name.
 
 For modules other than ``__main__`` a reference is right whenever pickle can make
-one. For ``__main__`` it depends on how the supervisor came to be:
+one. For ``__main__`` it depends on how the supervisor was started:
 
 * forked: its ``__main__`` is the caller's as it was at that moment;
-* spawned, or from a fork server: its ``__main__`` was imported anew from the
-  script, without what stands under ``if __name__ == "__main__"``, and is empty
-  for a notebook or an interactive session. It tells us what it has, as
-  fingerprints; what looks the same here and there is held to be the same.
+* spawned, or from a fork server: it has imported ``__main__`` anew from the script, without
+  the code under ``if __name__ == "__main__"``. For a notebook or an interactive session
+  its ``__main__`` is empty. It sends fingerprints of its definitions. A definition that has
+  the same fingerprint here counts as the same.
 
-A *definition* is a function or class of ``__main__``, or what wraps one
+A *definition* is a function or class of ``__main__``, or an object that wraps one
 (``functools.lru_cache``). The workers hold a definition if it was in their
 ``__main__`` when they began, and every definition that its code can name,
-directly or not, is today what it was then. A class is what it was if its methods
-are. Redefine a function after the pool has started and it is held no more, nor
-is anything that calls it.
+directly or not, is still what it was then. A class is what it was if its methods
+are. If a function is redefined after the pool has started, the workers no longer hold it,
+nor anything that calls it.
 
-Data is not compared: a global table of a gigabyte stays where it is, and a
-worker sees it as it was when the supervisor started, as under
-ProcessPoolExecutor. Code that finds a definition by other means than its name in
-``__main__`` (in a table, by ``globals()[...]``) is data's business likewise.
+Data is not compared. A global table of a gigabyte does not travel, and a worker sees it as it
+was when the supervisor started, as with ProcessPoolExecutor. The same is true of definitions that
+code finds by other means than their names in ``__main__`` (in a table, by ``globals()[...]``).
 
-What was true of one supervisor's workers need not be of the next's. So a payload goes with
-the MainSnapshot that it was made for, which keeps the objects that were meant; `calls.dump_for`
-compares. Workers that import main each for itself may differ as well, if the script is edited
-meanwhile: to them a definition is called by its name and what it and all that it uses looked
-like, and they compare by themselves.
+What holds for one supervisor's workers need not hold for the next's. So a payload travels with
+the MainSnapshot that it was made for, which keeps the objects that were meant, and
+`calls.dump_for` compares. Workers that each import main for themselves may differ from one another
+as well, if the script is edited meanwhile. For them a definition is called by its name and
+a digest of the fingerprints of all that it uses, and each worker compares.
 """
 
 from __future__ import annotations
@@ -46,23 +45,23 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAIN_NAMES = ("__main__", "__mp_main__")
-"""What ``__main__`` is called, and what it is called where multiprocessing
-imported it anew; either name finds it in either process."""
+"""The name of ``__main__``, and its name where multiprocessing has imported it anew. Either
+name finds it in either process."""
 _WRAPPERS = (classmethod, staticmethod)
 _FIXED = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, type(None))
-"""Kinds of things that a name is rarely bound to twice: asking whether it is
-still the same thing costs less than asking what it is now."""
+"""Types of objects to which a name is rarely bound twice. Checking whether the name still means
+the same object costs less than checking what it means now."""
 
 
 class _Conditions(NamedTuple):
-    """What must be as it is for a judgement to stand."""
+    """The conditions under which a judgement holds."""
 
     same: list[tuple[Mapping[str, object], str, object]]
-    """In this namespace this name is this very thing."""
+    """In this namespace this name means this very object."""
     sizes: list[tuple[Mapping[str, object], int]]
-    """This class has so many attributes."""
+    """This class has this many attributes."""
     data: list[str]
-    """In ``__main__`` this name is anything but a definition."""
+    """In ``__main__`` this name means no definition."""
 
     def still_hold(self) -> bool:
         for namespace, size in self.sizes:
@@ -78,10 +77,10 @@ class MainSnapshot:
     """The definitions that the workers' ``__main__`` holds, as the caller's objects.
 
     Attributes:
-        is_known: that is so; else it is what this process had when the supervisor was
-            started, and what workers hold of it is still to be heard.
-        is_common: they have it from one process; else each has imported main for itself, and
-            the script may have been changed between two imports.
+        is_known: whether the workers have reported this. If not, it is what this process had
+            when the supervisor was started.
+        is_common: whether the workers have it from one process. If not, each has imported main
+            for itself, and the script may have changed between two imports.
     """
 
     def __init__(
@@ -97,8 +96,8 @@ class MainSnapshot:
         self._used: dict[int, list[object]] = {}
         self._fingerprints = fingerprints or {}
         self._marks: dict[int, str] = {}
-        # By id, because a metaclass may make its classes unhashable. What is
-        # in here is kept alive by _by_name, so its id is its own.
+        # By id, because a metaclass may make its classes unhashable. _by_name keeps the
+        # objects alive, so no other object can get the same id.
         self._conditions: dict[int, _Conditions] = {}
         self._methods: dict[int, dict[str, object]] = {}
         for thing in self._by_name.values():
@@ -112,13 +111,13 @@ class MainSnapshot:
 
     @classmethod
     def expected(cls) -> MainSnapshot:
-        """While it is not known what the workers hold."""
+        """For the time until the workers report what they hold."""
         return cls(dict(_definitions()), is_known=False)
 
     @classmethod
     def imported(cls, fingerprints: Mapping[str, bytes], *, is_common: bool = True) -> MainSnapshot:
-        """For workers of which one, or the process that they are forked from, has told what
-        it holds."""
+        """For workers that have reported what they hold: one of them has, or the process from
+        which they are forked."""
         by_name = {
             name: thing
             for name, thing in _definitions()
@@ -127,11 +126,11 @@ class MainSnapshot:
         return cls(by_name, None if is_common else fingerprints)
 
     def definition(self, name: str) -> object:
-        """The definition of this name; None: there is none."""
+        """The definition of this name, or None."""
         return self._by_name.get(name)
 
     def used_by(self, thing: Any) -> list[object]:
-        """All that one of these definitions needs of the others, and itself."""
+        """All definitions that this one needs, itself included."""
         used = self._used.get(id(thing))
         if used is None:
             name: str = thing.__qualname__
@@ -142,8 +141,8 @@ class MainSnapshot:
         return used
 
     def name_for(self, thing: Any) -> str:
-        """How to call a definition that they hold: its name; and if each has imported main
-        for itself, by what :func:`find_definition` sees that it is the same there."""
+        """How to call a definition that the workers hold: by its name. If each has imported main
+        for itself, a digest follows, by which :func:`find_definition` checks it."""
         if self.is_common:
             return str(thing.__qualname__)
         mark = self._marks.get(id(thing))
@@ -159,7 +158,7 @@ class MainSnapshot:
         conditions = self._conditions.get(id(thing))
         if conditions is None:
             return resolve(self._by_name, thing.__qualname__) is thing and self._judge(thing)
-        # Every submit comes by: written out, which costs half of a call and all().
+        # Every submit passes here, so this is written out. A call and all() would double its cost.
         same, sizes, data = conditions
         for namespace, name, expected in same:
             if namespace.get(name) is not expected:
@@ -183,8 +182,8 @@ class MainSnapshot:
         return True
 
     def _is_as_it_was(self, name: str, conditions: _Conditions) -> bool:
-        """What this name means now is what the workers think; and what must not
-        change for this to stay so is added to the conditions."""
+        """Whether this name means now what the workers take it to mean. Adds the conditions
+        under which that stays so."""
         now = vars(main_module())
         thing = now.get(name)
         if name in self._by_name:
@@ -220,7 +219,7 @@ def is_here(thing: Any) -> bool:
 
 
 def is_definition(thing: object) -> bool:
-    # type() and not isinstance(): what a proxy stands for must not be woken.
+    # type() instead of isinstance(): it does not load what a proxy stands for.
     kind = type(thing)
     if kind is types.FunctionType or issubclass(kind, type):
         return getattr(thing, "__module__", None) in MAIN_NAMES
@@ -240,11 +239,11 @@ def resolve(namespace: Mapping[str, object], qualname: str) -> object:
 
 
 def find_definition(called: str) -> Any:
-    """What :meth:`MainSnapshot.name_for` calls so.
+    """The definition that :meth:`MainSnapshot.name_for` calls so.
 
     Raises:
-        AttributeError: this process's ``__main__`` has nothing of this name.
-        RuntimeError: it has another than is meant.
+        AttributeError: this process's ``__main__`` has no definition of this name.
+        RuntimeError: its definition is not the one that is meant.
     """
     name, *mark = called.split("\0")
     thing = resolve(vars(main_module()), name)
@@ -252,18 +251,18 @@ def find_definition(called: str) -> Any:
         raise AttributeError(f"the worker's __main__ has no {name!r}")
     if mark and _digest(mark[1:], _introduced) != mark[0]:
         raise RuntimeError(
-            f"{name!r} of __main__, or what it uses, is not in this worker what it was when the "
-            "task was submitted: the script has been changed since the pool began"
+            f"{name!r} of __main__, or what it uses, differs in this worker from what it was when "
+            "the task was submitted: the script was changed after the pool began"
         )
     return thing
 
 
 _introduced: dict[str, bytes] = {}
-"""What :func:`introduce_main` has told."""
+"""What :func:`introduce_main` returned."""
 
 
 def _used_definitions(name: str, definitions: Mapping[str, object]) -> set[str]:
-    """Those of these definitions that one needs, directly or not, and itself."""
+    """The names of the definitions that one needs, directly or not, itself included."""
     todo, seen = [name.partition(".")[0]], set()
     while todo:
         name = todo.pop()
@@ -283,9 +282,9 @@ def _digest(names: Iterable[str], fingerprints: Mapping[str, bytes]) -> str:
 
 
 def introduce_main() -> dict[str, bytes]:
-    """What this process's ``__main__``, imported anew, holds, for the other side's
-    comparison. Its definitions take its right name, so that they are known by it
-    when they come to the caller, whose ``__mp_main__`` may be no more."""
+    """The fingerprints of what this process's newly imported ``__main__`` holds, for the caller
+    to compare. Its definitions get the right name of their module, so that the caller finds them
+    by it: its own ``__mp_main__`` may be gone."""
     definitions = _definitions()
     for part in (part for _, thing in definitions for part in (thing, *_classes_in(thing))):
         with contextlib.suppress(AttributeError, TypeError):
@@ -295,9 +294,9 @@ def introduce_main() -> dict[str, bytes]:
 
 
 def main_is_importable() -> bool:
-    """Whether multiprocessing will import ``__main__`` anew in what it spawns. It
-    tries, at least, if there is a file's name; a program that is read from standard
-    input says that its file is ``<stdin>``."""
+    """Whether multiprocessing will import ``__main__`` anew in processes that it spawns. It
+    tries if there is the name of a file. For a program that is read from standard input the
+    name is ``<stdin>``."""
     main = main_module()
     file = getattr(main, "__file__", None)
     if getattr(main, "__spec__", None) is not None:
@@ -306,16 +305,16 @@ def main_is_importable() -> bool:
 
 
 def how_to_import_main() -> dict[str, str]:
-    """What multiprocessing would tell a process that it spawns of ``__main__``; empty if
-    that is not to be imported. A program that is read from standard input says that its file
-    is ``<stdin>``: what its ``__main__`` has travels by value.
+    """What multiprocessing would tell a spawned process of ``__main__``. Empty if that process
+    must not import it: for a program that is read from standard input the name of the file is
+    ``<stdin>``, and what its ``__main__`` has travels by value.
 
     Raises:
-        RuntimeError: this process imports a main module itself, and may start none yet.
+        RuntimeError: this process is itself importing a main module, and may start none yet.
     """
     if not main_is_importable():
         return {}
-    import multiprocessing.spawn  # Only who spawns needs it.
+    import multiprocessing.spawn  # Only programs that spawn need it.
 
     told = multiprocessing.spawn.get_preparation_data("")
     return {key: value for key, value in told.items() if key.startswith("init_main")}
@@ -339,7 +338,7 @@ def _own_attributes(thing: object) -> Mapping[str, Any]:
 
 
 def _classes_in(thing: object) -> Iterator[type]:
-    """The class itself, those inside it, and those of ``__main__`` it derives from."""
+    """The class itself, the classes inside it, and its bases in ``__main__``."""
     todo, seen = [thing], set()
     while todo:
         kind = todo.pop()
@@ -352,14 +351,14 @@ def _classes_in(thing: object) -> Iterator[type]:
 
 
 def _methods(kind: type) -> Iterator[tuple[str, object]]:
-    """Those attributes of a class that have code: methods, properties, classes."""
+    """The attributes of a class that have code: methods, properties, classes."""
     for name, member in list(vars(kind).items()):
         if is_definition(member) or any(True for _ in _wrapped(member)):
             yield name, member
 
 
 def _wrapped(thing: object) -> Iterator[object]:
-    """The functions that something wraps around."""
+    """The functions that an object wraps."""
     if isinstance(thing, _WRAPPERS):
         yield thing.__func__
     elif isinstance(thing, property):
@@ -371,8 +370,8 @@ def _wrapped(thing: object) -> Iterator[object]:
 
 
 def _functions(thing: object) -> Iterator[types.FunctionType]:
-    """The functions of ``__main__`` that a definition consists of: itself or its
-    methods, what these wrap, and what their closures hold."""
+    """The functions of ``__main__`` that make up a definition: itself or its methods, what these
+    wrap, and what their closures hold."""
     todo: list[object] = [thing]
     seen = set()
     while todo:
@@ -419,7 +418,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @functools.lru_cache(maxsize=4096)
 def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    import dis  # Only definitions that somebody may have changed need it.
+    import dis  # Only definitions that may have changed need it.
 
     return tuple(
         {
@@ -439,7 +438,7 @@ def _fingerprint(thing: object) -> bytes:
     digest = hashlib.blake2b(type(thing).__name__.encode(), digest_size=16)
     for kind in _classes_in(thing):
         bases = [base.__qualname__ for base in kind.__bases__]
-        # What has two underscores may come and go as Python pleases.
+        # Python adds and removes names that begin with two underscores.
         names = sorted(name for name in vars(kind) if not name.startswith("__"))
         digest.update(repr((kind.__qualname__, bases, names)).encode())
     for function in _functions(thing):
@@ -457,7 +456,7 @@ def _outline(code: types.CodeType) -> tuple[object, ...]:
 
 
 def _constant(thing: object) -> str:
-    """The same in every process for the same constant; data says only its type."""
+    """Text that is the same in every process for the same constant. Data gives only its type."""
     if thing is None or isinstance(thing, str | bytes | int | float | complex):
         return repr(thing)
     if isinstance(thing, tuple):

@@ -1,17 +1,17 @@
-"""What Python has come to have that cloudpickle (up to 3.1.3) does not send by value rightly.
+"""Features of newer Pythons that cloudpickle (up to 3.1.3) does not pickle by value correctly.
 
-* Annotations are evaluated when they are asked for (PEP 649, Python 3.14). cloudpickle asks a
-  function for their values, and fails where they name what is not there; of a class it drops
-  them. Here both keep their values, or, if these cannot be had, their text.
-* A reference in an annotation to what is not yet there, as dataclasses keep it, leads to all
-  of the module. Here it is its text, and the class that it stands in.
-* ``type`` aliases, ``NewType``, parameter specifications and sentinels are known by their
-  names only. Where the other process's ``__main__`` has them, they are found there; else they
-  are made anew, a sentinel once.
-* Modules imported lazily (PEP 810, Python 3.15) stay lazy: what a task does not use is not
+* Python evaluates annotations when they are asked for (PEP 649, Python 3.14). cloudpickle asks
+  a function for their values, and fails if they name what is not there. It drops those of a
+  class. Here both keep their values, or, if these cannot be had, their text.
+* dataclasses keep an annotation that names something not yet defined as a reference, which leads
+  to all of the module. Here the reference travels as its text, with its class.
+* ``type`` aliases, ``NewType``, parameter specifications and sentinels are known only by their
+  names. They are looked up by name in the other process's ``__main__``. If they are not there,
+  they are made anew, a sentinel only once.
+* Lazily imported modules (PEP 810, Python 3.15) stay lazy: what a task does not use is not
   imported.
 
-When cloudpickle does one of these by itself, it can go.
+When cloudpickle supports one of these, our code for it can be removed.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _HAS_LATE_ANNOTATIONS = sys.version_info >= (3, 14)
 _Lazy: Any = getattr(types, "LazyImportType", None)
 _Sentinel: Any = getattr(builtins, "sentinel", None)
 _OWN_NAMES = ("__annotations__", "__annotations_cache__", "__annotate_func__", "__annotate__")
-"""In a class's dict, what has to do with its annotations."""
+"""Names in a class's dict that belong to its annotations."""
 
 
 # --- annotations ----------------------------------------------------------------------------
 
 
 def with_annotations(function: types.FunctionType) -> types.FunctionType:
-    """The function, or one like it whose annotations can be asked for."""
+    """The function, or a copy whose annotations can be evaluated."""
     if not _HAS_LATE_ANNOTATIONS:
         return function
     try:
@@ -61,7 +61,7 @@ def _with_text(function: types.FunctionType) -> types.FunctionType:
 
 
 def _annotations(thing: Any) -> dict[str, Any]:
-    """Their values; if these cannot be had, their text; if not even that, none."""
+    """The values of the annotations, else their text, else none."""
     from annotationlib import Format, get_annotations  # type: ignore[import-not-found]
 
     for form in (Format.VALUE, Format.STRING):
@@ -74,7 +74,7 @@ def _annotations(thing: Any) -> dict[str, Any]:
 
 
 def keep_annotations(kind: type, attributes: dict[str, Any]) -> None:
-    """Put a class's annotations into these attributes, which cloudpickle sends of it."""
+    """Add a class's annotations to these attributes, which cloudpickle sends."""
     if not _HAS_LATE_ANNOTATIONS or vars(kind).keys().isdisjoint(_OWN_NAMES):
         return
     for name in _OWN_NAMES:
@@ -88,7 +88,7 @@ def _reduce_forward_reference(reference: Any) -> Any:
 
 
 def _forward_reference(text: str) -> Any:
-    import typing  # Here and below: the pools that never need it start sooner.
+    import typing  # Here and below: pools that never need it start sooner.
 
     return typing.ForwardRef(text)
 
@@ -102,9 +102,9 @@ def _complete_reference(reference: Any, state: tuple[bool, Any]) -> None:
 Place = tuple[str, str]
 """A module's name, and a name in it."""
 _sentinels: dict[Place, Any] = {}
-"""Those that were made here because there were none in their places."""
+"""Sentinels that were made here, because their places had none."""
 _values: dict[int, list[Any]] = {}
-"""Where the values of aliases go that are being unpickled, by their ids."""
+"""Where the values of aliases go while these are unpickled, by the ids of the aliases."""
 
 
 def _place(thing: Any) -> Place:
@@ -120,7 +120,7 @@ def _find(place: Place, kind: Any) -> Any:
 
 
 def _make(place: Place, kind: Any, *args: Any, **kwargs: Any) -> Any:
-    """One of this kind. They look who has called them, to know in what module they are."""
+    """An object of this kind. Its constructor takes its module from the calling frame."""
     module, name = place
     call = {"kind": kind, "args": (name, *args), "kwargs": kwargs, "__name__": module}
     return eval("kind(*args, **kwargs)", call)
@@ -187,14 +187,14 @@ def _find_or_make(place: Place, kind: Any, *args: Any) -> Any:
 
 
 class _LazyModule:
-    """Becomes, when it is unpickled, a lazy import: of this, bound to that name."""
+    """Unpickles as a lazy import of this module, bound to that name."""
 
     def __init__(self, lazy: Any, name: str) -> None:
         self._lazy = lazy
         self._name = name
 
     def __reduce__(self) -> Any:
-        # Only its repr says what it is of.
+        # Only its repr tells which module it is.
         path = repr(self._lazy).removeprefix("<lazy_import '").removesuffix("'>")
         if not all(part.isidentifier() for part in path.split(".")):
             return _itself, (self._lazy.resolve(),)
@@ -204,7 +204,7 @@ class _LazyModule:
 def _import_lazily(path: str, name: str) -> Any:
     place, _, last = path.rpartition(".")
     if not place or path.partition(".")[0] == name:
-        statement = f"lazy import {path}"  # What is bound is the first of its names.
+        statement = f"lazy import {path}"  # This binds the first of its names.
     else:
         statement = f"lazy from {place} import {last}"  # Or import a.b as c, which is the same.
     namespace: dict[str, Any] = {}
@@ -213,7 +213,7 @@ def _import_lazily(path: str, name: str) -> Any:
 
 
 def keep_lazy(function_globals: dict[str, Any]) -> None:
-    """Let what is imported lazily among these be so in the other process."""
+    """Keep the lazy imports among these lazy in the other process."""
     if _Lazy is None:
         return
     for name, value in list(function_globals.items()):
@@ -234,7 +234,7 @@ def _unless_known(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def reducers() -> dict[type, Callable[[Any], Any]]:
-    """By kind, what to ask for an object's reduction; it may say NotImplemented."""
+    """By type, a function that reduces an object, or returns NotImplemented."""
     import typing
 
     found: dict[Any, Callable[[Any], Any]] = {

@@ -1,23 +1,23 @@
-"""What is registered with ``multiprocessing`` and ``copyreg`` travels by it.
+"""Reducers that are registered with ``multiprocessing`` and ``copyreg``.
 
 ``multiprocessing.reduction.register`` says how objects of a class are sent to another
 process: a tensor in shared memory as the name of that memory, a socket as its descriptor.
-ProcessPoolExecutor pickles with the class that knows these reducers, ForkingPickler, and so
-programs rely on them; plain pickle does not know them, and would send a copy without a word.
+ProcessPoolExecutor pickles with ForkingPickler, the class that knows these reducers, so
+programs rely on them. Plain pickle does not know them, and would silently send a copy.
 
-A few are registered by the standard library itself, for kinds that plain pickle treats
-alike, or refuses (then cloudpickle's pickler is asked, which has them all). As long as
-there are no others, plain pickle does it, at its full speed. When there are, the pickler
-is still the one in C, with a table.
+The standard library registers a few itself. They are for types that plain pickle treats
+alike, or refuses (then cloudpickle's pickler is used, which has them all). If there are no
+others, plain pickle is used, at its full speed. If there are, the pickler is still the one in
+C, with a table.
 
-Reducers count from the moment in which they are registered: in the caller's process those
-that its program has registered, in a worker those that its own imports have.
+Reducers count as soon as they are registered: in the caller's process those that its program
+has registered, in a worker those that its own imports have.
 
-One kind of reducer is left out of a task's failure: tblib's for exceptions and tracebacks,
-which ``tblib.pickling_support.install()`` registers for every exception class there is
-(distributed calls it as it is imported). Each exception would bring along its cause, its
-context and its traceback, all of which travel by themselves (`exceptions.py`); and the
-frames of such a traceback keep alive what the process that unpickles them has at hand.
+One kind of reducer is not used for a task's failure: tblib's for exceptions and tracebacks.
+``tblib.pickling_support.install()``, which distributed calls when it is imported, registers them
+for every exception class. Each exception would bring its cause, context and traceback, all of
+which we send separately (`exceptions.py`). And the frames of such a traceback would keep alive
+what the unpickling process has in its own frames.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ if TYPE_CHECKING:
     Reducer = Callable[[Any], Any]
 
 OF_CONNECTIONS = b"multiprocessing.connection"
-"""In a plain pickle, the name of a connection's class: it would arrive as the bare number of
-a descriptor, another one in the other process."""
+"""The name of a connection's class in a plain pickle. Such a connection would arrive as the mere
+number of a descriptor, which means another one in the other process."""
 _OWN_MODULES = (
     "multiprocessing.reduction",
     "multiprocessing.connection",
     "multiprocessing.managers",
 )
-"""Where the standard library's own reducers are, for methods, partials and views. Plain
-pickle is as good, cloudpickle better; but for sockets and connections."""
+"""Where the standard library's own reducers are, for methods, partials and views. Plain pickle
+does as well, and cloudpickle better, except for sockets and connections."""
 _OWN_KINDS = (socket.socket, multiprocessing.connection.Connection)
 
 
 class _Registered:
-    """The reducers that there were at some moment."""
+    """The reducers that were registered at one moment."""
 
     def __init__(self, forking: Any) -> None:
         self.forking = forking
         self.all: dict[type, Reducer] = dict(forking._extra_reducers)
         others = {kind for kind, reducer in self.all.items() if not _is_own(reducer)}
         self.table = {kind: self.all[kind] for kind in self.all if kind in {*others, *_OWN_KINDS}}
-        """Those that go before whatever else would be done."""
+        """The reducers that precede all others."""
         self.is_plain = not others and forking is multiprocessing.reduction.ForkingPickler
-        """Whether plain pickle will do."""
+        """Whether plain pickle is enough."""
 
 
 def _is_own(reducer: Reducer) -> bool:
@@ -71,18 +71,18 @@ def _is_own(reducer: Reducer) -> bool:
 
 _latest = _Registered(multiprocessing.reduction.ForkingPickler)
 _plain: tuple[Any, int] = (None, 0)
-"""The class that has the reducers, and how many, if plain pickle will do for them all."""
+"""The class that has the reducers, and their number, if plain pickle is enough for all."""
 _merged: tuple[_Registered | None, dict[Any, Any], dict[type, Reducer]] = (None, {}, {})
-"""What ``table()`` gave last, and of what it was made: to make it for each pickle takes a
-tenth of the time that the pickle of a lambda takes."""
+"""The last result of ``table()``, and what it was made from. Making it for each pickle takes a
+tenth of the time that pickling a lambda takes."""
 _of_failures: tuple[dict[type, Reducer], dict[type, Reducer]] = ({}, {})
-"""What ``table_of_failure()`` gave last, and of which table it was made."""
+"""The last result of ``table_of_failure()``, and the table it was made from."""
 
 
 def _now() -> _Registered:
     global _latest, _plain
     known = _latest
-    # What ``context.reducer`` may have put in the place of multiprocessing's own.
+    # ``context.reducer`` may have replaced multiprocessing's own.
     forking = _context.reduction.ForkingPickler  # type: ignore[attr-defined]
     if known.all != forking._extra_reducers or known.forking is not forking:
         known = _latest = _Registered(forking)
@@ -91,12 +91,12 @@ def _now() -> _Registered:
 
 
 class _Pickler(pickle.Pickler):
-    """Plain pickle's, with a table of its own."""
+    """Plain pickle's, but it can have a table."""
 
 
 def dumps(thing: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
-    """By plain pickle, and what is registered. Raises what pickling raises."""
-    # Every submit comes by: counted, because to compare them all takes five times as long.
+    """A plain pickle with the registered reducers. Raises what pickling raises."""
+    # Every submit passes here. Counting takes a fifth of the time of comparing them all.
     kind, count = _plain
     forking = _context.reduction.ForkingPickler  # type: ignore[attr-defined]
     if forking is kind and len(forking._extra_reducers) == count:
@@ -120,10 +120,10 @@ def _dumps_by(reducers: dict[type, Reducer], thing: Any, callback: Any) -> bytes
 
 
 def dumps_of_failure(thing: Any) -> bytes:
-    """A part of a task's failure, by plain pickle and what is registered but tblib's. Raises
-    what pickling raises."""
+    """A part of a task's failure, by plain pickle and all registered reducers except tblib's.
+    Raises what pickling raises."""
     if types.TracebackType not in copyreg.dispatch_table:
-        return dumps(thing, None)  # tblib registers that first of all.
+        return dumps(thing, None)  # tblib registers this type first.
     reducers = table_of_failure()
     if _latest.forking is not multiprocessing.reduction.ForkingPickler:
         return dumps(thing, None)
@@ -131,7 +131,7 @@ def dumps_of_failure(thing: Any) -> bytes:
 
 
 def table_of_failure() -> dict[type, Reducer]:
-    """What ``table()`` has but tblib's; it too is the same object as long as it is the same."""
+    """``table()`` without tblib's reducers. The same object while its content is the same."""
     global _of_failures
     registered = table()
     if _of_failures[0] is not registered:
@@ -146,8 +146,8 @@ def _is_tblib(reducer: Reducer) -> bool:
 
 
 def table() -> dict[type, Reducer]:
-    """The reducers that somebody has registered, by the kind of thing. It is the same object
-    as long as they are the same: not to be changed."""
+    """The registered reducers, by type. It is the same object while they are the same. Do not
+    change it."""
     global _merged
     known = _now()
     registered, copied, merged = _merged
@@ -159,12 +159,12 @@ def table() -> dict[type, Reducer]:
 
 
 def override() -> Callable[[pickle.Pickler, Any], Any] | None:
-    """``reducer_override`` of the pickler that was put in the place of multiprocessing's, if
-    it has one."""
-    # What ``table()`` has looked at a moment ago.
+    """The ``reducer_override`` of the pickler that has replaced multiprocessing's, if there is
+    one."""
+    # ``table()`` has just updated this.
     return getattr(_latest.forking, "reducer_override", None)
 
 
 def may_be_taken_once(pickled: bytes) -> bool:
-    """Whether this pickle may hold what can be unpickled only once: a descriptor, say."""
+    """Whether this pickle may hold something that can be unpickled only once, as a descriptor."""
     return not _now().is_plain or pickled.find(b"multiprocessing") >= 0

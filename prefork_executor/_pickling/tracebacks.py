@@ -1,22 +1,21 @@
 """Tracebacks to plain data and back: real ones, with frames.
 
-tblib's idea: a traceback that Python and its debuggers take for one of their own
-needs frames, and a frame comes from calling a stub whose code has the right file
-and name. What is told of a frame is what tblib tells of it, and more, so that a
-remote traceback prints, and is shown by a debugger, exactly as a local one: the
-line and the columns of the instruction, where its function begins, and
-``__tracebackhide__``.
+The idea is tblib's. A traceback that Python and its debuggers accept needs frames, and a
+frame comes from calling a stub whose code has the right file and name. We record of a
+frame what tblib records, and more: the line and the columns of the instruction, where the
+function begins, and ``__tracebackhide__``. So a remote traceback prints, and looks in a
+debugger, exactly like a local one.
 
-So the stubs are made here and not by tblib, whose own have none of these. Ours are
-generators, too, that are never started. The frame of a function that has raised
-goes on referring to the frame that called it, that one to its own caller, and so
-on; and through them an exception would keep alive all that was at hand where it
-was unpickled, other tasks' results included. A frame that never ran has no caller.
+So the stubs are made here: tblib's have none of these. Ours are also generators that
+are never started. The frame of a function that has raised keeps referring to its caller's
+frame, that to its own caller, and so on. Through them an exception would keep alive all
+objects in the frames where it was unpickled, other tasks' results included. A frame that
+never ran has no caller.
 
 The variables do not travel: they are the task's data, of any kind and any size.
 
-tblib is never installed into copyreg: what pickle does elsewhere in the caller's
-process is not ours to change.
+tblib is never installed into copyreg. We must not change what pickle does elsewhere in
+the caller's process.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ if TYPE_CHECKING:
     from typing import Any
 
     Place = dict[str, Any]
-    """What is told of one frame of a traceback."""
+    """What is recorded of one frame of a traceback."""
 
 MAX_FRAMES = 1000
-"""Frames of one traceback that travel, as many as Python's own recursion limit
-allows; of a longer one the two ends, and between them a frame that says so."""
+"""Frames of one traceback that travel, as many as Python's default recursion limit. Of a longer
+traceback the two ends travel, and between them a frame that says so."""
 
 _NO_COLUMNS, _COLUMNS = 13, 14
-"""Kinds of entries of a code object's line table."""
+"""Types of entries in a code object's line table."""
 
 
 def dump_traceback(traceback: types.TracebackType | None, skip_frames: int) -> list[Place]:
-    """A traceback, without so many of its outermost frames if it has others."""
+    """A traceback as data, without its outermost ``skip_frames`` frames if it has others."""
     frames = []
     while traceback is not None:
         frames.append(traceback)
         traceback = traceback.tb_next
-    # At least one stays: where else could the exception have been raised?
+    # At least one frame stays: the exception was raised in it.
     frames = frames[min(skip_frames, len(frames) - 1) :] if frames else []
     if len(frames) <= MAX_FRAMES:
         return [_dump_frame(tb) for tb in frames]
@@ -69,7 +68,7 @@ def _dump_frame(tb: types.TracebackType) -> Place:
 
     code = tb.tb_frame.f_code
     line = tb.tb_lineno if tb.tb_lineno is not None else code.co_firstlineno
-    # One by one: tblib's own chain nests, and pickling would recurse into it.
+    # One frame at a time: tblib nests its chain, and pickling would recurse into it.
     alone = types.TracebackType(None, tb.tb_frame, tb.tb_lasti, line)
     place: Place = Traceback(alone).as_dict()
     place["hidden"] = _is_hidden(tb.tb_frame)
@@ -80,15 +79,15 @@ def _dump_frame(tb: types.TracebackType) -> Place:
 
 
 def _position(code: types.CodeType, instruction: int) -> tuple[int | None, ...]:
-    """An instruction's first and last line and first and last column."""
+    """An instruction's first line, last line, first column and last column."""
     if instruction < 0:
         return (None,) * 4
     return next(itertools.islice(code.co_positions(), instruction // 2, None), (None,) * 4)
 
 
 def _is_hidden(frame: types.FrameType) -> bool:
-    """Whether its function has told pytest not to show it."""
-    # Not asked of every frame: f_locals makes a dict of all its variables.
+    """Whether the frame's function has told pytest not to show it."""
+    # Check the names first: f_locals makes a dict of all variables.
     name = "__tracebackhide__"
     return name in frame.f_code.co_varnames and frame.f_locals.get(name) is True
 
@@ -121,8 +120,8 @@ def _make_code(place: Place, stub: types.CodeType) -> types.CodeType:
 
 
 def _line_table(place: Place, steps: int) -> bytes:
-    """A table that gives so many instructions the one position. The format is
-    described in CPython's Objects/locations.md."""
+    """A table that gives ``steps`` instructions the same position. CPython's
+    Objects/locations.md describes the format."""
     line, end_line, column, end_column = place["position"]
     if line is None:
         line = place["tb_lineno"]
@@ -144,7 +143,7 @@ def _signed_varint(number: int) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Six bits a byte, the lowest first; all bytes but the last are marked."""
+    """Six bits a byte, the lowest first. All bytes except the last are marked."""
     result = bytearray()
     while number >= 64:
         result.append(0x40 | number & 63)

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     Refer = Callable[[Any], Any]
-    """Says of a function, a class or a module how it travels: NotImplemented, by its name;
-    a pair as ``__reduce__`` returns it; BY_VALUE; or None: as cloudpickle thinks. Its method
-    ``change_globals``, if it has one, may change the globals that a function takes along."""
+    """Says how a function, a class or a module travels. NotImplemented: by its name. A pair:
+    as from ``__reduce__``. BY_VALUE. None: as cloudpickle decides. It may have a method
+    ``change_globals``, which may change the globals that travel with a function."""
 
 BY_VALUE = "by value"
