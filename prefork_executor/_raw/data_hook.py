@@ -1,12 +1,12 @@
 """The reader of a raw pool's yells, in the main process or in one of its own.
 
-A hook that raises is logged, and the next yell goes to it all the same. A hook
-process that dies is logged and forked again: it loses the yell that it had taken,
-and no other, because those lie in the channel until somebody takes them. One that
-dies before it has taken any would do so in a loop; so the next comes later and later.
+If the hook raises, that is logged, and the hook still gets the next yell. If the hook's process
+dies, that is logged, and it is forked again. The yell that it had taken is lost, and no other:
+the others stay in the channel until a process takes them. A process that dies before it has
+taken any would be forked again and again, so the time until the next one grows.
 
-The hook process has a leash, as a worker has: a pipe of which only the main process
-holds the writing end. When that is let go, the process reads what is left and ends.
+The hook's process has a leash, as a worker has: a pipe whose writing end only the main process
+holds. When that end is closed, the process reads what is left and ends.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from .child import YellFlags
 logger = logging.getLogger("prefork_executor")
 
 MAX_FAILURES = 5
-"""Hook processes in a row that get nowhere, after which the end of the pool waits for
-no more: a second and a half, with the waits between them."""
+"""Hook processes in a row that die before taking a yell. After that many, the end of the pool no
+longer waits: with the pauses between them this takes a second and a half."""
 
 DataHook = Callable[[int, Any, int | None], object]
 
@@ -45,11 +45,10 @@ class YellReader:
     def __init__(self, yells: Socket, hook: DataHook | None) -> None:
         self._receiver = Receiver(yells)
         self._hook = hook
-        # Shared with the process that is forked to read. Only one reads at a time.
+        # Shared with the hook's process. Only one process reads at a time.
         self._taken = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         self.unthawed: bytes = b""
-        """The bytes of the yell that the hook is called for, if they could not be
-        thawed."""
+        """While the hook runs: the bytes of its yell, if they could not be thawed."""
 
     @property
     def descriptor(self) -> int:
@@ -57,17 +56,17 @@ class YellReader:
 
     @property
     def taken(self) -> int:
-        """Yells taken so far, in whichever process."""
+        """How many yells have been taken so far, in any process."""
         return self._taken[0]
 
     def drop(self) -> int:
-        """Take what is there and forget it. Returns how many yells it was."""
+        """Take all yells that are there and drop them. Returns how many there were."""
         before, self._hook = self.taken, None
         self.read()
         return self.taken - before
 
     def read(self, limit: int | None = None) -> None:
-        """Read what is there now, ``limit`` yells at most."""
+        """Read the yells that are there now, at most ``limit``."""
         while limit is None or limit > 0:
             try:
                 packet = self._receiver.receive(DONTWAIT)
@@ -76,7 +75,7 @@ class YellReader:
             except ProtocolError:
                 logger.exception("a malformed yell was dropped")
                 continue
-            self._taken[0] += 1  # Before it is heard: that may be the end of us.
+            self._taken[0] += 1  # Before the hook runs, since the hook may end this process.
             self._handle(packet)
             limit = None if limit is None else limit - 1
 
@@ -106,12 +105,12 @@ class YellReader:
 
 
 class HookProcess:
-    """The dedicated process in which the hook runs. Not yet forked.
+    """The process in which the hook runs, if it has one of its own. Not yet forked.
 
     Args:
         reader: reads the yells there.
-        settle: called there once its handlers stand, to close what belongs to the
-            main process alone, and to open the signals.
+        settle: called there when its handlers are installed. It closes what belongs to the
+            main process alone, and unblocks the signals.
     """
 
     def __init__(self, reader: YellReader, settle: Callable[[], None]) -> None:
@@ -123,8 +122,8 @@ class HookProcess:
         self._forget_failures()
 
     def ensure_running(self) -> None:
-        """Fork it, or fork it again if it has ended, unless it is too early for that:
-        to be called again after :meth:`due_in` seconds."""
+        """Fork the process, or fork it again if it has ended. If it is too early for that, do
+        nothing: call this again after :meth:`due_in` seconds."""
         if self._pid:
             status = processes.try_reap(self._pid)
             if status is None:
@@ -139,7 +138,7 @@ class HookProcess:
             self._failed()
 
     def due_in(self) -> float | None:
-        """Seconds until it is to be forked again; None while it runs."""
+        """Seconds until the process may be forked again; None while it runs."""
         return None if self._pid else max(0.0, self._due - time.monotonic())
 
     def _ended(self, status: int) -> None:
@@ -166,8 +165,8 @@ class HookProcess:
         self._due = time.monotonic() + self._delay
 
     def let_go(self) -> None:
-        """In the main process: tell it that no more will come. In a child: close
-        the copy, which would keep it from ending."""
+        """In the main process: tell the hook's process that no more yells will come. In a child:
+        close the copy of the leash, which would keep that process from ending."""
         if self._leash >= 0:
             posix.close(self._leash)
             self._leash = -1
@@ -203,8 +202,8 @@ class HookProcess:
 
     def _become_hook_process(self, main: int) -> None:
         signals.forget_handlers()
-        # It ends when the main process says so, after the last child's last yell. A
-        # handler, unlike SIG_IGN, is not passed on to programs that the hook runs.
+        # This process ends when the main process says so, after the last child's last yell.
+        # Unlike SIG_IGN, a handler does not pass to programs that the hook runs.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _do_nothing)
         processes.die_with_parent(main)
@@ -222,14 +221,14 @@ class HookProcess:
                 return
 
     def finish(self) -> None:
-        """Let it read what is left, and wait for its end. If it dies of that, what
-        is left goes to another, and is given up if MAX_FAILURES get nowhere."""
+        """Let the process read what is left, and wait for its end. If it dies, another reads the
+        rest. If MAX_FAILURES in a row take no yell, the rest is given up."""
         self._forget_failures()
         while self._pid or descriptors.readable(self._reader.descriptor):
             if self._failures == MAX_FAILURES:
                 self._give_up()
                 return
-            time.sleep(self.due_in() or 0.0)  # No child waits for us any more.
+            time.sleep(self.due_in() or 0.0)  # By now no child waits for this process.
             self.ensure_running()
             if self._pid:
                 self.let_go()
@@ -238,11 +237,11 @@ class HookProcess:
     def _give_up(self) -> None:
         given_up = self._reader.drop()
         logger.error(
-            "the data hook's process did not live to take a yell, %d times in a row; "
+            "the data hook's process died %d times in a row before it took a yell; "
             "yells given up: %d",
             *(MAX_FAILURES, given_up),
         )
 
 
 def _do_nothing(_signum: int, _frame: object) -> None:
-    """Stands where a signal is to have no effect."""
+    """A handler for signals that must have no effect."""

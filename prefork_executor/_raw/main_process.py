@@ -1,12 +1,12 @@
-"""What a raw pool does in its main process: fork, reap, wait, hear, and see all off.
+"""What a raw pool does in its main process: fork, reap, wait, read yells, and end all children.
 
-All signals but SIGCHLD are blocked while the pool works on its books, all of them
-while it forks. They are open while it waits and while a data hook runs. So a handler
-of yours runs between two steps, never within one, and may call ``pf_done``, which
-does everything then and there, except that what the interrupted step still uses is
-closed only when that step ends (``_depth`` counts the steps within one another).
-It may also raise, at any line at which they are open: so what must be undone is done
-within the ``try`` that undoes it, and is set back, not counted back.
+The pool blocks all signals except SIGCHLD while it works on its books, and all signals while it
+forks. They are open while it waits and while a data hook runs. So a handler of yours runs between
+two steps, never within one. It may call ``pf_done``, which then does everything at once, except
+that what the interrupted step still uses is closed only when that step ends (``_depth`` counts
+nested steps). A handler may also raise, at any line at which signals are open. So everything
+that must be undone happens within the ``try`` that undoes it, and a value is set back to what it
+was, not decremented.
 """
 
 from __future__ import annotations
@@ -32,21 +32,20 @@ from .data_hook import DataHook, HookProcess, YellReader
 
 T = TypeVar("T")
 YELLS_A_TURN = 100
-"""Yells that a hook in the main process hears before the pool looks after its
-children again."""
+"""Yells that a hook in the main process gets before the pool looks after its children again."""
 _ALL_BUT_CHILD = signals.ALL_SIGNALS - {signal.SIGCHLD}
-"""SIGCHLD's handler is the pool's own and does nothing but wake it."""
+"""SIGCHLD has the pool's own handler, which only wakes the pool."""
 
 
 class MainProcess:
-    """The process that has set up the pool; in a child, what it has left of it.
+    """The process that has set up the pool. In a child, what is left of it there.
 
     Args:
         limits: how many children there may and should be.
         handlers: signal dispositions that every child starts with.
-        hook: hears what children yell.
-        hook_in_main: whether it runs here, and not in a process of its own.
-        return_on_failure: whether a fork that failed is the caller's to retry.
+        hook: called with what children yell.
+        hook_in_main: whether the hook runs here, and not in a process of its own.
+        return_on_failure: whether the caller retries a fork that failed.
         term_timeout: seconds that a child may take to end.
     """
 
@@ -125,12 +124,12 @@ class MainProcess:
 
     @property
     def pids(self) -> list[int]:
-        """The children that have not been waited for yet."""
+        """The children that have not been reaped yet."""
         return self._pool.pids
 
     @property
     def error(self) -> bytes | str:
-        """Of the yell that the hook is called for, the bytes that could not be thawed."""
+        """While the hook runs: the bytes of its yell, if they could not be thawed."""
         return self._reader.unthawed or ""
 
     def whip_kids(self, code: Callable[..., object], args: tuple[Any, ...]) -> int | None:
@@ -175,7 +174,7 @@ class MainProcess:
         if not self._is_main():
             return
         with self._signals_held("pf_done"):
-            if not self._is_done:  # Else a handler did it all, just before they were held.
+            if not self._is_done:  # A handler may have done it just before signals were blocked.
                 self._is_done = True
                 self._see_all_off()
         if exitcode is not None:
@@ -203,11 +202,11 @@ class MainProcess:
                 signals.restore_mask(mask)
 
     def _with_signals_open(self, call: Callable[..., T], *args: Any) -> T:
-        """Call with the signals as they were when we were called, except that nothing
-        may interrupt the end.
+        """Call with the signal mask that our caller had, except that nothing may interrupt the
+        end.
 
-        No context manager: a handler that raises just before its end is entered would
-        leave that for the garbage collector, and so the signals blocked for good."""
+        This is no context manager: a handler that raises just before the block's end would
+        leave that to the garbage collector, and signals would stay blocked for good."""
         mask = signals.current_mask()
         try:
             if not self._is_done:
@@ -220,7 +219,7 @@ class MainProcess:
     def _regulate(self) -> None:
         if self._is_done:
             return
-        self._release_the_dead()  # A handler may have raised before we came to that.
+        self._release_the_dead()  # A handler may have raised before this was done.
         if self._hook_process is not None:
             self._hook_process.ensure_running()
         if not self._owed and not self._pool.is_quiet():
@@ -228,7 +227,7 @@ class MainProcess:
             self._owed = self._pool.regulate(lambda _counts: 0).start
 
     def _fork_one(self) -> bool:
-        """True in the new child, whose signals are still held: a handler may raise."""
+        """Returns True in the new child, where signals are still blocked: a handler may raise."""
         self._owed -= 1
         processes.flush_streams()
         seat = self._pool.fork_worker()
@@ -261,13 +260,13 @@ class MainProcess:
             status = 0
         except SystemExit as leave:
             status = _exit_status(leave)
-        except BaseException:  # Whatever it was, the child ends here.
+        except BaseException:  # Whatever it is, the child ends here.
             traceback.print_exc()
         finally:
             try:
                 assert self.child is not None
                 self.child.exit(status)
-            finally:  # A handler that raises ends it all the same.
+            finally:  # Even if a handler raises, this ends the child.
                 processes.leave(status)
 
     def _wait(self) -> None:
@@ -276,7 +275,7 @@ class MainProcess:
             self._look_after_events(ready)
 
     def _wait_for_events(self) -> list[int]:
-        # A handler may have called done() as the signals opened.
+        # A handler may have called done() when the signals were unblocked.
         return [] if self._is_done else self._pool.wait(self._hook_due_in())
 
     def _hook_due_in(self) -> float | None:
@@ -302,26 +301,26 @@ class MainProcess:
         except BaseException as raised:
             if not is_the_end or isinstance(raised, Exception):
                 raise
-            self._raised = self._raised or raised  # Nothing cuts the end short.
+            self._raised = self._raised or raised  # It must not cut the end short.
 
     def _see_all_off(self) -> None:
         self._pool.end_all(signal.SIGTERM)
         while self._pool.pids:
             if self._hook_process is not None:
-                self._hook_process.ensure_running()  # A full channel would hold children up.
+                self._hook_process.ensure_running()  # If the channel is full, children wait.
             self._look_after_events(self._pool.wait(self._hook_due_in()))
             self._pool.see_off()
         if self._hook_process is not None:
             self._hook_process.finish()
         else:
             self._reader.read()
-        self._doorbell.ring()  # We may be within a wait, which is to end.
+        self._doorbell.ring()  # This may run within a wait, which must end.
         if self._raised is not None:
             raise self._raised
 
 
 def _become_group_leader() -> None:
-    """A process group of our own, as the original has, unless we lead one."""
+    """Lead a process group of our own, as the original does, unless we lead one already."""
     with contextlib.suppress(PermissionError):
         if os.getpgrp() != os.getpid():
             os.setpgid(0, 0)

@@ -1,4 +1,4 @@
-"""The options of raw mode: checked where they are given, each error by its name."""
+"""The options of raw mode, checked where they are given. Each error names the option."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNHANDLED = (signal.SIGKILL, signal.SIGSTOP)
 
 
 class Spares(NamedTuple):
-    """How many children, as given; None: the default, as far as the others allow."""
+    """The counts of children as given. None: the default, as far as the others allow it."""
 
     min_spare_servers: int | None
     max_spare_servers: int | None
@@ -27,10 +27,10 @@ class Spares(NamedTuple):
     max_servers: int
 
     def limits(self) -> Limits:
-        """What the regulator goes by.
+        """The limits for the regulator.
 
         Raises:
-            TypeError, ValueError: a count that is none, or two that contradict.
+            TypeError, ValueError: a value that is no count, or two that contradict each other.
         """
         for name, value in self._asdict().items():
             _check_count(name, value, minimum=0 if name == "start_servers" else 1)
@@ -69,10 +69,10 @@ def _given(value: int | None, default: int, *bounds: int | None) -> int:
 
 
 def handlers(child_sigh: ChildSignals | None) -> dict[int, Handler]:
-    """Signal numbers to dispositions. SIGTERM is among them, whatever was given.
+    """Signal numbers to dispositions. SIGTERM is always among them.
 
     Raises:
-        TypeError, ValueError: no such signal, or nothing that handles one.
+        TypeError, ValueError: there is no such signal, or the value is no handler.
     """
     if child_sigh is None:
         child_sigh = {}
@@ -110,19 +110,19 @@ def _handler(names: str, handler: object) -> Handler:
 
 
 def check_hook(hook: object) -> None:
-    """Raises TypeError if it cannot be called."""
+    """Raise TypeError if the hook cannot be called."""
     if hook is not None:
         check_function("child_data_hook", hook)
 
 
 def check_on_fork_failure(value: object) -> None:
-    """Raises ValueError if it is neither of the two words."""
+    """Raise ValueError if the value is neither of the two words."""
     if value not in ("retry", "return"):
         raise ValueError(f'on_fork_failure must be "retry" or "return", not {value!r}')
 
 
 def check_term_timeout(value: object) -> None:
-    """Raises TypeError or ValueError if it is no time to wait."""
+    """Raise TypeError or ValueError if the value is no time to wait."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"term_timeout must be a number of seconds, not {type(value).__name__}")
     if not 0 < value < float("inf"):

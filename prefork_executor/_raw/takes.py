@@ -1,11 +1,11 @@
 """What a raw child takes: connections, datagrams, what it reads from pipes.
 
-A child is idle until it says that it is busy. In between it may have taken something, and who
-tells it to leave must know. So in a child the calls below note what they return, in the very
-step that returns it: no signal handler can come in between (see :func:`noting`).
+A child counts as idle until it says that it is busy. In between it may have taken something, and
+the process that tells it to leave must know that. So in a child the calls below note what they
+return, in the same step that returns it: no signal handler can run in between (see :func:`noting`).
 
 ==============================  =====================================================
-call                            of what
+call                            applies to
 ==============================  =====================================================
 ``socket.accept``               any listener, so in socketserver, ssl, asyncio as well
 ``socket.recv``, ``recv_into``  sockets that keep messages whole: datagrams of UDP
@@ -14,8 +14,8 @@ and these ``_into``
 ``os.read``, ``os.readv``       pipes, FIFOs
 ==============================  =====================================================
 
-Other ways of taking are not seen: a library in C, a file object over a pipe, whose buffer may
-hold what was meant for others anyway, and functions that were looked up before the
+Other ways of taking are not seen: a library in C, a file object over a pipe (whose buffer may
+hold what was meant for other children anyway), and functions that were looked up before the
 fork (``from os import read``).
 """
 
@@ -42,7 +42,7 @@ class Takes:
     """What this process has taken since it last said what it does.
 
     Args:
-        before: called before each of these calls. False: it need not be noted.
+        before: called before each of these calls. It returns False if nothing need be noted.
     """
 
     def __init__(self, before: Callable[[], bool]) -> None:
@@ -53,11 +53,11 @@ class Takes:
         return bool(self._last)
 
     def clear(self) -> None:
-        """It has said so now."""
+        """The process has now said what it does."""
         self._last = []
 
     def begin(self) -> None:
-        """From now on, in this process: it was forked for that, and nobody else is here."""
+        """Note takes from now on. This process was forked for that, and has one thread."""
         sockets: Any = socket.socket
         sockets._accept = self.noting(sockets._accept, _is_any)
         for name in _RECEIVE:
@@ -69,15 +69,15 @@ class Takes:
     def noting(
         self, call: Callable[..., Any], concerns: Callable[[Any], bool]
     ) -> Callable[..., Any]:
-        """The call, which notes what it returns if its first argument concerns us."""
+        """Wrap the call: it notes what it returns if its first argument ``concerns`` us."""
 
         @functools.wraps(call)
         def noted(source: Any, *args: Any, **kwargs: Any) -> Any:
             if not (concerns(source) and self._before()):
                 return call(source, *args, **kwargs)
             taken = self._last = []
-            # All of this is one step: a handler runs before the call has taken anything, or
-            # when it is in the list.
+            # All of this is one step: a handler runs either before the call has taken
+            # anything, or when it is in the list.
             taken.extend(map(operator.call, (functools.partial(call, source, *args, **kwargs),)))
             return taken[0]
 
@@ -96,4 +96,4 @@ def _is_pipe(descriptor: Any) -> bool:
     try:
         return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
     except (OSError, TypeError, OverflowError):
-        return False  # The call itself says what is wrong.
+        return False  # The call itself reports what is wrong.

@@ -1,8 +1,8 @@
-"""Contexts: what starts the supervisor. multiprocessing's own, and those of packages that
-have been made from it or for its like: ``multiprocess``, ``billiard``, ``loky``.
+"""Contexts: what starts the supervisor. They come from multiprocessing, or from a package that
+is made from it or resembles it: ``multiprocess``, ``billiard``, ``loky``.
 
-All have ``Process`` and ``get_start_method``, and that is all that is asked of them. What
-travels to the process is pickled by the package's own means, so its locks and queues may.
+Nothing is required of them but ``Process`` and ``get_start_method``. The package itself pickles
+what travels to the process, so its locks and queues may be among that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class ProcessContext(Protocol):
-        """What can start a process: a context, or a module that has its functions."""
+        """An object that can start a process: a context, or a module that has its functions."""
 
         @property
         def Process(self) -> Any: ...  # noqa: N802
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 _COPIES = ("multiprocess.util",)
-"""What has state of its own that must be told of a fork, and of the end of a process, as
-multiprocessing.util has. billiard shares that one."""
+"""Modules with state of their own that must be told of a fork and of the end of a process, like
+multiprocessing.util. billiard shares that one."""
 
 
 def find_context(given: Context | str | None) -> Any:
-    """The context that is meant by ``mp_context``.
+    """The context that ``mp_context`` means.
 
     Raises:
         TypeError: it cannot start a process.
@@ -52,11 +52,11 @@ def find_context(given: Context | str | None) -> Any:
             raise ValueError(f"mp_context: {error}") from None
     if not _starts_processes(given):
         raise TypeError(
-            "mp_context must be a start method's name or a multiprocessing context, or one "
-            f"of a package like it that can start a process, not {_described(given)}"
+            "mp_context must be a start method's name, a multiprocessing context, or a context "
+            f"of a similar package that can start a process, not {_described(given)}"
         )
     if isinstance(given, types.ModuleType):
-        # Its start method may be set anew; that of a context stays.
+        # A module's start method may be set later; that of a context cannot change.
         return getattr(given, "get_context", lambda: given)()
     return given
 
@@ -77,11 +77,12 @@ def _described(given: object) -> str:
 
 
 def connection_type(context: Any) -> Any:
-    """The type of what the context's package can give to a process that it starts, made
-    from a descriptor. (A socket it could not, if the program is patched by gevent.)
+    """The type of connection that the context's package can pass to a process that it starts. It
+    is made from a descriptor. (The package could not pass a socket if gevent has patched the
+    program.)
 
     Raises:
-        OSError: no descriptor.
+        OSError: no descriptor is left.
     """
     if isinstance(context, BaseContext) or not hasattr(context, "Pipe"):
         return Connection
@@ -92,8 +93,8 @@ def connection_type(context: Any) -> Any:
 
 
 def dumps(context: Any, thing: object) -> bytes:
-    """Pickle a thing as the context's package pickles the arguments of a process. Only while
-    that starts one may there be locks and queues in it."""
+    """Pickle an object as the context's package pickles the arguments of a process. Locks and
+    queues can only be pickled while the package starts one."""
     reducer = getattr(context, "reducer", None)
     if reducer is None:
         package = type(context).__module__.partition(".")[0]
@@ -102,8 +103,8 @@ def dumps(context: Any, thing: object) -> bytes:
 
 
 def detach(connection: Any) -> int:
-    """The descriptor of such a connection, which owns it no more; -1 if it was closed. (In a
-    program that gevent has patched its ``close`` would leave that to the hub.)"""
+    """Take the descriptor out of such a connection; -1 if it was closed. (Do not use its
+    ``close``: in a program that gevent has patched, that would leave the closing to the hub.)"""
     descriptor, connection._handle = connection._handle, None
     return -1 if descriptor is None else int(descriptor)
 
@@ -115,8 +116,8 @@ def _loaded_copies() -> Iterator[Any]:
 
 
 def starters_name() -> str:
-    """In a process that a context has started: the name of the one that has done so. The
-    package whose context it was knows it; for the others this is a main process."""
+    """In a process that a context has started: the name of the process that started it. Only
+    the context's package knows the name. For the other packages this is a main process."""
     for package in ("multiprocessing", "multiprocess", "billiard"):
         module: Any = sys.modules.get(f"{package}.process")
         name = getattr(module and module.current_process(), "_parent_name", None)
@@ -126,13 +127,13 @@ def starters_name() -> str:
 
 
 def tell_copies_of_fork() -> None:
-    """In a new worker. For multiprocessing itself its Process does so."""
+    """In a new worker. For multiprocessing itself, its Process class does this."""
     for util in _loaded_copies():
         util._finalizer_registry.clear()
         util._run_after_forkers()
 
 
 def tell_copies_of_end() -> None:
-    """As a worker leaves: queues write what they hold, and so on."""
+    """When a worker leaves: queues write what they hold, for example."""
     for util in _loaded_copies():
         util._exit_function()

@@ -1,35 +1,36 @@
 """SIGTERM and SIGHUP that come from outside.
 
 A service manager, a container's init, a closing terminal or ``kill -- -PGID`` sends them to
-every process of a program at once. It is the program's own process that decides what then
-becomes of its tasks: its handler may shut the executor down, which finishes them; or it may
-have none, and die of the signal. So:
+every process of a program at once. The program's own process decides what happens to its
+tasks. Its handler may shut the executor down, which finishes them. Or it has no handler, and
+the signal kills it. So:
 
-* The *main process* of a pool, the supervisor, takes no notice of them. It ends with its
-  client, however that ends.
+* The *main process* of a pool, the supervisor, ignores these signals. It ends when its
+  client ends, however that happens.
 * A *worker* that gets one finishes the task it holds, sends the outcome, takes no other
-  task and leaves in peace. One that is idle leaves at once; one that starts, after its
-  initializer. It says on its slot that it was ASKED, and no crash is counted.
-* The pool's own SIGTERM, for a time limit, say, is to end the task. The pool says so in
-  the slot's DOOMED word before it sends the signal, and then our handler lets the signal
-  have its default effect.
-* A task that sends such a signal to its own process means it: that has its default effect.
-* What a task or an initializer sets instead of our handler stays in force, and what the
-  caller's process ignored is ignored.
-* What somebody's at-fork function has set in a worker before ours, as coverage's does, is
-  called before the signal has its default effect. It cannot be left to itself: what it may
-  restore and raise again is the handler of the process that was forked, which survives.
-* What is forked off here has nothing of this: there both signals have their default effect.
-  (What is executed loses every handler anyway.)
+  task and leaves in order. An idle worker leaves at once, and a starting one after its
+  initializer. It says on its slot that it was ASKED, so this does not count as a crash.
+* The pool's own SIGTERM, for a time limit for example, must end the task. The pool sets the
+  slot's DOOMED word before it sends the signal. Then our handler lets the signal have its
+  default effect.
+* If a task sends such a signal to its own process, the signal has its default effect.
+* A handler that a task or an initializer sets in place of ours stays in force. What the
+  caller's process ignored stays ignored.
+* A handler that an at-fork function has set in a worker before ours, as coverage's does, is
+  called before the signal has its default effect. We cannot rely on it to end the worker: it
+  may restore the handler of the process that was forked, and raise the signal again, and that
+  handler survives it.
+* Processes that a worker forks get none of this: in them both signals have their default
+  effect. (An executed program loses all handlers anyway.)
 
-A handler in Python runs late, when a long call into C returns. And from CPython 3.13 on, in
-a process that was forked by another thread than the main one, it does not run at all until
-something asks for it (see `_system.signals.run_handlers`): a worker asks between two tasks. That is
-all that a signal from outside needs, but too late for the pool's own. So the kernel is told
-to restore the default effect as it delivers the first signal to our handler
-(SA_RESETHAND); our handler, when it runs, restores itself. Whoever has doomed a worker looks
-whether the default effect is in force there, and then sends the signal once more, and that
-ends it at once. A handler that the task itself has set is not reset, and gets one signal.
+A handler in Python runs late if a long call into C is under way. And from CPython 3.13 on, in a
+process that a thread other than the main one has forked, it does not run until some code asks for
+it (see `_system.signals.run_handlers`). A worker asks between two tasks. That is enough for a
+signal from outside, but too late for the pool's own. So the kernel is told to restore the default
+effect when it delivers the first signal to our handler (SA_RESETHAND). When our handler runs,
+it installs itself again. The process that has doomed a worker checks whether the default effect
+is in force there, and then sends the signal once more, which ends the worker at once. A handler
+that the task has set is not reset, and gets only one signal.
 """
 
 from __future__ import annotations
@@ -47,20 +48,20 @@ from .._system.self_sent import is_self_sent
 from .._system.signals import Handler
 
 NUMBERS = (signal.SIGTERM, signal.SIGHUP)
-"""The signals that this is about."""
+"""The signals in question."""
 
 _slot: tuple[memoryview[int], int] | None = None
 _asked_early = 0
 _bell: Doorbell | None = None
 _is_forgotten_in_forks = False
 _found: dict[int, Callable[[int, types.FrameType | None], object]] = {}
-"""What at-fork functions had set in this process before our handler took its place."""
+"""The handlers that at-fork functions had set in this process before ours replaced them."""
 _masks: dict[int, set[int]] = {}
-"""Of threads that fork just now: the signals that were blocked there before."""
+"""For each thread that is forking: the signals that it blocked before."""
 
 
 def ignore() -> None:
-    """In a process that runs a pool for a caller: take no notice of these signals."""
+    """In a process that runs a pool for a caller: ignore these signals."""
     global _is_forgotten_in_forks
     for number in _not_ignored():
         signals.set_handler(number, _take_no_notice)
@@ -70,13 +71,13 @@ def ignore() -> None:
 
 
 def is_own(handler: Handler) -> bool:
-    """Whether it is one of this module's."""
+    """Whether this handler is one of this module's."""
     return handler in (_take_no_notice, _leave_after_task)
 
 
 def install() -> None:
-    """In a new worker, in which these signals are blocked still. At-fork functions have run,
-    also those that were registered after this module's own."""
+    """In a new worker, which still blocks these signals. All at-fork functions have run, even
+    those registered after this module's own."""
     for number in _not_ignored():
         found = signals.set_handler(number, _leave_after_task)
         if callable(found) and not is_own(found):
@@ -84,8 +85,8 @@ def install() -> None:
 
 
 def begin(words: memoryview[int], base: int) -> Doorbell:
-    """In a new worker: from now on its slot, whose words begin at ``base``, says what has
-    been asked. Returns a bell that a signal rings, for whoever waits."""
+    """In a new worker: from now on its slot, whose words begin at ``base``, says when the worker
+    has been asked to leave. Returns a bell that such a signal rings, for code that waits."""
     global _slot, _bell
     _slot, _bell = (words, base), Doorbell.new()
     signal.set_wakeup_fd(_bell.write_end, warn_on_full_buffer=False)
@@ -103,11 +104,11 @@ def _not_ignored() -> list[int]:
 
 
 def _take_no_notice(_signum: int, _frame: types.FrameType | None) -> None:
-    """Not SIG_IGN, which would hold in all that is executed from here as well."""
+    """Not SIG_IGN: that would stay in force in every program executed from here."""
 
 
 def _leave_after_task(number: int, frame: types.FrameType | None) -> None:
-    """A worker's handler. It may run between any two steps of the worker's."""
+    """A worker's handler. It may run between any two steps of the worker."""
     global _asked_early
     if _slot is None:
         _asked_early = number
@@ -122,19 +123,20 @@ def _leave_after_task(number: int, frame: types.FrameType | None) -> None:
             os.kill(os.getpid(), number)
     words[base + sb.ASKED] = 1
     words[base + sb.RETIRE] = 1
-    if signal.getsignal(number) is _leave_after_task:  # Or another has called this one.
+    if signal.getsignal(number) is _leave_after_task:  # Otherwise another handler called it.
         _let_next_end(number)
 
 
 def _let_next_end(number: int) -> None:
-    """Or the one after that, if there is something to call before it ends this process."""
+    """Let the next signal end this process, or the one after it if the next must first call an
+    at-fork function's handler."""
     if number not in _found:
         signals.default_after_next(number)
 
 
 def _hold() -> None:
-    """Before a fork: what is sent to the child as soon as it exists waits until
-    :func:`_forget` has run there, or it would meet our handler."""
+    """Before a fork: a signal that is sent to the child at once must wait there until
+    :func:`_forget` has run. Otherwise it would meet our handler."""
     mask = signals.current_mask()
     _masks[threading.get_ident()] = mask
     signals.block_signals(NUMBERS)
@@ -147,7 +149,7 @@ def _let_go() -> None:
 
 
 def _forget() -> None:
-    """In a process that was forked off this one: be as any other."""
+    """In a process that was forked off this one: remove our handlers."""
     global _slot, _asked_early, _bell
     _found.clear()
     for number in NUMBERS:

@@ -1,4 +1,4 @@
-"""What the caller has asked for: of an executor, and of a task."""
+"""What the caller has asked for: options of an executor, and of a task."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class TaskOptions:
-    """What its caller asked for: seconds that one run of the task may take (None: as
-    long as it likes), and runs after the first if its worker dies or time is up."""
+    """Options of one task: the seconds that one run of it may take (None: any number), and how
+    often it runs again if its worker dies or its time is up."""
 
     def __init__(self, timeout: float | None = None, retries: int = 0) -> None:
         self.timeout = timeout
@@ -29,25 +29,25 @@ DEFAULT_OPTIONS = TaskOptions()
 
 
 class Settings:
-    """What a supervisor and its workers need to know, from the executor's constructor,
-    where most of it is described.
+    """What a supervisor and its workers need to know of the executor's arguments. The executor's
+    constructor describes most of them.
 
-    Forked, a supervisor has it as it is. On its way to a spawned one, what is the user's is
-    *sealed*: it travels as bytes, and nothing of it runs before it is unsealed, in the process
-    that needs it.
+    A forked supervisor has the object as it is. On the way to a spawned one, the user's objects
+    are *sealed*: they travel as bytes, and none of their code runs until they are unsealed in the
+    process that needs them.
 
     Attributes:
-        is_forked: the supervisor has the caller's ``__main__`` because it is forked.
+        is_forked: whether the supervisor is forked, and so has the caller's ``__main__``.
         context: what starts the supervisor. Only in the caller.
-        has_preload: there is a ``preload``, sealed or not.
-        is_preload_called: it is a callable.
+        has_preload: whether there is a ``preload``, sealed or not.
+        is_preload_called: whether it is a callable.
         share_main: True, False, or None for "auto".
         added: further initializers and their arguments.
-        main: how the main module is to be imported, in multiprocessing's words; empty if
-            it is not.
-        initializer_modules: where the initializers come from.
+        main: how to import the main module, in multiprocessing's terms; empty if it must not
+            be imported.
+        initializer_modules: the modules that define the initializers.
         sealed: the initializers and the finalizer, and their arguments.
-        sealed_preload: a ``preload`` that is called.
+        sealed_preload: a callable ``preload``.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Settings:
 
     @property
     def initializers(self) -> Iterator[_Initializer]:
-        """What a new worker calls, in this order: the user's own has the last word."""
+        """What a new worker calls, in this order: the user's own initializer comes last."""
         yield from self.added
         if self.initializer is not None:
             yield self.initializer, self.initargs
 
     @property
     def users_things(self) -> dict[str, Any]:
-        """What may fail to travel to the supervisor, by the names that users know."""
+        """The objects that may fail to travel to the supervisor, by their names for users."""
         return {
             "initializer": self.initializer,
             **{f"initargs[{i}]": argument for i, argument in enumerate(self.initargs)},
@@ -103,11 +103,11 @@ class Settings:
         }
 
     def unseal_initializers(self) -> None:
-        """Raises whatever unpickling them raises."""
+        """Raises whatever unpickling the initializers raises."""
         self.__dict__.update(pickle.loads(self.sealed), sealed=b"")
 
     def unseal_preload(self) -> None:
-        """If it is sealed. Raises whatever unpickling it raises."""
+        """If ``preload`` is sealed. Raises whatever unpickling it raises."""
         if self.sealed_preload:
             self.preload = pickle.loads(self.sealed_preload)
             self.sealed_preload = b""

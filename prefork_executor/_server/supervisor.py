@@ -1,16 +1,16 @@
 """The supervisor: a process that runs a `WorkerPool` for one executor.
 
-Single-threaded whenever it forks, for the life of the pool, whatever threads the
-caller's process has. It runs no task. Of the user's code it has run at most what was found
-to be fit to be shared by all workers, and that before there were any: `template.py` has how
-that comes about, and which process the pool then runs in. It must outlive no
-caller: it watches the caller's process (a pidfd where there is one) and its control
-socket, and when either ends it kills every worker and goes.
+It has a single thread whenever it forks, for all of the pool's life, whatever threads the
+caller's process has. It runs no task. It has run at most that part of the user's code that all
+workers may share, and only before there were any workers. `template.py` describes this, and
+which process the pool then runs in. The supervisor must not outlive its caller. It watches the
+caller's process (by a pidfd, if there is one) and its control socket. When either ends, it kills
+every worker and ends.
 
-What it tells upstream goes through the same yell channel as the workers'
-outcomes. A worker's death notice is sent after the worker has ended, so it lies
-behind the worker's last outcome: whoever reads it has read all that the worker
-ever said. The slot is cleared after the notice is sent, never before.
+Its notices go upstream through the same yell channel as the workers' outcomes. A worker's death
+notice is sent after the worker has ended, so it lies behind the worker's last outcome. When the
+client reads the notice, it has read all that the worker ever said. The slot is always cleared
+after the notice is sent.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefork_executor")
 
 MAX_COMMANDS = 128
-"""Commands read at once, where they are not kept apart. Each was written whole."""
+"""Commands to read at once, where they are not kept apart. Each was written whole."""
 RETRY_SEND = 0.005
-"""Seconds until a notice is tried again that the full yell channel did not take."""
+"""Seconds until the supervisor sends a notice again that did not fit into the yell channel."""
 
 
 class Notice(NamedTuple):
-    """What the pool decided, for those who watch it."""
+    """What the pool decided, for observers."""
 
     at: float
     live: int
@@ -65,7 +65,7 @@ class Notice(NamedTuple):
 
 
 class Supervisor:
-    """Runs the pool until the caller ends it or has ended."""
+    """Runs the pool until the caller ends it, or ends itself."""
 
     def __init__(
         self,
@@ -105,16 +105,16 @@ class Supervisor:
         self._channels.board.words[sb.BELL] = int(limits.max_spare < limits.max_workers)
 
     def _begin_worker(self) -> None:
-        """In a new worker: have its signal handlers, and close what belongs to the supervisor
-        alone."""
+        """In a new worker: install its signal handlers, and close what belongs only to the
+        supervisor."""
         end_signals.install()
         signals.install_handlers(self._user_code.handlers)
         self._control.close()
-        self._channels.lifeline.close()  # It hangs on this process's, which hangs on that.
+        self._channels.lifeline.close()  # The worker's hangs on the supervisor, and that on this.
         self._preparation.close()
 
     def run(self) -> None:
-        """Wait, reap, tell, regulate, act; until the end."""
+        """Until the end: wait, reap, tell, regulate, act."""
         self._tell(wire.pack(Kind.SUPERVISOR_READY, os.getpid()))
         while not (self._closing and not self._pool.pids and not self._outbox):
             faults.at("supervisor.waits")
@@ -158,7 +158,7 @@ class Supervisor:
             return
         if kind == Kind.SHUTDOWN:
             self._closing = True
-            # Told when every outcome has been read, and not before.
+            # The client sends this when it has read every outcome, and not before.
             self._pool.retire_all(is_all_done=True)
         elif kind == Kind.END_WORKERS:
             self._pool.end_all(number)
@@ -177,7 +177,7 @@ class Supervisor:
             self._channels.board.words[sb.SIGN] = number
 
     def _tell_unsent(self, death: Death) -> None:
-        """What it had ready to be sent lies before its death, as if it had sent it."""
+        """Send what the worker had ready to send, before its death notice."""
         unsent = self._channels.board.unsent(death.slot)
         if unsent:
             self._tell(wire.pack(Kind.OUTCOMES, death.pid, 0, unsent))
@@ -193,7 +193,7 @@ class Supervisor:
             self._reload = 0
 
     def _with_cause(self, death: Death) -> Death:
-        """Add whether the system was killing for lack of memory, to a SIGKILL."""
+        """If SIGKILL ended the worker, add whether the system was killing for lack of memory."""
         if processes.split_status(death.status)[1] != signal.SIGKILL:
             return death
         before, self._oom_kills = self._oom_kills, machine.oom_kills()
@@ -202,13 +202,13 @@ class Supervisor:
         return death._replace(flags=death.flags | wire.OUT_OF_MEMORY)
 
     def _abandon(self) -> None:
-        """The caller has ended: nothing of the pool may stay."""
+        """The caller has ended: nothing of the pool may remain."""
         self._pool.kill_all()
         os._exit(0)
 
     def _backlog(self, counts: Counts) -> int:
         if counts.idle and not descriptors.readable(self._channels.tasks.fileno()):
-            # Whatever is outstanding is being run, or is an outcome on its way.
+            # All outstanding tasks are running, or their outcomes are on the way.
             return 0
         return max(0, self._channels.board.words[sb.OUTSTANDING] - counts.busy)
 
@@ -221,11 +221,11 @@ class Supervisor:
                 live_as_worker(seat, self._channels, self._settings, self._caller, self._user_code)
 
     def _listen(self, enough: int | None) -> None:
-        """Tell the client above how many tasks to ring. It writes its number and
-        then reads ours, we write ours and then read its: one of us notices."""
+        """Tell the client from how many tasks on it must ring. The client writes its number and
+        then reads ours. We write ours and then read the client's. So one of us notices."""
         words = self._channels.board.words
         limit = sb.NEVER if enough is None else enough
-        if words[sb.ENOUGH] != limit:  # Else the client has long seen it.
+        if words[sb.ENOUGH] != limit:  # Otherwise the client has seen it long ago.
             words[sb.ENOUGH] = limit
             fences.everywhere(self._channels.board)
         if words[sb.OUTSTANDING] > limit:
@@ -244,7 +244,7 @@ class Supervisor:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what can be sent without waiting, in order."""
+        """Send, in order, what can be sent without waiting."""
         while self._outbox:
             packet, death = self._outbox[0]
             try:
@@ -262,15 +262,15 @@ class Supervisor:
 
 def supervise(connection: Any, settings: Settings, client: int) -> None:
     """The supervisor process's main function. ``connection`` holds its end of the control
-    socket, ``client`` is the caller's process id."""
+    socket. ``client`` is the caller's process id."""
     green.forget_hub()
     signals.forget_handlers()
-    # Ctrl-C is the caller's to handle; the pool ends with it, in order.
+    # The caller handles Ctrl-C. The pool ends with the caller, in order.
     signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
     end_signals.ignore()
     control = Socket(fileno=contexts.detach(connection))
     signals.restore_mask(set())
-    # Or nobody could wait for the processes that this one forks.
+    # If it were ignored, this process could not wait for its children.
     signals.install_handlers({signal.SIGCHLD: signal.SIG_DFL})
     with contextlib.closing(control), contextlib.suppress(EOFError):
         channels = WorkerChannels.receive(control, settings.limits.max_workers)
@@ -287,8 +287,8 @@ def _prepare_and_run(
     with contextlib.closing(preparation):
         if not preparation.run():
             return
-        # What has been inherited is never garbage here, and not looking at it keeps
-        # its pages shared with the caller and among the workers.
+        # Inherited objects are never garbage here. If the collector does not look at them, their
+        # pages stay shared with the caller and among the workers.
         gc.freeze()
         processes.flush_streams()
         Supervisor(control, settings, channels, caller, user_code, preparation).run()

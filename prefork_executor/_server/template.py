@@ -1,22 +1,22 @@
 """Which process workers are forked from: the one that has run the user's code, or a clean one.
 
-The process that multiprocessing starts never runs a line of the user's. For each stage of
-that code (see `users_code.py`) it forks a child that does, and watches:
+The process that multiprocessing starts never runs any of the user's code. For each stage of
+that code (see `users_code.py`) it forks a child, which runs the stage while it watches:
 
     the clean process ── forks ──▶ a stage's process: runs it, and looks at what it now holds
         │                             │
         │ ◀── NOT_SHARED ─────────────┤ a thread, a connection, ...: it ends; workers are forked
-        │                             │   from here, and each runs this stage for itself
+        │                             │   from the clean process, and each runs this stage
         │ ◀── SHARED ─────────────────┘ nothing: it runs the next stage, or the pool
 
-So of each two processes one waits and one works. The one that waits has the life of the other:
-when the caller has gone it kills it, whatever it does, be it in one long call of C that lets no
-thread of its own run; and when the other ends, it ends in the same manner, so that the caller,
-whose child it is, sees how. The other way the kernel sees to it: a stage's process is killed
-when the one that waits for it ends.
+So of each two processes one waits and one works. If the caller has gone, the waiting process
+kills the other, even if that is in one long call into C that lets no thread of its own run. If
+the working process ends, the waiting one, which is the caller's child, ends in the same manner,
+so that the caller sees how. And the kernel kills a stage's process when the process that waits
+for it ends.
 
-What ``preload`` leaves behind that may not be shared is an error: it is there for sharing. What
-main leaves behind is no more than the reason why each worker imports main for itself.
+If ``preload`` leaves behind what may not be shared, that is an error: it exists for sharing.
+If main does, each worker merely imports main for itself.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefork_executor")
 
 SHARED, NOT_SHARED = b"s", b"n"
-"""What a stage's process says to the one that has forked it."""
+"""What a stage's process tells the process that has forked it."""
 LEAVE_WITHIN = 10.0
-"""Seconds that a stage's process of no use may take to end: to run what was registered for
-that, say. Then SIGKILL."""
+"""Seconds that a stage's process that workers are not forked from may take to end, for example to
+run what was registered for its end. Then SIGKILL."""
 KILL_WITHIN = 0.5
-"""Seconds that one which runs the pool may take to end when the caller has gone."""
+"""Seconds that the process that runs the pool may take to end when the caller has gone."""
 LOOK_INTERVAL = 0.1
-"""Seconds between two looks for an end, where there is no pidfd that would tell of it."""
+"""Seconds between two checks for a process's end, where there is no pidfd."""
 
 
 class Preparation:
-    """Runs the user's code that comes before tasks, each stage in a process of its own."""
+    """Runs the user's code that precedes tasks, each stage in a process of its own."""
 
     def __init__(
         self,
@@ -78,15 +78,15 @@ class Preparation:
         self._leaving: Leaving | None = None
 
     def run(self) -> bool:
-        """Returns in the process that is to run the pool, True; and False in others that
-        are to end. Those that wait end in here."""
+        """Returns True in the process that must run the pool, and False in others, which must
+        end. Processes that wait end in here."""
         self._channels.board.words[sb.MAIN] = os.getpid()
         self._channels.lifeline.hang_on()
         if not self._settings.is_forked and not self._user_code.has_main:
             self._tell_main({}, [], True)
         for stage in self._user_code.stages:
             if not self._fork():
-                # In the clean process again, which does without.
+                # In the clean process again: its workers run the stage themselves.
                 self._channels.board.words[sb.MAIN] = os.getpid()
                 break
             if not self._run_stage(stage):
@@ -95,21 +95,21 @@ class Preparation:
 
     @property
     def parent(self) -> Socket | None:
-        """At its end if the process that watches this one has ended; None: none does."""
+        """At its end when the process that watches this one has ended; None if there is none."""
         return self._parent
 
     @property
     def patience(self) -> float | None:
-        """Seconds after which :meth:`look` is to be called at the latest."""
+        """Seconds after which :meth:`look` must be called."""
         return None if self._leaving is None else self._leaving.patience
 
     def look(self, *, wait: bool = False) -> None:
-        """See a stage's process off that is of no use."""
+        """Check whether a stage's process that is not shared has ended."""
         if self._leaving is not None and self._leaving.has_ended(wait=wait):
             self._leaving = None
 
     def close(self) -> None:
-        """Close what is this process's own, as its forks do: in them this is a copy."""
+        """Close what belongs to this process. Its forks call this, too: they have a copy."""
         if self._parent is not None:
             self._parent.close()
         self._leaving = None
@@ -117,7 +117,8 @@ class Preparation:
     # --- the process that waits -------------------------------------------------------
 
     def _fork(self) -> bool:
-        """True in the stage's process; False in this one, if it goes on by itself."""
+        """Returns True in the stage's process, and False in this one if workers are forked
+        from it."""
         here, there = descriptors.control_pair()
         parent = os.getpid()
         processes.flush_streams()
@@ -147,7 +148,7 @@ class Preparation:
         return True
 
     def _watch(self, pid: int, link: Socket) -> None:
-        """Wait for what the child says. Returns if it is of no use."""
+        """Wait for the child's answer. Returns if workers cannot be forked from the child."""
         child = processes.open_pidfd(pid)
         poller = Poller()
         try:
@@ -184,7 +185,7 @@ class Preparation:
     # --- the process that runs the stage --------------------------------------------------
 
     def _run_stage(self, stage: list[Step]) -> bool:
-        """Whether this process may go on, and fork workers. If not, it is to end."""
+        """Whether this process may go on, and fork workers. If not, it must end."""
         if not all(map(self._run_step, stage)):
             return False
         self._say(SHARED)
@@ -241,7 +242,7 @@ class Preparation:
 
 
 class Leaving:
-    """A stage's process of no use, which is to end by itself."""
+    """A stage's process that workers are not forked from, and that should end on its own."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -250,11 +251,11 @@ class Leaving:
 
     @property
     def patience(self) -> float | None:
-        """Seconds until it will be killed; None: it has been."""
+        """Seconds until it will be killed; None if it has been."""
         return None if self._is_killed else max(0.0, self._deadline - time.monotonic())
 
     def has_ended(self, *, wait: bool) -> bool:
-        """Whether it has; kills it if its time is up. ``wait``: until it has."""
+        """Whether it has ended. Kills it if its time is up. ``wait``: return when it has ended."""
         while processes.try_reap(self._pid) is None:
             if not self._is_killed and time.monotonic() > self._deadline:
                 logger.warning(
@@ -271,7 +272,7 @@ class Leaving:
 
 
 def tell(channels: WorkerChannels, kind: int, number: int, parts: Sequence[Part]) -> None:
-    """Tell the client, and wait until there is room for it."""
+    """Tell the client. Waits until there is room for the message."""
     with contextlib.suppress(ConnectionError):
         channels_module.send(channels.yells, kind, number, 0, parts)
 
@@ -284,7 +285,7 @@ def _left_behind(reasons: list[str]) -> RuntimeError:
 
 
 def _end_with_caller(pid: int, patience: float) -> NoReturn:
-    """The caller has gone. The child sees that as well, if it runs the pool and is not stopped."""
+    """The caller has gone. If the child runs the pool and is not stopped, it sees that, too."""
     deadline = time.monotonic() + patience
     while processes.try_reap(pid) is None:
         if time.monotonic() >= deadline:
@@ -295,7 +296,7 @@ def _end_with_caller(pid: int, patience: float) -> NoReturn:
 
 
 def _end_likewise(status: int) -> NoReturn:
-    """Let this process end as its child has, for whoever waits for this one."""
+    """End this process in the same way as its child, so that its parent sees how."""
     code, number = processes.split_status(status)
     if number is not None:
         processes.end_by_signal(number)

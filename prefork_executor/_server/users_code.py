@@ -1,14 +1,14 @@
-"""What a pool runs of the user's before there are tasks, step by step.
+"""What a pool runs of the user's code before there are tasks, step by step.
 
 1. ``preload``, if it names modules: they are imported.
 2. Under spawn and forkserver, the caller's main module is imported as multiprocessing
-   imports it, under the name ``__mp_main__``, and the modules of the initializers.
-3. ``preload``, if it is to be called.
+   imports it, under the name ``__mp_main__``, and so are the modules of the initializers.
+3. ``preload``, if it is a callable: it is called.
 4. The initializers and their arguments are unpickled.
 
-The last is each worker's own business, always. Any other runs once, in a process from which
-workers are forked, if what it leaves there may be shared (see `template.py`); else it is each
-worker's own business as well. Which steps are left a worker knows, because it is a copy of the
+Each worker always does the last step itself. Each other step runs once, in a process from which
+workers are forked, if they may share what it leaves there (see `template.py`). If not, each
+worker runs that step as well. A worker knows which steps are left, because it is a copy of the
 process in which the others have run.
 """
 
@@ -31,17 +31,17 @@ PHRASES = (
     "initializer or initargs could not be unpickled",
     "the initializer failed",
 )
-"""What is said if it fails, by number."""
+"""What messages say if a step fails, by its number."""
 
 
 def failure_phrase(number: int) -> str:
-    """The same for a number that has come in a message."""
+    """The phrase for a number that came in a message."""
     return PHRASES[number] if number < len(PHRASES) else "the start failed"
 
 
 class Step:
-    """One of the above: its number, what does it, and what comes before that, which leaves
-    nothing but what the caller wants to be shared."""
+    """One of the steps above: its number, the function that does it, and a function that runs
+    before it. Whatever ``prepare`` leaves behind, the caller wants to be shared."""
 
     def __init__(
         self, number: int, run: Callable[[], None], prepare: Callable[[], None] | None = None
@@ -52,15 +52,15 @@ class Step:
 
 
 class UserCode:
-    """The steps, and which of them are left to do in this process and its forks.
+    """The steps, and which of them this process and its forks still have to run.
 
     Attributes:
-        left: those that are left, in order.
-        stages: those to be tried for all workers at once. The steps of a stage run in one
-            process; what a stage before it has loaded is shared in any case.
-        has_main: there is something to import of main, or of the initializers'.
-        why_not: why main is not among them, if it is imported at all.
-        is_told: the caller knows what the imported main module holds.
+        left: the steps that are left, in order.
+        stages: those to try for all workers at once. The steps of a stage run in one
+            process. What an earlier stage has loaded is shared in any case.
+        has_main: whether the main module, or those of the initializers, must be imported.
+        why_not: why main is not in a stage, if it is imported at all.
+        is_told: whether the caller knows what the imported main module holds.
         handlers: the signal handlers that the steps have installed, for workers.
     """
 
@@ -85,7 +85,7 @@ class UserCode:
         return "" if self._settings.share_main else "share_main is False"
 
     def run(self, step: Step) -> None:
-        """Run a step that is left."""
+        """Run one of the steps that are left."""
         if step.prepare is not None:
             step.prepare()
         step.run()
@@ -93,9 +93,9 @@ class UserCode:
 
     @contextlib.contextmanager
     def keeping_handlers(self) -> Iterator[None]:
-        """Signal handlers that are installed within are meant for workers, as if each had run
-        this by itself, and not for this process. What an at-fork function has set in this
-        process is its own: it will set another in each worker."""
+        """Signal handlers that are installed in this block are meant for workers, as if each had
+        run the block itself. They are removed from this process. A handler set by an at-fork
+        function stays: that function sets another in each worker."""
         before = _handlers()
         try:
             yield
@@ -114,15 +114,15 @@ class UserCode:
 
     def _import_main(self) -> None:
         process = multiprocessing.process.current_process()
-        # As long as this is set nobody can start a process. A script that would do so whenever
-        # it is imported gets multiprocessing's explanation, and no pool within a pool.
+        # While this is set, the process can start no other. A script that starts one whenever
+        # it is imported gets multiprocessing's explanation, instead of a pool within a pool.
         process._inheriting = True  # type: ignore[attr-defined]
         try:
             _import_as_multiprocessing_does(self._settings.main)
         finally:
             del process._inheriting  # type: ignore[attr-defined]
         for name in filter(None, self._settings.initializer_modules):
-            # Unpickling the initializer, which needs the module, will say what is wrong.
+            # If this fails, unpickling the initializer, which needs the module, reports it.
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
@@ -138,7 +138,7 @@ def _handlers() -> dict[int, signals.Handler]:
 
 
 def _import_as_multiprocessing_does(main: Mapping[str, str]) -> None:
-    from multiprocessing import spawn  # It takes a while, and a forked supervisor needs it not.
+    from multiprocessing import spawn  # It is slow, and a forked supervisor does not need it.
 
     if "init_main_from_name" in main:
         spawn._fixup_main_from_name(main["init_main_from_name"])  # type: ignore[attr-defined]

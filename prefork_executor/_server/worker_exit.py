@@ -1,32 +1,32 @@
 """What happens in a worker's process after its last task.
 
-A worker was forked and ends by ``os._exit``. If it ended as an interpreter does, it would run
-what other processes have registered for their own end. What is the worker's own happens here,
-in this order:
+A worker was forked and ends by ``os._exit``. If it ended like an interpreter, it would run what
+other processes have registered for their own end. So the worker's own functions run here, in
+this order:
 
-1. Threads are joined, daemons excepted.
+1. Threads are joined, except daemons.
 2. atexit functions run, the last one registered first.
-3. Finalizers run that ``weakref.finalize`` has made, ``TemporaryDirectory``'s for one.
-4. multiprocessing's finalizers run; children of the worker are joined. The same for packages
-   that are copies of it.
+3. Finalizers made by ``weakref.finalize`` run, that of ``TemporaryDirectory`` for example.
+4. multiprocessing's finalizers run, and children of the worker are joined. The same for
+   packages that are copies of multiprocessing.
 5. Logging handlers are flushed and closed.
 6. Files are flushed.
 
-Whatever one of them raises, SystemExit included, the others still run. The supervisor kills
-a worker that takes longer than ``_pool.leaving.LEAVE_WITHIN`` for all of it. A worker that is
-killed does none of it. (The user's ``finalizer`` comes before, see worker.py.)
+If one of them raises, even SystemExit, the others still run. If all of this takes longer than
+``_pool.leaving.LEAVE_WITHIN``, the supervisor kills the worker. A worker that is killed does none
+of it. (The user's ``finalizer`` runs earlier, see worker.py.)
 
 What belongs to another process
 -------------------------------
-atexit functions, finalizers and buffers that were there before the fork are copies of somebody
-else's. Functions and finalizers never run here. For buffers and logging handlers it
-depends on whose they are:
+atexit functions, finalizers and buffers that existed before the fork are copies of another
+process's. Functions and finalizers never run here. Buffers and logging handlers depend on the
+process:
 
-* If the supervisor was forked from the caller, they are the caller's, who will write them. So
-  only what was made in this process is flushed. (gc.freeze() tells the two apart: what
-  is frozen is not in gc.get_objects().)
-* Otherwise they come from an import that stands for the worker's own. Had the worker imported
-  for itself, it would have had the same in its buffers. So ``__main__``'s are flushed as well.
+* If the supervisor was forked from the caller, they are the caller's, and the caller will write
+  them. So only what was made in this process is flushed. (gc.freeze() tells the two apart:
+  gc.get_objects() does not return frozen objects.)
+* Otherwise they come from an import that was done for the worker. If the worker had imported
+  for itself, it would have the same in its buffers. So those of ``__main__`` are flushed as well.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 _finalize: Any = weakref.finalize
 _mp_util: Any = multiprocessing.util
 _FILE: type = _io._IOBase
-"""The type of every file object. (io.IOBase, which is abstract, takes longer to ask.)"""
+"""The type of every file object. (Checking for io.IOBase, which is abstract, takes longer.)"""
 _CLOSED_AT_END = (
     ("gzip", "GzipFile"),
     ("bz2", "BZ2File"),
@@ -63,32 +63,32 @@ _CLOSED_AT_END = (
     ("zipfile", "ZipFile"),
     ("shelve", "Shelf"),
 )
-"""Modules and types of what writes its last bytes when it is closed, as it is when an
-interpreter ends."""
+"""Modules and types of objects that write their last bytes when they are closed, as happens when
+an interpreter ends."""
 _CANNOT_TELL_FROZEN = "t" in sys.abiflags
-"""Whether gc.get_objects() has what is frozen, too: it does where Python is free-threaded."""
+"""Whether gc.get_objects() returns frozen objects, too: it does in free-threaded Python."""
 
 
 class WorkerExit:
-    """Made as the worker begins; from then on what is registered is the worker's own.
+    """Made when the worker begins. What is registered from then on is the worker's own.
 
     Args:
-        is_fork_of_caller: whether what was inherited is the caller's.
+        is_fork_of_caller: whether inherited objects belong to the caller.
     """
 
     def __init__(self, is_fork_of_caller: bool) -> None:
         self._pid = os.getpid()
         self._is_fork_of_caller = is_fork_of_caller
         atexit._clear()
-        # Or weakref would register a function of its own, which runs what was inherited and
-        # ends at the first SystemExit.
+        # Otherwise weakref would register a function of its own. That one runs inherited
+        # finalizers, too, and stops at the first SystemExit.
         _finalize._registered_with_atexit = True
         self._first_finalizer = next(_finalize._index_iter)
         self._inherited_handlers = self._handlers() if is_fork_of_caller else []
         gc.freeze()
 
     def run(self) -> None:
-        """Do all that is to be done at the worker's end. Never raises."""
+        """Do all that a worker does at its end. Never raises."""
         steps = (
             self._join_threads,
             atexit._run_exitfuncs,
@@ -102,7 +102,7 @@ class WorkerExit:
             self._attempt(step)
 
     def _attempt(self, step: Callable[..., object], *args: object) -> bool:
-        """False if it raised."""
+        """Returns False if the step raised."""
         try:
             step(*args)
         except BaseException as error:
@@ -110,7 +110,7 @@ class WorkerExit:
             return False
         finally:
             if os.getpid() != self._pid:
-                os._exit(0)  # What ran has forked, and this is the copy.
+                os._exit(0)  # The step has forked, and this process is the copy.
         return True
 
     def _say(self, what: str) -> None:
@@ -119,7 +119,7 @@ class WorkerExit:
 
     def _join_threads(self) -> None:
         if not self._attempt(threading._shutdown):  # type: ignore[attr-defined]
-            # It calls functions of others first, and one of them has raised.
+            # It first calls functions of other modules, and one of them has raised.
             for thread in threading.enumerate():
                 if not thread.daemon and thread is not threading.current_thread():
                     thread.join()
@@ -130,7 +130,8 @@ class WorkerExit:
                 self._attempt(finalizer)
 
     def _own_finalizers(self) -> list[Callable[[], object]]:
-        """What weakref.finalize has made here and has not been called, the oldest first."""
+        """The finalizers that weakref.finalize has made here and that have not run, the oldest
+        first."""
         own = [
             (info.index, finalizer)
             for finalizer, info in list(_finalize._registry.items())
@@ -139,7 +140,7 @@ class WorkerExit:
         return [finalizer for _, finalizer in sorted(own, key=operator.itemgetter(0))]
 
     def _finalize_multiprocessing(self) -> None:
-        # Each call that raises has used up a finalizer.
+        # A call that raises has removed one finalizer.
         while not self._attempt(_mp_util._run_finalizers, 0):
             pass
         self._attempt(_mp_util._exit_function)
@@ -169,12 +170,12 @@ class WorkerExit:
         for thing in to_close:
             self._attempt(thing.close)
         for file in files if to_close else ():
-            self._attempt(_flush, file)  # The last bytes of what was closed.
+            self._attempt(_flush, file)  # The last bytes of files that were just closed.
 
     def _things(self) -> Iterator[Any]:
-        """All that may be a file which this worker has to flush."""
+        """All objects that may be files which this worker has to flush."""
         if not self._is_fork_of_caller:
-            # Of what was inherited these alone: to look at all that other modules have takes
+            # Of inherited objects only these: looking at all that other modules have takes
             # several milliseconds a worker.
             yield from list(vars(sys.modules["__main__"]).values())
         if not (self._is_fork_of_caller and _CANNOT_TELL_FROZEN):
@@ -182,12 +183,12 @@ class WorkerExit:
 
 
 def _flush(file: Any) -> None:
-    with contextlib.suppress(ValueError):  # It is closed, or its buffer was taken from it.
+    with contextlib.suppress(ValueError):  # It is closed, or its buffer was detached.
         file.flush()
 
 
 def _is_any(thing: object, kinds: tuple[type, ...]) -> bool:
-    # By its type alone: to ask a proxy for its class may run code of its own.
+    # Not isinstance(): asking a proxy for its class may run code of its own.
     return issubclass(type(thing), kinds)
 
 
