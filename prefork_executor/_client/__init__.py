@@ -1,6 +1,6 @@
 """The caller's end of a pool.
 
-The data's way::
+The way of the data::
 
     caller's threads            the I/O thread                    the pool's processes
 
@@ -16,8 +16,8 @@ The data's way::
                          │                                          │
     Future.result ◀── tell the futures                              │
                                                                     │
-    DirectReader, for who waits ◀──────────────── yell channel ◀────┘
-    for the only task there is
+    DirectReader, for a caller ◀───────────────── yell channel ◀────┘
+    that waits for the only task
 
                       tell it what to do ──────── control ──────▶ supervisor
                       read notices ◀───────────── yell channel ◀──┘

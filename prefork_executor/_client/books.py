@@ -2,18 +2,18 @@
 
 The locks
 ---------
-There are three kinds. Whoever takes more than one takes them in this order:
+There are three kinds. A thread that takes more than one takes them in this order:
 
-1. ``DirectReader.reading``: only its holder reads from the yell channel. The I/O thread has
-   it always, except while it waits; so ``on_yell`` and callbacks run while it is held.
+1. ``DirectReader.reading``: only its holder reads from the yell channel. The I/O thread always
+   has it, except while it waits. So it is held while ``on_yell`` and callbacks run.
 2. ``Books.lock`` guards all that is in here. Every thread takes it, for as short a time as
-   possible: nothing is pickled, copied or hashed while it is held, and no future gets its
-   result. Only the first start of a pool takes longer, and who submits meanwhile waits for it.
-3. The lock of one future, in which nothing else is taken.
+   possible: while it is held, nothing is pickled, copied or hashed, and no future gets its
+   result. Only the first start of a pool takes longer, and submits wait for it.
+3. The lock of one future. A thread that holds it takes no other.
 
-While a thread holds one of the last two, it runs no code of the user's, with one exception: a
-signal handler runs wherever it comes in. So ``Books.lock`` is one that its holder may take
-again, and `_support/locks.py` says how it gets free when a handler raises.
+A thread that holds one of the last two runs no user code, with one exception: a signal handler
+may run at any point. So ``Books.lock`` can be taken again by its holder, and `_support/locks.py`
+says how it becomes free when a handler raises.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Books:
-    """What the caller's threads and the I/O thread both write."""
+    """What both the caller's threads and the I/O thread write."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -40,15 +40,15 @@ class Books:
         self.history = History()
         self.lifecycle = Lifecycle()
         self.recorder: Recorder | None = None
-        """Of the recording that is on."""
+        """That of the recording that is on, if any."""
 
     def record(self, recorder: Recorder | None) -> None:
-        """From now on, for this recorder."""
+        """Record for this recorder from now on."""
         self.recorder = recorder
 
     def disown(self) -> None:
-        """In a child that the caller forked, where others than this thread may have held the
-        lock."""
+        """In a child that the caller forked, where another thread may have held the lock at
+        the fork."""
         self.lock = threading.RLock()
         self.recorder = None
         self.lifecycle.become_copy()

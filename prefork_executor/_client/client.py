@@ -1,12 +1,12 @@
 """The caller's end of one pool: what executors call, the start, and the end.
 
-Any thread may submit. The I/O thread (`io_loop.py`) reads what comes upstream (but for
-`direct.py`), resolves futures, sends what waits, and looks after the supervisor. `books.py`
-has what both write, and the order of the locks.
+Any thread may submit. The I/O thread (`io_loop.py`) reads what comes upstream (except what
+`direct.py` reads), resolves futures, sends waiting tasks, and looks after the supervisor.
+`books.py` has what both write, and the order of the locks.
 
 The client holds both ends of the task pipe and of the yell channel. So they
-outlive a supervisor; tasks in the pipe can be taken back; and a marker sent to
-oneself tells when all that others sent before it has been read.
+outlive a supervisor, and tasks in the pipe can be taken back. When a marker that the client
+has sent to itself arrives, it has read all that was sent before.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 MEASURE_EVERY, MEASURE_SHORT_EVERY = 16, 64
-"""Of the tasks that find others waiting, the wait of one in so many is measured; of those
-known to be short, of which there are many, one in the second number. Of those that find
-none, of each: then there is time for it."""
+"""How many tasks share one measurement of a wait, if other tasks wait already: the second number
+for functions known to be short, the first for others. A task that finds none waiting is always
+measured: then there is time for it."""
 MAX_WAITING_BYTES = 64 * 1024 * 1024
-"""Bytes of pickled calls that wait, from which on what is submitted is kept as it is, and
-pickled when its turn has come."""
+"""When so many bytes of pickled calls wait, further calls are kept as they are, and pickled when
+their turn comes."""
 MAX_ACCEPTED_TOGETHER, ACCEPT_WITHIN = 64, 0.001
-"""Calls that are pickled before the first of them is accepted, where many are submitted, at
-most; and the seconds after which no more is added to those: workers may be waiting."""
+"""When many calls are submitted, at most this many are pickled before the first of them is
+accepted. After this many seconds no more are added: workers may be waiting."""
 
 
 class Client:
-    """Owns one supervisor and the channels to its pool. Started by the first task."""
+    """Owns one supervisor and the channels to its pool. The first task starts it."""
 
-    # From _start on; _thread is None before.
+    # From _start on. _thread is None before that.
     _channels: PoolChannels
     _poller: Poller | GreenPoller
     _dispatcher: Dispatcher
@@ -90,7 +90,7 @@ class Client:
         self._settings = settings
         self._roster = Roster(self._live_workers, self._end_worker, self._stop)
         self.processes = Processes(self._roster)
-        """The workers, for whoever looks for them as a ProcessPoolExecutor's."""
+        """The workers, in the form in which a ProcessPoolExecutor has them."""
         self._yell_hooks = YellHooks(on_yell)
         self._books = Books()
         self._lock = self._books.lock
@@ -136,7 +136,7 @@ class Client:
                 self._accept(task)
             return future
         except BaseException:
-            # A signal handler may have raised half-way: the I/O thread does the rest.
+            # A signal handler may have raised half-way. The I/O thread does the rest.
             release_to(self._lock, before)
             if self._thread is not None:
                 self._wake()
@@ -149,7 +149,7 @@ class Client:
         kwargs: dict[str, Any],
         options: TaskOptions,
     ) -> tuple[TaskFuture, Task | None]:
-        """A call's future and task; no task if the call cannot be pickled."""
+        """A call's future and task. There is no task if the call cannot be pickled."""
         future = TaskFuture()
         future.client = self._direct
         snapshot = self._main.snapshot
@@ -160,10 +160,10 @@ class Client:
         except pickle.PicklingError as error:
             let_through(error)
             self._lifecycle.check_open()
-            # Its traceback would lead to this frame, and from here to the future.
+            # Its traceback would refer to this frame, and so to the future.
             future.set_exception(error.with_traceback(None))
             return future, None
-        # Not under the lock: this may run code of the user's, a proxy's, say.
+        # Without the lock: this may run user code, that of a proxy for example.
         task = Task(future, self._ledger.timing_of(fn), options, payload, snapshot)
         future.task = task
         if payload is None:
@@ -175,8 +175,8 @@ class Client:
     def submit_all(
         self, calls: Iterable[tuple[Any, ...]], options: TaskOptions, futures: list[Future[Any]]
     ) -> None:
-        """Submit these calls, each a function and its arguments, and put their futures into
-        the list. Those that will have to wait are accepted several at a time."""
+        """Submit these calls, each a function and its arguments, and append their futures to
+        the list. Calls that will have to wait are accepted several at a time."""
         calls = iter(calls)
         for call in calls:
             if self._thread is None or self._dispatcher.is_to_send_now():
@@ -187,7 +187,7 @@ class Client:
             try:
                 self._submit_batch(itertools.chain((call,), following), options, futures)
             except BaseException:
-                release_to(self._lock, before)  # As in submit.
+                release_to(self._lock, before)  # As in submit().
                 self._wake()
                 raise
 
@@ -212,22 +212,22 @@ class Client:
             self._dispatcher.report()
 
     def _enqueue(self, task: Task) -> None:
-        """With the lock held: it is accepted, and waits."""
+        """With the lock held: accept the task, which then waits."""
         if task.names is not None and task.snapshot is not self._main.snapshot:
-            task.unbind()  # The supervisor is another than a moment ago.
+            task.unbind()  # Another supervisor has started since it was pickled.
         waiting = len(self._ledger.waiting)
         if not waiting % MEASURE_EVERY and (not waiting % MEASURE_SHORT_EVERY or not task.is_short):
             task.submitted = time.monotonic_ns() >> wire.TICK
         self._ledger.enqueue(task)
 
     def _wrap(self, task: Task) -> None:
-        """In the caller's thread, before it is in the books."""
+        """In the caller's thread, before the task is in the books."""
         try:
             task.wrap(self._channels.files)
         except BaseException as error:
             if not is_about_the_task(error):
                 raise
-            # The I/O thread finds the same, and tells the future.
+            # The I/O thread will get the same error, and set it on the future.
 
     def _accept(self, task: Task) -> None:
         failed: Failed = []
@@ -235,27 +235,27 @@ class Client:
             ledger = self._ledger
             self._lifecycle.check_open()
             if self._is_starting:
-                # A signal handler, or a finalizer: the I/O thread will send it.
+                # This is a signal handler or a finalizer: the I/O thread will send the task.
                 self._enqueue(task)
                 return
             is_next = self._dispatcher.is_to_send_now()
             self._enqueue(task)
-            # A signal handler, or a finalizer, may have submitted or shut down meanwhile.
+            # Meanwhile a signal handler or a finalizer may have submitted or shut down.
             if is_next and ledger.waiting and ledger.waiting[0] is task:
                 if (not task.bulk and task.deferred is None) or task.parcel is not None:
                     ledger.number(task)
                     task.future.begin_unshared()
                     self._dispatcher.send(task, failed)
                 else:
-                    self._wake()  # To get it ready.
+                    self._wake()  # The I/O thread prepares it.
             elif task.deferred is not None and not ledger.in_flight:
-                self._wake()  # What it waited for may have become known since.
+                self._wake()  # What it waited for may be known by now.
             parcel = None
             if task.parcel is not None and task.number not in ledger.in_flight:
                 parcel = task.unwrap()
             self._dispatcher.report()
         if parcel is not None:
-            # Somebody was quicker: what waits is not to be in memory twice.
+            # Another thread was quicker. A waiting task must not be in memory twice.
             parcel.give_to(self._channels.files)
         if task.bulk:
             self._dispatcher.close_sent()
@@ -263,7 +263,7 @@ class Client:
             fail_all(failed)
 
     def _wake(self) -> None:
-        """Make the I/O thread look around."""
+        """Make the I/O thread look for work."""
         self._channels.wake()
 
     @leaves_unlocked
@@ -282,10 +282,10 @@ class Client:
             self._thread.join()
 
     def abandon(self) -> None:
-        """Nobody refers to the executor any more: close it once its work is done.
+        """Nothing refers to the executor any more: close it when its work is done.
 
-        Takes no lock and waits for nothing, because the garbage collector calls it,
-        in whatever thread it runs, which may hold the lock."""
+        The garbage collector calls this, in any thread, which may hold the lock. So it takes no
+        lock and waits for nothing."""
         self._lifecycle.abandon()
         if self._thread is not None:
             self._wake()
@@ -302,14 +302,15 @@ class Client:
         return thread is None or not thread.is_alive()
 
     def _may_wait_for(self, thread: threading.Thread) -> bool:
-        """Whether it could end meanwhile: it cannot wait for itself, nor go on while a
-        signal handler waits that has interrupted what holds the lock."""
+        """Whether the thread can end while this one waits. The I/O thread cannot wait for
+        itself. Nor can it go on while a signal handler waits that has interrupted the lock's
+        holder."""
         return thread is not threading.current_thread() and not self._direct.is_needed()
 
     @leaves_unlocked
     def end_workers(self, number: int, reason: str) -> None:
-        """See PreforkExecutor.terminate_workers and kill_workers: the same, by
-        one signal or the other."""
+        """See PreforkExecutor.terminate_workers and kill_workers, which differ only in the
+        signal."""
         with self._lock:
             self._lifecycle.check_own()
             if self._thread is not None and self._lifecycle.phase is not Phase.ENDED:
@@ -317,7 +318,7 @@ class Client:
 
     @leaves_unlocked
     def end(self, reason: str) -> None:
-        """Shut down without waiting, and end what runs, by SIGTERM. Does not wait."""
+        """Shut down, and end running tasks by SIGTERM. Does not wait."""
         if self._lifecycle.is_copy:
             return
         self.shutdown(wait=False, cancel=True)
@@ -325,7 +326,7 @@ class Client:
 
     @leaves_unlocked
     def _stop(self, reason: str) -> None:
-        """Break the pool: the program has ended all of its processes. Does not wait."""
+        """Break the pool, because the program has ended all its processes. Does not wait."""
         if self._lifecycle.is_copy:
             return
         with self._lock:
@@ -353,12 +354,12 @@ class Client:
 
     @property
     def context(self) -> Any:
-        """How the supervisor starts."""
+        """The context that starts the supervisor."""
         return self._context
 
     @property
     def broken(self) -> str:
-        """Why the pool cannot go on; empty if it can."""
+        """Why the pool cannot go on. Empty if it can."""
         return "" if self._lifecycle.broken is None else self._lifecycle.broken[0]
 
     @property
@@ -367,18 +368,18 @@ class Client:
 
     @property
     def thread(self) -> threading.Thread | None:
-        """The I/O thread, from the first task on."""
+        """The I/O thread. None before the first task."""
         return self._thread
 
     @leaves_unlocked
     def unfinished(self) -> tuple[list[Task], list[Task]]:
-        """The tasks that were sent to workers, and those that wait for that."""
+        """The tasks that were sent to workers, and those that wait to be sent."""
         with self._lock:
             return list(self._ledger.in_flight.values()), list(self._ledger.waiting)
 
     @leaves_unlocked
     def start(self) -> None:
-        """Start the pool, if it has not been started."""
+        """Start the pool, unless it has been started."""
         if self._thread is None:
             self._start()
 
@@ -408,7 +409,7 @@ class Client:
             if self._thread is not None and self._supervisors.current is not None:
                 self._supervisors.tell(Kind.RELOAD, self._reloads.begin(reloaded))
                 return reloaded
-        reloaded.set_result(None)  # The workers to come are new.
+        reloaded.set_result(None)  # All workers that will start are new.
         return reloaded
 
     def add_yell_hook(self, kind: type, hook: Callable[[int, Any], object]) -> None:
@@ -450,7 +451,7 @@ class Client:
 
     @leaves_unlocked
     def end_record(self, recorder: Recorder) -> None:
-        """Tell it what runs now, and nothing any more. Safe to call again."""
+        """Tell the recorder what runs now, and nothing after that. Safe to call again."""
         with self._lock:
             if self._books.recorder is not recorder:
                 return
@@ -480,7 +481,7 @@ class Client:
         try:
             self._start_all()
         except BaseException as error:
-            # Of signal handlers and finalizers, which came in between.
+            # Tasks that signal handlers and finalizers have submitted meanwhile.
             left = self._ledger.clear() if self._thread is None else []
             why = f"the pool could not be started: {type(error).__name__}: {error}"
             failed.extend((task, BrokenProcessPool(why)) for task in left)
@@ -508,7 +509,8 @@ class Client:
             if not is_green:
                 self._direct.open(channels, self._enter_direct, self._wake)
             self._poller.register(self._channels.yells.fileno(), shared=True)
-            self._lifecycle.check_open()  # Or the interpreter's end has not seen this pool.
+            self._lifecycle.check_open()  # The interpreter may be ending, without this pool.
+            # Otherwise multiprocessing passes the tracker on.
             # Else multiprocessing passes it on.
             tracker = Tracker.new() if self._settings.is_forked else None
             if tracker is not None:
@@ -542,7 +544,7 @@ class Client:
         with self._lock:
             lifecycle = self._lifecycle
             if lifecycle.phase is Phase.ENDED:
-                return  # A signal handler has closed it meanwhile, and has not waited in vain.
+                return  # A signal handler has meanwhile closed the pool.
             self._books.history.note_backlog(self._ledger, self._channels.board)
             if self._ledger.settle(number, duration) is not None:
                 self._books.history.finished += 1
@@ -556,14 +558,14 @@ class Client:
     # --- in the I/O thread ---------------------------------------------------------------
 
     def _run(self) -> None:
-        with self._lock:  # Until it has been started, or that was interrupted.
+        with self._lock:  # Wait until the thread has been started, or its start failed.
             if self._thread is not threading.current_thread():
                 return
             self._lifecycle.after(Event.STARTED)
         self._loop.run()
 
     def _break(self, reason: str, cause: BaseException | None = None) -> None:
-        """The pool cannot go on: fail every task, end every process."""
+        """The pool cannot go on: fail every task, and end every process."""
         with self._lock:
             self._lifecycle.break_off(reason, cause)
             tasks = self._ledger.clear()
@@ -576,9 +578,9 @@ class Client:
         self._reloads.end_all(error)
 
     def _end(self) -> None:
-        """All processes have ended: close everything, end the I/O thread."""
+        """All processes have ended: close everything, and end the I/O thread."""
         with self._lock:
-            # A signal handler may have closed the pool in the midst of a submit.
+            # A signal handler may have closed the pool in the middle of a submit.
             left = self._ledger.clear()
             self._books.history.close(self._channels.board)
             self._close()
@@ -593,7 +595,7 @@ class Client:
     # --- a fork of the caller's process --------------------------------------------------------
 
     def disown(self) -> None:
-        """In a child that the caller forked: this copy is not the executor."""
+        """In a child that the caller forked, where this copy is not the executor."""
         self._loop.disown()
         self._channels.close()
         self._poller.close()

@@ -1,42 +1,44 @@
-"""Futures that make their condition only when somebody waits.
+"""Futures that make their condition only when a thread waits.
 
-Most futures are asked for their result when it is there, and until then nobody waits.
-For these the condition, and taking its lock at each step, is most of what a future costs.
+Most futures are asked for their result when it is there, and until then no thread waits.
+For these, making the condition and taking its lock at each step is most of what a future costs.
 So the I/O thread takes its two steps, from PENDING to RUNNING and from there to FINISHED,
-without it, as long as nobody has asked for it.
+without the condition, unless a thread has asked for it.
 
-Who asks for the condition, to wait, to cancel, to add a callback, and the I/O thread must
-agree who was first. They do by ``dict.setdefault``, which is one step for all threads:
-either puts what it has into a cell of the future, and what is there afterwards tells.
+A thread asks for the condition to wait, to cancel or to add a callback. It and the I/O thread must
+agree which was first. They do so by ``dict.setdefault``, which is one step for all threads:
+each puts something into a cell of the future, and what is there afterwards tells.
 
-* The condition was first: whoever takes a step takes it as in any Future.
-* A step was first: whoever asks for the condition gets none until the step is done; then it
-  gets one, and finds the future in its new state. In the I/O thread that is a matter of two
-  assignments. A caller who takes the second step may be interrupted between them by a signal
-  handler: so he puts the result into the cell, and anybody can complete the step.
+* If the condition was first, a thread that takes a step takes it as in any Future.
+* If a step was first, a thread that asks for the condition gets it only when the step is done, and
+  finds the future in its new state. In the I/O thread a step is two assignments. A caller that
+  takes the second step may be interrupted between them by a signal handler. So it puts the
+  result into the cell, and any thread can complete the step.
 
-Each step has a cell of its own, because after the first there may be need for a condition.
+Each step has a cell of its own, because a thread may need a condition after the first step.
 
-Callbacks are in a list, from which each is taken once, by whoever is to call it. So adding one
-needs no condition either.
+Callbacks are in a list. The thread that calls one takes it out of the list, so it is called once.
+So adding a callback needs no condition either.
 
-Who waits for a result needs none: a plain lock, his *bell*, will do. He puts
-it there, and looks at the state again; whoever brings the future to its end changes the state,
-and looks for bells. One of them notices. The first who waits has a place of his own, as his
-bell may be of a better kind; the others are in a list. So no signal handler that raises in
-``result()`` can leave the condition's lock acquired, for which the I/O thread would wait for
-ever. Where a condition is needed, its lock is released when a handler has raised.
+A thread that waits for a result needs no condition. It waits with a plain lock, its *bell*. It
+puts the bell there, and looks at the state again. The thread that ends the future changes the
+state, and then looks for bells. One of the two notices the other. The first waiting thread has a
+place of its own, as its bell may be of a better kind; the other bells are in a list. So no signal
+handler that raises in ``result()`` can leave the condition's lock acquired, for which the
+I/O thread would wait for ever. Where a condition is needed, its lock is released when a
+handler has raised.
 
 In a fork
 ---------
-A process that was forked from the caller's has copies of its futures. Those that had ended are
-as good as the originals. The others will never end there: whoever asks for their result, or
-waits for them in any way, gets an error that says so. Nothing is done for that at the fork, for
-there may be very many. A copy is noticed when it is used: the methods here look for it, and
+A process that was forked from the caller's has copies of its futures. Copies of futures that had
+ended are as good as the originals. The others never end there. Code that asks for their result, or
+waits for them in any way, gets an error that says so. Nothing is done for that at the fork, because
+there may be very many. A copy is noticed when it is used: the methods here check for it, and
 ``concurrent.futures.wait`` and ``as_completed`` begin with the condition. Then the copy of a
-future that had not ended loses its state, and reading that raises the error. (The condition
-itself may not: ``wait`` acquires those of many, and would leave them locked.) It gets a
-condition of its own as well, because the I/O thread may have held the other's lock at the fork.
+future that had not ended loses its state, and reading the state raises the error. (Reading the
+condition may not raise: ``wait`` acquires those of many futures, and would leave them locked.) The
+copy also gets a condition of its own, because the I/O thread may have held the other's lock at the
+fork.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Client(Protocol):
-        """Whoever has made a future: `direct.DirectReader`."""
+        """What has made a future: `direct.DirectReader`."""
 
         def bell_for(self, future: TaskFuture) -> Bell: ...
 
@@ -77,7 +79,7 @@ if TYPE_CHECKING:
         def check_wait(self, future: TaskFuture, timeout: float | None) -> None: ...
 
     class Bell(Protocol):
-        """A lock, as far as it is needed."""
+        """What is needed of a lock."""
 
         def acquire(self, *, timeout: float) -> object: ...
 
@@ -94,23 +96,23 @@ _CONDITION, _CONDITION_OF_COPY = "_condition", "_condition_of_copy"
 _IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
     *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
 }
-"""Whether Future is as we know it. If it has come to have more, ours are made as it says."""
+"""Whether Future has the attributes that we know. If not, ours are made as Future makes them."""
 
 
 def _seconds(timeout: float | None) -> float:
-    """As a lock's acquire has it."""
+    """The timeout in the form that a lock's acquire takes."""
     return -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
 
 
 class TaskFuture(_Future):
     """A future of a pool's task.
 
-    ``client`` is something that its client alone has, to know it by; it may know a better
-    bell than a lock."""
+    ``client`` is an object that only its client has, so it identifies the client. It may offer
+    a better bell than a lock."""
 
     client: Client | None = None
     task: Any = None
-    """What its client knows it by. Let go of when it ends: that refers to the future."""
+    """The client's Task. Dropped at the end, because the task refers to the future."""
 
     def __init__(self) -> None:
         if not _IS_KNOWN:
@@ -124,7 +126,7 @@ class TaskFuture(_Future):
         self._done_callbacks: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what is not there.
+        # Called for attributes that are not there.
         if name == "_state" and self.client is not None:
             raise self.client.error_of_copy(self)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -151,13 +153,13 @@ class TaskFuture(_Future):
         if self._is_left_behind:
             cells.pop("_state", None)
         elif self._state == CANCELLED:
-            self._state = CANCELLED_AND_NOTIFIED  # Nobody else is left to say so.
+            self._state = CANCELLED_AND_NOTIFIED  # The I/O thread, which does so, is not here.
         own: threading.Condition = cells.setdefault(_CONDITION_OF_COPY, threading.Condition())
         return own
 
     @property
     def _is_left_behind(self) -> bool:
-        """Whether this is the copy, in a fork, of one that had not ended."""
+        """Whether this is the copy, in a fork, of a future that had not ended."""
         if self.client is None or not self.client.is_copy:
             return False
         return self.__dict__.get("_state") in (None, PENDING, RUNNING)
@@ -192,16 +194,16 @@ class TaskFuture(_Future):
         self._state = FINISHED
 
     def is_task_of(self, client: Client) -> bool:
-        """Whether that is its client, and it is of a task."""
+        """Whether this is the client's, and is that of a task."""
         return self.client is client
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Without a lock in it pickle would take it, and make one that nobody resolves.
+        # Without a lock in it, pickle would accept it, and make a future that never resolves.
         raise TypeError("a future cannot be pickled; pass its result on")
 
     def result(self, timeout: float | None = None) -> Any:
-        """As any future's."""
-        # Most often it is there: the properties below would take longer than this.
+        """See Future.result."""
+        # Most often the result is there. The properties below would take longer than this check.
         if self._state in (PENDING, RUNNING):
             self._wait(timeout)
         if self._state == FINISHED and self._exception is None:
@@ -210,10 +212,10 @@ class TaskFuture(_Future):
         try:
             raise error
         finally:
-            del self, error  # Its traceback leads here.
+            del self, error  # Its traceback refers to this frame.
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As any future's."""
+        """See Future.exception."""
         if not self.has_ended:
             self._wait(timeout)
         if self.has_result:
@@ -231,7 +233,7 @@ class TaskFuture(_Future):
         return self._exception
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait for its end, for so many seconds at most."""
+        """Wait until it has ended, ``timeout`` seconds at most."""
         if self.client is not None:
             self.client.check_wait(self, timeout)
         if not _IS_KNOWN:
@@ -241,29 +243,29 @@ class TaskFuture(_Future):
         if not self._waits_for_bell(timeout):
             self._waits_with_others(timeout)
 
-    # These take no lock, as the state is one word.
+    # These take no lock, because the state is a single word.
 
     def done(self) -> bool:
-        """As any future's. In a fork always: there is nothing to wait for."""
+        """See Future.done. Always True in a fork, where there is nothing to wait for."""
         if self.client is not None and self.client.is_copy:
             return self._is_left_behind or self.has_ended
         return self._state not in (PENDING, RUNNING)
 
     def running(self) -> bool:
-        """As any future's."""
+        """See Future.running."""
         return not self._is_left_behind and bool(self._state == RUNNING)
 
     def cancelled(self) -> bool:
-        """As any future's."""
+        """See Future.cancelled."""
         return not self._is_left_behind and self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """As any future's."""
+        """See Future.add_done_callback."""
         if not _IS_KNOWN or (self.client is not None and self.client.is_copy):
             self._unlocked_after(super().add_done_callback, fn)
             return
-        # Whoever takes it out of the list calls it: who brings the future to its end, or, if he
-        # has not seen it any more, we.
+        # The thread that takes it out of the list calls it: the one that ends the future, or,
+        # if that has not seen it, this one.
         callbacks = self._done_callbacks
         callbacks.append(fn)
         if self._state not in (PENDING, RUNNING):
@@ -286,7 +288,8 @@ class TaskFuture(_Future):
         return self.client.others_may_read()
 
     def _waits_for_bell(self, timeout: float | None) -> bool:
-        """Wait for so many seconds, or until it rings. False: another thread does."""
+        """Wait until the bell rings, ``timeout`` seconds at most. Returns False if another
+        thread waits at this place."""
         bell, cells = self._new_bell(), self.__dict__
         if cells.setdefault(_BELL, bell) is not bell:
             return False
@@ -322,25 +325,25 @@ class TaskFuture(_Future):
 
     @property
     def has_result(self) -> bool:
-        """Whether it has ended well. Takes no lock."""
+        """Whether it has ended with a result. Takes no lock."""
         return self._state == FINISHED and self._exception is None
 
     @property
     def error(self) -> BaseException | None:
-        """What it has ended with; None: nothing, or it has not ended. Takes no lock."""
+        """The error that it has ended with, or None. Takes no lock."""
         return self._exception
 
     @property
     def is_watched(self) -> bool:
-        """Whether more is to be done at its end than to wake one who waits for its result."""
+        """Whether its end must do more than wake one thread that waits for its result."""
         cells = self.__dict__
         return bool(self._done_callbacks) or "_condition" in cells or _MORE_BELLS in cells
 
     def wake(self) -> None:
-        """Wake who waits for its result, now that it has ended."""
+        """Wake the threads that wait for its result, now that it has ended."""
         cells = self.__dict__
         if _BELL in cells and (bell := cells.get(_BELL)) is not None:
-            with contextlib.suppress(RuntimeError):  # It has rung.
+            with contextlib.suppress(RuntimeError):  # It has rung already.
                 bell.release()
         if _MORE_BELLS in cells:
             self._ring_others()
@@ -351,13 +354,13 @@ class TaskFuture(_Future):
                 bell.release()
 
     def cancel(self) -> bool:
-        """As any future's."""
+        """See Future.cancel."""
         if self._is_left_behind or self._state in (RUNNING, FINISHED):
-            return False  # And that never changes.
+            return False  # These states never change back.
         return bool(self._unlocked_after(super().cancel))
 
     def _invoke_callbacks(self) -> None:
-        # In every end, and the first thing after it.
+        # Every way of ending a future calls this first.
         self.task = None
         self.wake()
         self._call_back()
@@ -368,7 +371,7 @@ class TaskFuture(_Future):
             try:
                 fn = callbacks.pop(0)
             except IndexError:
-                return  # Who has added it calls it.
+                return  # The thread that has added it calls it.
             self._call(fn)
 
     def _call(self, fn: Callable[[Future[Any]], object]) -> None:
@@ -380,13 +383,13 @@ class TaskFuture(_Future):
     # --- the two steps ------------------------------------------------------------------
 
     def begin_unshared(self) -> None:
-        """Tell it that it runs, before anybody else has it. Takes no lock: a signal handler
-        that raises as a future's lock is taken would leave it locked for ever."""
+        """Mark it as running before another thread has it. Takes no lock: if a signal handler
+        raised while a future's lock is taken, the lock would stay locked for ever."""
         self._state = RUNNING
 
     def begin(self) -> bool:
-        """In the I/O thread, where no signal handler can come in between: tell it that it
-        runs. False: it was cancelled, or somebody else has resolved it."""
+        """In the I/O thread, which no signal handler interrupts: mark it as running. Returns
+        False if it was cancelled, or other code has resolved it."""
         if self.__dict__.setdefault(_FIRST, _BEGINNING) is _BEGINNING:
             self._state = RUNNING
             return True
@@ -396,15 +399,15 @@ class TaskFuture(_Future):
             return False
 
     def finish(self, result: Any) -> None:
-        """In the I/O thread: give it its result, and wake who waits for it. Raises what
+        """In the I/O thread: set its result, and wake the threads that wait for it. Raises what
         :meth:`set_result` raises."""
         ended: list[TaskFuture] = []
         self.finish_among(ended, result)
         wake_all(ended)
 
     def finish_among(self, ended: list[TaskFuture], result: Any) -> None:
-        """As :meth:`finish`; but who waits for it is woken later, by :func:`wake_all`, with
-        those who wait for these. All are woken before a callback runs."""
+        """As :meth:`finish`, but :func:`wake_all` wakes the threads that wait for it later,
+        together with those that wait for ``ended``. All are woken before a callback runs."""
         cells = self.__dict__
         cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
         step = cells.setdefault(cell, _FINISHING)
@@ -423,8 +426,8 @@ class TaskFuture(_Future):
             self._call_back()
 
     def finish_unwatched(self, result: Any) -> bool:
-        """In a caller's thread: give it its result, unless somebody has asked for the
-        condition. May be called again if a signal handler has raised. Wakes nobody."""
+        """In a caller's thread: set its result, unless a thread has asked for the condition.
+        May be called again if a signal handler has raised. Does not wake the first waiter."""
         cells = self.__dict__
         cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
         step = cells.setdefault(cell, (result,))
@@ -433,19 +436,19 @@ class TaskFuture(_Future):
             cells[cell] = _FINISHING
             self.task = None
             self._ring_others()
-            self._call_back()  # If one was added just now.
+            self._call_back()  # One may just have been added.
         return type(step) is tuple or step is _FINISHING
 
 
 def wake_all(ended: list[TaskFuture]) -> None:
-    """Wake who waits for them. Empties the list."""
+    """Wake the threads that wait for these futures. Empties the list."""
     for future in ended:
         future.wake()
     ended.clear()
 
 
 class ReloadFuture(TaskFuture):
-    """One of no task: it ends when the workers have been replaced."""
+    """A future without a task: it ends when the workers have been replaced."""
 
     def is_task_of(self, client: Client) -> bool:
         return False

@@ -1,9 +1,8 @@
-"""What the client is told besides outcomes and yells: how each kind is read, and what is
-done about it. The table is at the end.
+"""What the client is told besides outcomes and yells: how each kind is read, and what the client
+then does. The table is at the end.
 
-A notice is read before anything is done about it. So whatever a malformed one makes of
-its reader is raised there, and it can be dropped as a whole. Its descriptor, if it has
-one, is closed in any case.
+A notice is read wholly before the client acts on it. If it is malformed, reading it raises, and
+all of it is dropped. If it carries a descriptor, that is closed in any case.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def read_notice(packet: Packet) -> Any:
     """What a notice says besides its numbers.
 
     Raises:
-        ProtocolError: it is nothing that anybody should have sent to the client.
+        ProtocolError: no process should have sent this to the client.
         Exception: its body is not what it should be.
     """
     parts = channels.open_parts(packet)
@@ -54,7 +53,7 @@ def read_notice(packet: Packet) -> Any:
 
 
 def _nothing(_number: int, _parts: Parts) -> None:
-    """Its numbers say it all."""
+    """For kinds whose numbers say everything."""
 
 
 def _process(pid: int, _parts: Parts) -> None:
@@ -64,7 +63,7 @@ def _process(pid: int, _parts: Parts) -> None:
 
 def _death(pid: int, parts: Parts) -> Death:
     death = wire.unpack_death(pid, parts[0])
-    processes.split_status(death.status)  # Raises for what is no process's end.
+    processes.split_status(death.status)  # Raises if no process can end with this status.
     return death
 
 
@@ -83,11 +82,11 @@ def _failure(_number: int, parts: Parts) -> BaseException:
 
 
 class Notices:
-    """Handles them. In the I/O thread.
+    """Handles notices in the I/O thread.
 
     Args:
         books, recoveries, batches, deaths, dispatcher, main, reloads, supervisors: the client's.
-        break_off: called with a reason, and what was raised, if the pool cannot go on.
+        break_off: called with a reason and an exception if the pool cannot go on.
     """
 
     def __init__(
@@ -113,14 +112,14 @@ class Notices:
         self._break_off = break_off
 
     def handle(self, packet: Packet, outcomes: list[Outcome]) -> None:
-        """Read it, and do what it asks for; log it if it is malformed. ``outcomes`` have been
-        read before it, and are not in the books yet."""
+        """Read a notice and act on it, or log it if it is malformed. ``outcomes`` were read
+        before it, and are not in the books yet."""
         faults.at("client.heeds", packet.kind)
         try:
             told = read_notice(packet)
         except BaseException as error:
-            # Even SystemExit, which the user's exceptions may raise as they are unpickled.
-            logger.error(  # noqa: TRY400 - where it was read says nothing
+            # Even SystemExit: unpickling the user's exceptions may raise it.
+            logger.error(  # noqa: TRY400 - the traceback would only show this reader
                 "a malformed message of kind %d was dropped: %s", packet.kind, describe(error)
             )
             return
@@ -175,7 +174,7 @@ class Notices:
         self._reloads.end(packet.number)
 
     def stopped(self, _packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
-        # As after a death in IDLE: it may have been woken, and nobody else.
+        # As after a death in IDLE: a message may have woken this worker and no other.
         with self._books.lock:
             self._recoveries.drain_pipe()
 

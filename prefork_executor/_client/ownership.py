@@ -1,15 +1,16 @@
-"""What the I/O thread has made, and others let go of, where threads have no GIL.
+"""How objects that the I/O thread has made are freed where threads have no GIL.
 
-There an object belongs to the thread that has made it. If another thread lets go of it last,
-it is its owner who frees it, the next time that it runs any Python code. The I/O thread makes
-the results, and when there is no work it sleeps, for as long as you like: so long a big result
-would stay in memory that nobody refers to.
+There an object belongs to the thread that has made it. If another thread drops the last
+reference, the owner frees the object the next time it runs any Python code. The I/O thread makes
+the results, and when there is no work it sleeps, for any length of time. For so long a big result
+to which nothing refers would stay in memory.
 
 So after it has made results, the I/O thread wakes up now and then: FIRST seconds later, and
-then always when half as much time again has passed. What was kept for some time is freed after
-half as much at most, and in a day it wakes up forty times. It never does where Python is built
-with the GIL: there whoever lets go frees. A build without it is as described also while it uses
-the GIL, because it was told to or has loaded an extension that needs it.
+then whenever half as much time again has passed. An object that was kept for some time is freed
+after half of that time at most, and the thread wakes up forty times in a day. It never does so
+where Python is built with the GIL: there the thread that drops the last reference frees the
+object. A build without the GIL behaves as described even while it uses the GIL, because it was
+told to or has loaded an extension that needs it.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import sys
 import time
 
 FIRST = 0.01
-"""Seconds. A few wake-ups of some microseconds each are not to be noticed."""
+"""Seconds. A few wake-ups of some microseconds each are not noticeable."""
 
 
 class Ownership:
-    """When the I/O thread had better wake up, only to free what is its own."""
+    """When the I/O thread should wake up only to free its objects."""
 
     def __init__(self) -> None:
         self._is_needed = "t" in sys.abiflags
         self._made_at = 0.0
         self.look_at: float | None = None
-        """When the next time is, on the monotonic clock; None: never."""
+        """When it should next wake up, on the monotonic clock; None: never."""
 
     def woke(self, *, is_early: bool) -> None:
-        """The I/O thread runs, and so has freed what it could. It was woken early by news, of
-        which it will make something; or only the time has come."""
+        """The I/O thread runs, and so has freed what it could. ``is_early``: a message woke it,
+        and it will make something of that. Otherwise the time had come."""
         if not self._is_needed:
             return
         now = time.monotonic()

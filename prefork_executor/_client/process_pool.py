@@ -1,11 +1,11 @@
-"""What programs read off a ProcessPoolExecutor, and find here as well.
+"""What programs read from a ProcessPoolExecutor, and find here as well.
 
-Libraries ask ``isinstance(executor, ProcessPoolExecutor)`` to know that functions must be
-picklable and how many may run at once, and look at attributes that are private by their name
-and public by their use. So `PreforkExecutor` is one, by inheritance alone: none of the base
-class's machinery is ever set up or run. Of its private attributes those that say something of
-a pool answer truthfully, and can only be read; its private methods do nothing, or what they are
-called for from outside.
+Libraries ask ``isinstance(executor, ProcessPoolExecutor)`` to learn that functions must be
+picklable and how many may run at once. They also read attributes that are private by name
+and public in practice. So `PreforkExecutor` is a ProcessPoolExecutor, but only by inheritance:
+none of the base class's machinery is ever set up or run. Private attributes that say something
+about a pool answer truthfully, and are read-only. Private methods either do nothing, or do what
+programs call them for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Waiting:
-    """Like the queue of the tasks that wait: how many there are."""
+    """Stands for the queue of waiting tasks: it knows how many there are."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -81,7 +81,7 @@ class _Attributes:
     def _executor_manager_thread(self) -> threading.Thread | None:
         return self._client.thread
 
-    # --- methods that programs call to have processes started, or ended, early ---
+    # --- methods that programs call to start or end processes early ---
 
     def _start_executor_manager_thread(self) -> None:
         self._client.start()
@@ -101,4 +101,4 @@ class _Attributes:
 
 
 class ProcessPool(_Attributes, ProcessPoolExecutor):  # type: ignore[misc, override]
-    """A ProcessPoolExecutor by type, and by what it says of itself."""
+    """A ProcessPoolExecutor by its type, and by its attributes."""

@@ -1,15 +1,15 @@
-"""The books of a recording: which task ran where and when, and what became of it.
+"""The books of a recording: which task ran where and when, and how it ended.
 
-A worker tells when a task began and how long it took, in front of the task's outcome
-(`Kind.SPAN`), as long as the scoreboard says that a recording is on. A death notice says
-the same of the task that died with its worker. So every span is what the worker's or the
-supervisor's own clock said, and it has been read before the task's future is resolved.
-When a task was submitted, and what its future got, is noted here in the caller's process.
+While the scoreboard says that a recording is on, a worker sends before each outcome when the task
+began and how long it took (`Kind.SPAN`). A death notice says the same of a task that died with its
+worker. So every span comes from the worker's or the supervisor's own clock, and has been read
+before the task's future is resolved. When a task was submitted, and what its future got, is
+noted here, in the caller's process.
 
-The curves are not sampled. They are made of the same times: live workers of births and
-deaths, busy ones of spans, waiting tasks of submissions and beginnings.
+The curves are not sampled. They are made from the same times: live workers from births and
+deaths, busy ones from spans, waiting tasks from submissions and beginnings.
 
-Any thread may call; one lock guards the books. Who writes them to files is in `recording.py`.
+Any thread may call. One lock guards the books. `recording.py` writes them to files.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from ..stats import ScalingDecision
 from .ledger import Task
 
 MAX_DECISIONS = 10_000
-"""Decisions kept. One line each: nobody reads more."""
+"""Decisions to keep. Each is a line, and readers need no more."""
 
 
 class Record:
-    """What is kept of a task until it has ended. It must not keep the future alive, which
+    """What is kept of a task until it has ended. It must not keep the future alive: the future
     has it in a callback."""
 
     __slots__ = (*("ended", "future", "is_given_up", "lost", "name", "runs", "seen", "submitted"),)
@@ -48,12 +48,12 @@ class Record:
         self.submitted = time.monotonic_ns()
         self.ended = 0
         self.runs: list[Run] = []
-        self.lost = 0  # Under this number, with its worker.
+        self.lost = 0  # The number under which it was lost with its worker.
         self.is_given_up = False
-        self.seen: Run | None = None  # As it was given up, to be known better.
+        self.seen: Run | None = None  # Its run as known when it was given up.
 
     def has(self, number: int) -> bool:
-        """Whether its run under this number is known."""
+        """Whether the run of this number is known."""
         return bool(self.runs) and self.runs[-1].number == number
 
     @property
@@ -63,10 +63,10 @@ class Record:
 
 
 class Recorder:
-    """Keeps what happens from its making on.
+    """Keeps what happens from its creation on.
 
     Args:
-        max_tasks: tasks that are kept, and workers.
+        max_tasks: tasks to keep at most, and workers.
         max_workers: the pool's limit.
     """
 
@@ -78,7 +78,7 @@ class Recorder:
         self._epoch = time.time()
         self._open: dict[int, Record] = {}
         self._given_up: dict[int, Record] = {}
-        # When the latest of a slot's workers that have died was born.
+        # For each slot, when the latest of its workers that have died was born.
         self._buried: dict[int, int] = {}
         self._rows: list[TaskRow] = []
         self._lives: list[Life] = []
@@ -88,24 +88,24 @@ class Recorder:
         self._live, self._busy, self._waiting = (Curve(self._begin) for _ in range(3))
         self._end: int | None = None
         self.on_shutdown: Callable[[], None] = lambda: None
-        """Called in the executor's own thread, when every process of the pool has ended."""
+        """Called in the executor's own thread when every process of the pool has ended."""
 
     # --- what happens ---------------------------------------------------------------------
 
     @leaves_unlocked
     def submitted(self, task: Task) -> None:
-        """It has been, or was before. Nobody else has its future yet, or it is resolved by
-        somebody who needs the client's lock, which the caller has."""
+        """The task has been submitted, now or before the recording. Either no other thread has
+        its future yet, or resolving it needs the client's lock, which this thread holds."""
         record = Record(task.name, task.future)
         task.record = record
         with self._lock:
             self._open[id(record)] = record
-        # Not by add_done_callback: it takes a lock, in which a signal handler could raise.
+        # Not by add_done_callback: that takes a lock, within which a signal handler could raise.
         task.future._done_callbacks.append(functools.partial(self._resolved, record))
 
     @leaves_unlocked
     def ran(self, task: Task | None, run: Run) -> None:
-        """A worker says so. Without a task: it has been given up, or was told twice."""
+        """A worker has reported a run. No task: it was given up, or this is a repetition."""
         with self._lock:
             record = self._record_of(task, run.number)
             if record is not None and not record.has(run.number):
@@ -119,7 +119,7 @@ class Recorder:
 
     @leaves_unlocked
     def died(self, death: Death, in_flight: Mapping[int, Task]) -> None:
-        """A worker has, and the task that it held with it."""
+        """A worker has died, and with it the task that it held."""
         exitcode, signal = processes.split_status(death.status)
         is_natural = death.flags & TOLD or death.status == 0
         how = "" if is_natural else describe_end(exitcode, signal)
@@ -127,7 +127,7 @@ class Recorder:
             if self._end is not None:
                 return
             self._buried[death.slot] = death.born
-            # What a foreign message says may lie anywhere.
+            # The times in a forged message may be anything.
             now = time.monotonic_ns()
             born, at = min(death.born, now), min(death.at, now)
             self._add_life(Life(death.slot, death.pid, born, at, how))
@@ -144,8 +144,8 @@ class Recorder:
 
     @leaves_unlocked
     def gave_up(self, tasks: Iterable[Task], board: Iterable[Slot]) -> None:
-        """Their futures are failed now, though their workers may still run them: the
-        deaths of these will say more."""
+        """The futures of these tasks now fail, though workers may still run them. The death
+        notices of those workers will tell more."""
         now = time.monotonic_ns()
         runs = {
             slot.task: Run(slot.task, slot.since, now, slot.pid, slot.place)
@@ -161,7 +161,7 @@ class Recorder:
 
     @leaves_unlocked
     def decided(self, at: float, workers: int, started: int, retired: int, reason: str) -> None:
-        """The regulator has."""
+        """The regulator has decided."""
         with self._lock:
             if len(self._decisions) < MAX_DECISIONS:
                 self._decisions.append(ScalingDecision(at, workers, started, retired, reason))
@@ -217,12 +217,12 @@ class Recorder:
 
     @leaves_unlocked
     def end(self, board: Sequence[Slot], in_flight: Mapping[int, Task]) -> None:
-        """The last that it is told: who lives, and what runs."""
+        """Note which workers live and which tasks run. This is the last call."""
         with self._lock:
             now = time.monotonic_ns()
             for slot in board:
                 if self._buried.get(slot.place) == slot.born:
-                    continue  # Its slot has not been cleared yet.
+                    continue  # It has died, and its slot is not cleared yet.
                 self._add_life(Life(slot.place, slot.pid, slot.born, now, ""), is_over=False)
                 task = in_flight.get(slot.task) if slot.state == sb.BUSY else None
                 if task is not None and task.record is not None and not task.future.done():
@@ -267,7 +267,7 @@ class Recorder:
 
 
 def _outcome(record: Record, otherwise: str) -> tuple[str, str]:
-    """What became of a task, in a word, and the name of the exception."""
+    """How a task ended, in a word, and the name of the exception."""
     future = record.future()
     if future is None or not future.done():
         return otherwise, ""

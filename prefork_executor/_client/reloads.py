@@ -1,4 +1,4 @@
-"""Reloads that have been asked for, until they are complete or have failed."""
+"""Reloads that are under way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .outcomes import resolve
 
 
 class Reloads:
-    """Each has a number, which the supervisor tells when all its workers are new."""
+    """Each reload has a number. The supervisor sends it when all workers are new."""
 
     def __init__(self, books: Books) -> None:
         self._books = books
@@ -17,18 +17,18 @@ class Reloads:
         self._last = 0
 
     def __bool__(self) -> bool:
-        """Whether any is under way."""
+        """Whether a reload is under way."""
         return bool(self._futures)
 
     def begin(self, reloaded: Future[None]) -> int:
-        """With the lock held: the number of one more."""
+        """With the lock held: begin another. Returns its number."""
         self._last += 1
         self._futures[self._last] = reloaded
         return self._last
 
     @property
     def last(self) -> int:
-        """The number of the one that was asked for last."""
+        """The number of the latest reload."""
         return self._last
 
     def end(self, last: int, error: BaseException | None = None) -> None:
@@ -43,5 +43,5 @@ class Reloads:
                 resolve(reloaded.set_exception, error)
 
     def end_all(self, error: BaseException | None = None) -> None:
-        """The same for all: what workers come now are new, or none come."""
+        """The same for all: the next workers will be new, or there will be none."""
         self.end(self._last, error)

@@ -1,24 +1,25 @@
 """One resource tracker for a pool and its caller: the caller's own.
 
 multiprocessing's resource tracker is a process that unlinks named shared memory and semaphores
-when the last process has ended that can write to its pipe. A process that needs one, and was not
-given one by the process that started it, starts one. If a worker did, all shared memory that
-the worker has made or attached, the caller's included, would be unlinked as the worker leaves.
+when the last process that can write to its pipe has ended. If a process needs a tracker, and the
+process that started it has not given it one, it starts one. If a worker did so, all shared memory
+that the worker has made or attached, the caller's included, would be unlinked when the worker
+leaves.
 
-So workers need the caller's. With spawn and forkserver, multiprocessing starts it and passes it
-on. With fork it must be there before the supervisor is forked. But it is a whole interpreter,
-and most programs never need one. So here only its pipe is made. What anybody writes to it stays
-there, and wakes the I/O thread of a pool, which starts the process that reads it:
+So workers need the caller's tracker. With spawn and forkserver, multiprocessing starts it and
+passes it on. With fork it must exist before the supervisor is forked. But it is a whole
+interpreter, and most programs never need one. So only its pipe is made here. When a process writes
+to the pipe, the I/O thread of a pool wakes, and starts the process that reads it:
 
     none ── Tracker.new() ─▶ a pipe without a reader ── something is written ─▶ started
       ▲                               │
       └────── the last pool ends ─────┘
 
-From "started" on, all is as if the caller had started it by itself. Pools share the pipe. Only
-the caller may start the process: its forks have the writing end and not the reading end.
+From "started" on, all is as if the caller had started the tracker itself. Pools share the pipe.
+Only the caller may start the process: its forks have the writing end, but not the reading end.
 
-(From Python 3.13.14 and 3.14.5 on, a fork closes the writing end as well, unless it is told not
-to: see `_system.processes.fork_masked`.)
+(From Python 3.13.14 and 3.14.5 on, a fork closes the writing end as well, unless it is announced:
+see `_system.processes.fork_masked`.)
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ logger = logging.getLogger("prefork_executor")
 
 
 class _Pipe:
-    """A tracker's pipe which nobody reads yet."""
+    """A tracker's pipe without a reader."""
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
@@ -51,17 +52,17 @@ _pipe: _Pipe | None = None
 
 
 class Tracker:
-    """One pool's share in a tracker that has not been started. For the caller's process."""
+    """One pool's share in a tracker that has not been started. Used in the caller's process."""
 
     def __init__(self, pipe: _Pipe) -> None:
         self._pipe: _Pipe | None = pipe
         self.descriptor = os.dup(pipe.read_end)
-        """Readable when the tracker is needed; -1 if this pool need not look any more."""
+        """Readable when the tracker is needed; -1 if this pool need not watch any more."""
         pipe.users += 1
 
     @classmethod
     def new(cls) -> Tracker | None:
-        """None if the tracker is there already.
+        """Returns None if there is a tracker already.
 
         Raises:
             OSError: no descriptor is left.
@@ -73,15 +74,16 @@ class Tracker:
             return None if _pipe is None else cls(_pipe)
 
     def start(self) -> None:
-        """Start it, unless another pool has. If that fails it is tried again as the pool ends."""
+        """Start it, unless another pool has. If that fails, it is tried again at the pool's
+        end."""
         self._look_no_more()
         with _lock:
             if self._pipe is not None and self._pipe is _pipe:
                 _start()
 
     def close(self) -> None:
-        """The pool ends. If it is the last one, and nobody has needed the tracker, there is
-        none again. Safe to call again."""
+        """The pool ends. If it is the last one, and no process has needed the tracker, remove
+        the pipe. Safe to call again."""
         self._look_no_more()
         pipe, self._pipe = self._pipe, None
         with _lock:
@@ -103,13 +105,13 @@ class Tracker:
 
 
 def _tracker() -> Any:
-    from multiprocessing import resource_tracker  # Only a pool that starts needs it.
+    from multiprocessing import resource_tracker  # Only pools that start need it.
 
     return resource_tracker._resource_tracker
 
 
 def _install() -> _Pipe | None:
-    """Let this process believe that it has a tracker. None: it has one."""
+    """Make this process believe that it has a tracker. Returns None if it has one."""
     tracker = _tracker()
     with tracker._lock:
         if tracker._fd is not None:
@@ -120,7 +122,7 @@ def _install() -> _Pipe | None:
 
 
 def _uninstall() -> bool:
-    """False if that would lose what somebody has told the tracker."""
+    """Returns False if that would lose what a process has written to the tracker."""
     global _pipe
     assert _pipe is not None
     if descriptors.readable(_pipe.read_end):
@@ -151,13 +153,13 @@ def _start() -> None:
 
 
 def _spawn(read_end: int) -> int:
-    """Start the process as multiprocessing does, but for this pipe. Returns its id."""
+    """Start the process as multiprocessing does, but with this pipe. Returns its id."""
     from multiprocessing import spawn, util
 
     program = f"from multiprocessing.resource_tracker import main;main({read_end})"
     python: Any = spawn.get_executable()
     flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    # Until it ignores them, no signal that is meant for the caller may end it.
+    # No signal that is meant for the caller may end it before it ignores them.
     mask = signals.current_mask()
     try:
         signals.block_signals((signal.SIGINT, signal.SIGTERM))

@@ -1,17 +1,16 @@
-"""Workers and supervisors that end before they are of use, and when that means that none
-ever will be.
+"""Workers and supervisors that end before they have worked, and when to give up.
 
-An initializer that raises says why, and would raise again: there is no hope at once. One
-that dies says nothing, so some more are tried, and many more where there is no
-initializer and only the system can be to blame.
+An initializer that raises would raise again, so the pool gives up at once. A worker that dies in
+its initializer does not say why, so a few more are tried. If there is no initializer, only the
+system can be the reason, and many more are tried.
 
-A supervisor that ends is replaced. A few that end by themselves before they are ready mean
-that none ever will be; those that a signal from outside has ended mean nothing. Those that end
-soon after may be the victims of something that passes, so they are replaced again and again,
-after waits that double, as with workers that crash (`_pool/regulator.py`); one that has lived for a
-while, or has seen a task end, ends that row.
-One that cannot be started, because the system has no process, memory or descriptor for it
-now, is tried again in the same manner, but not for ever.
+A supervisor that ends is replaced. If a few in a row end on their own before they are ready, the
+pool gives up. Those that a signal from outside has ended do not count. Supervisors that end soon
+after they were ready may suffer from something temporary. They are replaced again and again,
+after pauses that double, as with workers that crash (`_pool/regulator.py`). A supervisor that has
+lived for a while, or has seen a task end, ends that row.
+If a supervisor cannot be started, because the system has no process, memory or descriptor for it
+now, the start is repeated in the same way, but not for ever.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ import time
 from .._pool.regulator import FREE_CRASHES, backoff
 
 MAX_START_DEATHS = 3
-"""Workers in a row that may die in their initializer before the pool is broken."""
+"""Workers in a row that may die in their initializer. One more breaks the pool."""
 MAX_START_DEATHS_WITHOUT_INITIALIZER = 10
 """The same without an initializer, when only the system can be to blame."""
 MAX_SUPERVISOR_DEATHS = 3
-"""Supervisors in a row that may die before one was ready."""
+"""Supervisors in a row that may die before they were ready."""
 PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-"""What the system lacks now, it may have again."""
+"""Errors for lack of something that the system may have again later."""
 MAX_NOT_STARTED = 8
-"""Supervisors in a row that may fail to be started: with the waits between them, after
-about a quarter of a minute there is no hope."""
+"""Supervisors in a row that may fail to start. With the pauses between them, the pool gives up
+after about a quarter of a minute."""
 SETTLED_AFTER = 1.0
-"""Seconds after which a supervisor that was ready counts as sound, whatever was done."""
+"""Seconds after which a supervisor that was ready counts as sound, whatever it has done."""
 
 
 class StartFailures:
@@ -44,14 +43,14 @@ class StartFailures:
         self._failures = 0
 
     def succeeded(self) -> None:
-        """A worker is ready: the next failure is the first."""
+        """A worker is ready: the next failure counts as the first."""
         self._failures = 0
 
     def failed(
         self, pid: int, how: str, failure: tuple[str, BaseException] | None
     ) -> tuple[str, bool]:
-        """One more failure. ``how`` is a verb phrase; ``failure`` what has failed, as a phrase,
-        and what it raised, if it did. Returns what to say of it, and whether it is hopeless."""
+        """Another worker has failed. ``how`` is a verb phrase. ``failure`` is a phrase for what
+        failed, and what it raised, if it did. Returns a message, and whether to give up."""
         self._failures += 1
         if failure is not None:
             what, error = failure
@@ -70,7 +69,7 @@ class Restarts:
 
     def __init__(self) -> None:
         self.at: float | None = None
-        """When to start the next, on the monotonic clock; None: there is no need."""
+        """When to start the next, on the monotonic clock; None if it is not needed."""
         self._ready_at: float | None = None
         self._is_forgiven = False
         self._never_ready = 0
@@ -84,13 +83,13 @@ class Restarts:
         self._never_ready = self._not_started = 0
 
     def forgive(self) -> None:
-        """The supervisor is ended on purpose: that will be no failure."""
+        """The supervisor is being ended on purpose: that does not count as a failure."""
         self._is_forgiven = True
 
     def ended(self, how: str, finished: int, *, from_outside: bool = False) -> tuple[str, bool]:
-        """The supervisor has ended. ``how`` is a verb phrase, ``finished`` how many tasks
-        have returned or raised so far; ``from_outside``: somebody has ended it. Returns what
-        to say of it, and whether it is hopeless; if it is not, plans the next."""
+        """The supervisor has ended. ``how`` is a verb phrase. ``finished`` is how many tasks have
+        returned or raised so far. ``from_outside``: a signal from another process ended it.
+        Plans the next one, unless the pool gives up. Returns a message, and whether it does."""
         now = time.monotonic()
         if not self._is_forgiven:
             self._never_ready += self._ready_at is None and not from_outside
@@ -109,10 +108,10 @@ class Restarts:
         return f"{what}; starting another in {pause:.1f} s", False
 
     def not_started(self, error: Exception) -> str | None:
-        """The next could not be started. Plans another try and returns what to say of it;
-        None: it is hopeless."""
+        """The next supervisor could not be started. Plans another attempt and returns a message.
+        Returns None if the pool gives up."""
         is_passing = isinstance(error, OSError) and error.errno in PASSING
-        # What the fork server's client sees of it there.
+        # The same errors, as the fork server's client sees them.
         is_passing = is_passing or isinstance(error, MemoryError | EOFError | ConnectionError)
         self._not_started += 1
         if not is_passing or self._not_started >= MAX_NOT_STARTED:
@@ -122,7 +121,7 @@ class Restarts:
         return f"no other supervisor could be started: {error}; trying again in {pause:.1f} s"
 
     def is_due(self) -> bool:
-        """Whether to start the next now; says so once."""
+        """Whether to start the next one now. Says so only once."""
         if self.at is None or time.monotonic() < self.at:
             return False
         self.at = None

@@ -1,15 +1,15 @@
 """The pool's workers as processes that the caller may look at and end: ``_processes``.
 
-Programs written for ProcessPoolExecutor know this mapping, of process ids to processes, and
-use it as an emergency brake: after an error they terminate every process in it. There that
-breaks the pool. Here a worker that ends costs one task, and another takes its place. So:
+Programs written for ProcessPoolExecutor know this mapping from process ids to processes, and use
+it as an emergency brake: after an error they terminate every process in it. There, that breaks
+the pool. Here, a worker's end costs one task, and another worker takes its place. So:
 
-* Whoever ends one worker by its entry here ends the task it holds, and no other.
-* Whoever ends all that live means the pool: every future fails, nothing that waits is run,
-  and the pool is broken. It is one stop if all are ended within STOP_WINDOW seconds; workers
-  that have started since the look that showed the others need not be.
+* A program that ends one worker by its entry here ends the task it holds, and no other.
+* A program that ends all live workers means the pool: every future fails, no waiting task
+  runs, and the pool is broken. Ends within STOP_WINDOW seconds count together. Workers that
+  have started since the program looked at the mapping need not be ended.
 
-What a program sends by ``os.kill`` passes by here, and ends one worker each time.
+A signal that a program sends by ``os.kill`` is not seen here. It ends just one worker.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .._support.named_tuples import NamedTuple
 from .._system import processes
 
 STOP_WINDOW = 5.0
-"""Seconds within which workers are ended one after the other by somebody who means all."""
+"""Seconds within which a program that means all workers ends them one after the other."""
 MAX_DEATHS = 256
-"""Deaths that are remembered for a look that has just seen who died."""
+"""Deaths to remember, for processes that were just shown to the program."""
 STOPPED = "the pool was stopped: this program has ended every process in the executor's _processes"
 _NANO = 1_000_000_000
 
 
 class WorkerId(NamedTuple):
-    """A worker on the board. No two that ever were have the same ``pid`` and ``born``, which
-    is in nanoseconds on the monotonic clock."""
+    """A worker on the board. No two workers ever have the same ``pid`` and ``born``, which is
+    in nanoseconds on the monotonic clock."""
 
     pid: int
     born: int
@@ -44,7 +44,7 @@ class WorkerId(NamedTuple):
 
 
 class _End:
-    """What is known of a worker's end, by all who have been shown it."""
+    """What is known of a worker's end. All objects that show this worker share it."""
 
     def __init__(self, exitcode: int | None) -> None:
         self.exitcode = exitcode
@@ -54,7 +54,7 @@ class _End:
 
 
 class WorkerProcess:
-    """A worker, as ``multiprocessing.Process`` would show it to its parent."""
+    """A worker, with the interface of ``multiprocessing.Process``."""
 
     daemon = False
 
@@ -79,20 +79,20 @@ class WorkerProcess:
 
     @property
     def exitcode(self) -> int | None:
-        """None while it lives; the negative of a signal that has ended it."""
+        """None while it lives; the negative number of a signal that has ended it."""
         return self._end.exitcode
 
     def is_alive(self) -> bool:
-        """Whether it has not ended, as far as the caller's process has been told."""
+        """Whether it lives, as far as the caller's process knows."""
         return self.exitcode is None
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, for so many seconds at most; None: as long as it takes."""
+        """Wait until it has ended, ``timeout`` seconds at most; None: without a limit."""
         self._end.has_come.wait(timeout)
 
     def terminate(self) -> None:
-        """End it by SIGTERM, and with it the task it holds; or the pool, if all others that
-        live have been ended as well."""
+        """End it by SIGTERM, and with it the task it holds. If all other live workers have been
+        ended as well, this ends the pool."""
         self._roster.end(self._worker_id, self._looked_at, signal.SIGTERM)
 
     def kill(self) -> None:
@@ -100,11 +100,11 @@ class WorkerProcess:
         self._roster.end(self._worker_id, self._looked_at, signal.SIGKILL)
 
     def close(self) -> None:
-        """Nothing: there is nothing to close."""
+        """Does nothing: there is nothing to close."""
 
     @property
     def sentinel(self) -> int:
-        """A descriptor that is ready when the worker has ended, for
+        """A descriptor that is readable when the worker has ended, for
         ``multiprocessing.connection.wait``. It is closed with this object."""
         if self._sentinel < 0:
             self._sentinel = processes.sentinel_of(self.pid, self._roster.is_there(self._worker_id))
@@ -116,7 +116,7 @@ class WorkerProcess:
 
 
 class Processes(Mapping[int, WorkerProcess]):
-    """The workers there are, by process id. Each look at it shows them anew."""
+    """The present workers by process id. Each access looks again."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
@@ -134,10 +134,10 @@ class Processes(Mapping[int, WorkerProcess]):
         return repr(self._roster.look())
 
     def copy(self) -> dict[int, WorkerProcess]:
-        """Those there are now."""
+        """The present workers."""
         return self._roster.look()
 
-    # Of one look, not of one for each.
+    # One look for all entries, instead of one for each.
 
     def values(self) -> ValuesView[WorkerProcess]:
         return self._roster.look().values()
@@ -147,11 +147,11 @@ class Processes(Mapping[int, WorkerProcess]):
 
 
 class Roster:
-    """Who can be shown, who has ended, and whether those who are ended mean the pool.
+    """Which workers can be shown, which have ended, and whether ending them means the pool.
 
     Args:
-        live: the workers there are.
-        end_one: has one of them ended by this signal.
+        live: the live workers.
+        end_one: ends one of them by this signal.
         stop: breaks the pool, for this reason.
     """
 
@@ -172,7 +172,7 @@ class Roster:
 
     @leaves_unlocked
     def look(self) -> dict[int, WorkerProcess]:
-        """The workers there are, by process id."""
+        """The present workers by process id."""
         now = time.monotonic_ns()
         live = self._live()
         with self._lock:
@@ -186,7 +186,7 @@ class Roster:
         return end
 
     def is_there(self, worker_id: WorkerId) -> Callable[[], bool]:
-        """What tells whether a process id is still this worker's."""
+        """A function that tells whether the process id is still this worker's."""
         return lambda: worker_id in self._live()
 
     # --- told by the client ---------------------------------------------------------------------
@@ -205,7 +205,7 @@ class Roster:
 
     @leaves_unlocked
     def all_ended(self) -> None:
-        """The pool has ended, and with it those of whom nobody has told."""
+        """The pool has ended, and with it all workers whose end was not reported."""
         with self._lock:
             left = [key for key, end in self._ends.items() if end.exitcode is None]
         for pid, born in left:
@@ -215,7 +215,7 @@ class Roster:
 
     @leaves_unlocked
     def end(self, worker_id: WorkerId, looked_at: int, number: int) -> None:
-        """End this worker, which a look has shown; or the pool, if it was the last."""
+        """End this worker, which was shown to the program. If it was the last, end the pool."""
         live = self._live()
         with self._lock:
             now = time.monotonic_ns()
@@ -230,6 +230,6 @@ class Roster:
             self._end_one(worker_id.pid, number)
 
     def _left(self, live: list[WorkerId], soon: int) -> list[WorkerId]:
-        """Who has been shown, and has not been told to end."""
+        """The workers that were shown to the program, and that it has not ended."""
         since = max(soon, min(looked_at for _, looked_at in self._told.values()))
         return [s for s in live if (s.pid, s.born) not in self._told and s.born <= since]

@@ -1,4 +1,4 @@
-"""What an executor remembers of its past, and how that and the present make a snapshot."""
+"""What an executor remembers of its past, and how past and present make a snapshot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..stats import ExecutorStats
 
-# What makes statistics is imported by whoever asks for them: pools start sooner without.
+# What makes statistics is imported when they are asked for: so pools start sooner.
 
 DECISIONS_KEPT = 256
 MEMORY_FOR = 1.0
-"""Seconds until a worker's memory is looked at again: two thirds of what `stats` would
-cost otherwise."""
+"""Seconds until a worker's memory is read again: reading it each time would triple the cost of
+`stats`."""
 
 
 Decided = tuple[float, int, int, int, str]
@@ -62,7 +62,7 @@ class History:
         self._peak = max(self._peak, workers + started)
 
     def note_backlog(self, ledger: Ledger, board: Scoreboard) -> None:
-        """To be called before tasks leave the books."""
+        """Call this before tasks leave the books."""
         outstanding = ledger.outstanding
         if outstanding > self._max_outstanding:
             self._max_outstanding = outstanding
@@ -74,8 +74,8 @@ class History:
         self._header = tuple(board.words[: sb.HEADER_WORDS])
 
     def read(self, board: Scoreboard | None, ledger: Ledger) -> Reading:
-        """What must be seen at one moment, with the client's lock held; ``board`` is None
-        if it is not open."""
+        """What must be read at one moment, with the client's lock held. ``board`` is None if it
+        is not open."""
         from .._board.reader import BoardReader
 
         slots: list[Slot] = []
@@ -98,7 +98,7 @@ class History:
         )
 
     def snapshot(self, max_workers: int, reading: Reading) -> ExecutorStats:
-        """What that look has seen, and the rest, for which no lock is held."""
+        """A snapshot of what was read, and of the rest, which needs no lock."""
         from .._board.reader import backlog, of_past, seconds_at_max, waits_of, worker_stats
         from ..stats import ExecutorStats, ScalingDecision
 

@@ -1,7 +1,7 @@
 """The client's hold on its supervisor process: start it, ask it to end, see it end.
 
-The control socket is the hold. Its end of file, at either side, says that the
-other side is gone, and is what makes a supervisor kill its workers and go.
+The control socket is the hold. Its end of file, at either side, says that the other side is gone.
+When the supervisor sees it, it kills its workers and ends.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-"""Signals that come from others; a process's own faults raise others."""
+"""Signals that other processes send. A process's own faults raise others."""
 REAPED_WITHIN = 1.0
-"""Seconds to wait for the exit status of a supervisor that was killed from here."""
+"""Seconds to wait for the exit status of a supervisor that the client has killed."""
 _LEAVE_MAIN_ALONE = """
 (lambda spawn, prepare: spawn.__dict__.update(
     prepare=lambda data, *rest, **more: prepare(
@@ -46,18 +46,18 @@ _LEAVE_MAIN_ALONE = """
 ))(*(lambda spawn: (spawn, spawn.prepare))(__import__("MODULE", fromlist=["prepare"])))
 or "NAME"
 """
-"""An expression whose value is a name. On the way there, it lets this module for spawned
-processes prepare its process for everything but the import of ``__main__``."""
+"""An expression whose value is a name. Evaluating it also changes multiprocessing's module for
+spawned processes: that prepares its process as usual, but does not import ``__main__``."""
 
 
 class _NameOfOneWithoutMain(str):
-    """The name of a process that does not import the caller's ``__main__`` as it starts.
+    """The name of a process that does not import the caller's ``__main__`` when it starts.
 
-    A spawned process is told its name, the path of ``__main__`` and more in one message. When
-    it has read that, it imports ``__main__``, and only then does it read which function it is
-    to run. multiprocessing knows no way to be told not to. So the name brings it along: as the
-    message is unpickled, in the new process, this module is changed there; and for that the
-    package need not yet be importable."""
+    A spawned process gets its name, the path of ``__main__`` and more in one message. When it
+    has read that, it imports ``__main__``, and only then does it read which function to run.
+    multiprocessing has no option against that. So the name carries the change. When the
+    message is unpickled in the new process, the module is changed there. For that, our
+    package need not be importable yet."""
 
     module: str
 
@@ -67,7 +67,7 @@ class _NameOfOneWithoutMain(str):
 
 
 def _process_name(process: type) -> str:
-    """For a process of this class."""
+    """The supervisor's name, for a process of this class."""
     package = process.__module__.rpartition(".")[0]
     name = _NameOfOneWithoutMain("PreforkSupervisor")
     name.module = f"{package}.spawn"
@@ -75,7 +75,7 @@ def _process_name(process: type) -> str:
 
 
 def _clean_context(context: Any) -> Any:
-    """This one; or one that spawns, in place of one whose fork server will not do."""
+    """This context. If its fork server is not suitable, a context that spawns."""
     if context.get_start_method() != "forkserver":
         return context
     package = context.Process.__module__.rpartition(".")[0]
@@ -88,8 +88,8 @@ def _clean_context(context: Any) -> Any:
 def _runs_main(server: Any) -> bool:
     """Whether this fork server has run the user's code, or would.
 
-    A fork server is told of ``__main__`` by default. From Python 3.13.2 on it does import it,
-    and all that are forked from it share what that made, once and for all."""
+    By default a fork server is told of ``__main__``. From Python 3.13.2 on it imports it, and
+    all processes that are forked from it share the result for good."""
     preloaded = getattr(server, "_preload_modules", None) or ()
     start = getattr(getattr(server, "ensure_running", None), "__code__", None)
     return "__main__" in preloaded and "init_main_from_path" in getattr(start, "co_consts", ())
@@ -99,8 +99,9 @@ def _is_deaf(server: Any) -> bool:
     """Whether SIGCHLD is blocked in this fork server, or would be.
 
     It inherits that from the thread that starts it, which may wait for that signal by sigwait,
-    say. Then it never hears that a process has ended, and so nobody does. To unblock the signal
-    for a moment would be no remedy: the program would lose one that comes just then."""
+    for example. Then the server never learns that a process has ended, and so no other process
+    does. Unblocking the signal for a moment would not help: the program would lose a SIGCHLD that
+    comes just then."""
     pid = getattr(server, "_forkserver_pid", None)
     blocked = None if pid is None else signals.blocked_signals(pid)
     if blocked is None:
@@ -110,8 +111,8 @@ def _is_deaf(server: Any) -> bool:
 
 @contextlib.contextmanager
 def _handlers_at_rest(context: Any) -> Iterator[None]:
-    """Where the supervisor is a fork of this process, let no signal run this one's handlers
-    there. It restores the mask itself, when it has forgotten them."""
+    """If the supervisor is forked from this process, let no signal run this process's handlers
+    there. The supervisor restores the mask itself, when it has removed them."""
     if context.get_start_method() != "fork":
         yield
         return
@@ -124,7 +125,7 @@ def _handlers_at_rest(context: Any) -> Iterator[None]:
 
 
 def _close_what_a_failed_fork_leaves(error: Exception) -> None:
-    """multiprocessing makes two pipes, then forks; if it cannot, they stay open, for ever."""
+    """multiprocessing makes two pipes, then forks. If that fails, they would stay open for ever."""
     step, launch = error.__traceback__, popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]
     while step is not None and step.tb_frame.f_code is not launch:
         step = step.tb_next
@@ -138,9 +139,9 @@ def _start_process(context: Any, args: tuple[object, ...]) -> Any:
     try:
         return _start_in(context, args)
     except ChildProcessError:
-        # The fork server is no child of this process: a server that preloads its application,
-        # say, has used it and then forked this one. multiprocessing waits for it as for a
-        # child, so it starts nothing here, ever. A spawned supervisor inherits as little.
+        # The fork server is no child of this process: for example, a server that preloads its
+        # application has used it, and then forked this one. multiprocessing waits for it as for
+        # a child, so it can never start anything here. A spawned supervisor inherits as little.
         return _start_in(multiprocessing.get_context("spawn"), args)
 
 
@@ -154,27 +155,27 @@ def _start_in(context: Any, args: tuple[object, ...]) -> Any:
 
 
 def _explain_daemon(error: Exception) -> None:
-    """multiprocessing says only that it does not do it."""
+    """multiprocessing says only that it does not allow this."""
     if isinstance(error, AssertionError) and "daemonic processes" in str(error):
         raise AssertionError(
-            "this is a daemonic process, and those may have no child processes, so no pool can "
-            "be started here. Start this process with daemon=False, or, if it is a worker of "
-            "multiprocessing.Pool, use an executor's workers for what starts pools of its own."
+            "this is a daemonic process, and such a process may have no child processes, so no "
+            "pool can be started here. Start this process with daemon=False. If it is a worker of "
+            "multiprocessing.Pool, use an executor's workers for tasks that start pools themselves."
         ) from error
 
 
 class SupervisorHandle:
     """One supervisor process, not yet started.
 
-    It exists before the process does, so that a forked supervisor's copy of it
-    is known and can be closed there. ``stop`` is called with a reason when the program
-    ends the process as one of its children.
+    It exists before the process does. So a forked supervisor's copy of it is known, and can be
+    closed there. ``stop`` is called with a reason when the program ends the process as one of
+    its children.
     """
 
     def __init__(self, stop: Callable[[str], None]) -> None:
         self._stop = stop
         self.control, self._theirs = descriptors.control_pair()
-        self._given: Any = None  # The same as theirs, in the form in which it travels.
+        self._given: Any = None  # The same as _theirs, in the form in which it travels.
         self._unsent: collections.deque[bytes] = collections.deque()
         self._process: Any = None
         self._starter: int | None = None
@@ -182,7 +183,7 @@ class SupervisorHandle:
         self._pidfd: int | None = None
         self._was_killed = False
         self.ended_from_outside = False
-        """After :meth:`wait`: whether somebody has ended it, and not a fault of its own."""
+        """After :meth:`wait`: whether another process has ended it, not a fault of its own."""
 
     def start(
         self,
@@ -190,9 +191,9 @@ class SupervisorHandle:
         settings: Settings,
         give_channels: Callable[[Socket], None],
     ) -> None:
-        """Start the process and give it its ends of the channels. Raises what
-        starting a multiprocessing.Process raises, or pickle.PicklingError, which says
-        what of the settings cannot travel."""
+        """Start the process and give it its ends of the channels. Raises what starting a
+        multiprocessing.Process raises, or pickle.PicklingError, which says what part of the
+        settings cannot travel."""
         self._starter = threading.get_ident()
         context = _clean_context(context)
         try:
@@ -213,7 +214,7 @@ class SupervisorHandle:
         stop_pool_when_ended(process, self._stop)
         self._process = process
         self._pidfd = processes.open_pidfd(process.pid)
-        # One that has ended already is found out in the same way as any other.
+        # If the process has ended already, that is found out as at any other time.
         with contextlib.suppress(ConnectionError):
             give_channels(self.control)
         self._is_started = True
@@ -226,18 +227,18 @@ class SupervisorHandle:
 
     @property
     def pid(self) -> int | None:
-        """Its process id; None before it is started and after it was closed."""
+        """Its process id. None before it is started and after it was closed."""
         return None if self._process is None else self._process.pid
 
     def tell(self, kind: int, number: int = 0, extra: int = 0) -> None:
-        """Send a command, or keep it to be sent by :meth:`flush`, in order, if the
-        supervisor has not started, which gets its channels first, or has not read hundreds
-        of others. If it ends already, that is as good."""
+        """Send a command. If the supervisor has not started (its channels go first), or has not
+        read hundreds of others, keep the command for :meth:`flush`, in order. If the supervisor
+        is ending, the command is dropped."""
         self._unsent.append(wire.pack(kind, number, extra))
         self.flush()
 
     def tell_if_free(self, kind: int, number: int, extra: int) -> None:
-        """The same for a command that will be repeated: it is dropped if it cannot be sent."""
+        """The same for a command that will be repeated. If it cannot be sent, it is dropped."""
         if self._is_started and not self._unsent:
             with contextlib.suppress(OSError):
                 self.control.send(wire.pack(kind, number, extra), socket.MSG_DONTWAIT)
@@ -247,7 +248,7 @@ class SupervisorHandle:
         return bool(self._unsent)
 
     def flush(self) -> None:
-        """Send what can be sent without waiting."""
+        """Send the kept commands, as far as that is possible without waiting."""
         while self._is_started and self._unsent:
             try:
                 self.control.send(self._unsent[0], socket.MSG_DONTWAIT)
@@ -259,12 +260,12 @@ class SupervisorHandle:
             self._unsent.popleft()
 
     def make_it_kill(self) -> None:
-        """Kill every worker, whatever it does, and end."""
+        """Have it kill every worker, whatever the worker does, and end."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """End it, whatever it does; with it ends what it has forked."""
+        """Kill it, whatever it does. What it has forked ends with it."""
         self._was_killed = True
         if self._pidfd is not None:
             with contextlib.suppress(OSError):
@@ -273,7 +274,7 @@ class SupervisorHandle:
             processes.send_signal(self._process.pid, signal.SIGKILL)
 
     def wait(self) -> str:
-        """Wait for its end; say how it ended, as a verb phrase."""
+        """Wait for its end. Returns how it ended, as a verb phrase."""
         exitcode = self._exitcode()
         self.ended_from_outside = exitcode is not None and -exitcode in FROM_OUTSIDE
         if exitcode is None:
@@ -281,19 +282,19 @@ class SupervisorHandle:
         return describe_end(exitcode, None) if exitcode >= 0 else describe_end(None, -exitcode)
 
     def _exitcode(self) -> int | None:
-        """Wait for its end. None: its exit status is not known."""
+        """Wait for its end. Returns None if its exit status is not known."""
         if self._was_killed and not self._is_reaped():
             return -signal.SIGKILL
-        # In a thread that is none of the hub's, gevent's waitpid, on which join() rests, would
-        # wait for what only the hub's thread can do.
+        # join() uses gevent's waitpid. In a thread outside the hub that would wait for something
+        # that only the hub's thread can do.
         if green.threads_are_green() or not processes.wait_for_child(self._process.pid):
             self._process.join()
         exitcode: int | None = self._process.exitcode
         return exitcode
 
     def _is_reaped(self) -> bool:
-        """Whether it has ended for us, within a moment. One that is traced ends for its tracer
-        first, which may take its time."""
+        """Whether it can be reaped within a moment. A process that is traced ends first for its
+        tracer, which may take long."""
         deadline = time.monotonic() + REAPED_WITHIN
         while self._process.exitcode is None:
             if time.monotonic() > deadline:
@@ -303,23 +304,23 @@ class SupervisorHandle:
         return True
 
     def close(self) -> None:
-        """Let go of the process. One that runs still kills its workers and ends."""
+        """Let go of the process. If it still runs, it kills its workers and ends."""
         self.control.close()
         if self._pidfd is not None:
             descriptors.close_quietly([self._pidfd])
             self._pidfd = None
         if self._process is not None:
             if self._exitcode() is None:
-                # The caller's process waits for all its children, and was first.
-                # multiprocessing takes such a process for alive, for ever.
+                # The caller's process waits for all its children, and was quicker.
+                # multiprocessing would take such a process for alive, for ever.
                 self._process._popen.returncode = 0
-            if hasattr(self._process._popen, "close"):  # loky's has none.
+            if hasattr(self._process._popen, "close"):  # loky's class has no close().
                 self._process.close()
             self._process = None
 
     def disown(self) -> None:
-        """In a forked copy of the client: close its end; and the supervisor's, unless
-        this copy is the new supervisor, forked by the thread that is starting it."""
+        """In a forked copy of the client: close its end. Also close the supervisor's end, unless
+        this process is the new supervisor, forked by the thread that is starting it."""
         self.control.close()
         if self._pidfd is not None:
             descriptors.close_quietly([self._pidfd])

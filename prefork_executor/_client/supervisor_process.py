@@ -1,11 +1,11 @@
 """The supervisor's Process object, which ``multiprocessing.active_children()`` gives.
 
-A program that terminates all of its children after an error means the pool. The supervisor
-itself takes no notice of a SIGTERM from outside (see `_server/end_signals.py`), so it is this
-object that tells the two apart: its ``terminate()`` and ``kill()`` stop the pool.
+If a program terminates all its children after an error, it means the pool. The supervisor ignores
+a SIGTERM from outside (see `_server/end_signals.py`), so this object makes the difference: its
+``terminate()`` and ``kill()`` stop the pool.
 
-The object is of the context's own class until the process has been started, as it may have to
-travel there; then it gets a class that derives from that one.
+Until the process has been started, the object has the context's own class, because it may have to
+travel there. Then it gets a class that derives from that one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STOPPED = (
 
 
 class _StopsThePool:
-    """What is put before a context's class of processes."""
+    """Goes before a context's class of processes."""
 
     _stop: Callable[[str], None] | None = None
     _last: tuple[int, int | None] | None = None
 
     def stop_pool_by(self, stop: Callable[[str], None]) -> None:
-        """What stops the pool; it is given the reason."""
+        """Set the function that stops the pool. It is given the reason."""
         self._stop = stop
 
     def terminate(self) -> None:
@@ -40,12 +40,12 @@ class _StopsThePool:
             self._stop(STOPPED.format("terminate"))
 
     def kill(self) -> None:
-        """The same, and whatever the supervisor does just now."""
+        """The same, whatever the supervisor is doing."""
         if self._stop is not None and self._is_at_hand():
             self._stop(STOPPED.format("kill"))
             super().kill()  # type: ignore[misc]
 
-    # Its owner closes it as soon as it has ended. Whoever else has it may still ask.
+    # Its owner closes it when it has ended. Other code that has it may still ask.
 
     def close(self) -> None:
         self._last = self.pid, self.exitcode
@@ -57,7 +57,7 @@ class _StopsThePool:
 
     def _is_at_hand(self) -> bool:
         """Whether it has not been closed, and is this process's child. In a fork of the program
-        it is not, though at its end multiprocessing joins all that it knows."""
+        it is not, but multiprocessing joins all that it knows at the end of the fork."""
         is_ours: bool = self._parent_pid == os.getpid()  # type: ignore[attr-defined]
         return self._last is None and is_ours
 

@@ -1,12 +1,12 @@
 """The supervisor that a client has, and the next one when it has ended.
 
-At most one is there at a time. It is started, says that it is ready, and ends: because the
-pool closes, because it was told to kill its workers and go, or by a fault or a signal. Unless
-nobody needs it any more, another takes its place after the pause that `Restarts` says. While
+There is at most one at a time. It is started, says that it is ready, and ends. It ends because
+the pool closes, because it was told to kill its workers and end, or by a fault or a signal. If the
+client still needs one, another takes its place after the pause that `Restarts` decides. While
 there is none, tasks are accepted and wait.
 
-The first is started in the thread that submits the first task, with the client's lock held;
-those after it by the I/O thread, without the lock, so that nobody who submits waits for it.
+The first is started in the thread that submits the first task, with the client's lock held. The
+I/O thread starts the later ones, without the lock, so that no submit waits for them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefork_executor")
 
 GONE_WITHIN = 10.0
-"""Seconds to wait for the workers of a dead supervisor to be gone, at most."""
+"""Seconds to wait, at most, until the workers of a dead supervisor are gone."""
 
 
 class Supervisors:
-    """The one there is, and the next.
+    """The present supervisor, and the next.
 
     Args:
-        context, settings: what the caller has asked for.
+        context, settings: from the caller.
         books, channels, dispatcher, direct, main: the client's.
         poller: the I/O thread's.
         stop: called with a reason when the program ends the process as one of its children.
@@ -79,13 +79,13 @@ class Supervisors:
         self.current: SupervisorHandle | None = None
         self.restarts = Restarts()
         self.is_cut = False
-        """Whether the channels were shut down, and have not been renewed."""
+        """Whether the channels were shut down and have not been renewed yet."""
         self._is_ready = False
 
     # --- the beginning of one -----------------------------------------------------------
 
     def start(self) -> None:
-        """Takes its time, and needs no lock. Raises what starting a process raises."""
+        """Start one. Takes time, and needs no lock. Raises what starting a process raises."""
         self._main.look()
         self._is_ready = False
         self.current = supervisor = SupervisorHandle(self._stop)
@@ -100,18 +100,18 @@ class Supervisors:
             supervisor.close()
             raise
         with self._books.lock:
-            # Workers whose end has been asked for meanwhile may be its own.
+            # Some of its workers may have been asked to end meanwhile.
             self._dispatcher.release_unless_asked()
 
     def _give_channels(self, control: descriptors.Socket) -> None:
-        # From now on the word is written by those over there.
+        # From now on the processes of the pool write this word.
         pid = self.current and self.current.pid
         self._channels.board.words[sb.MAIN] = pid or 0
         faults.at("client.gives_channels", pid, control)
         self._channels.give_to(control)
 
     def is_ready(self, main: int) -> None:
-        """It has said so; ``main`` is the process in which the pool runs."""
+        """The supervisor has said that it is ready. ``main`` is the process that runs the pool."""
         self.restarts.succeeded()
         with self._books.lock:
             self._is_ready = True
@@ -120,8 +120,8 @@ class Supervisors:
             self._poller.register(watched)
 
     def start_next(self) -> None:
-        """Start one in the place of the one that has ended. Raises what :meth:`start` raises,
-        and OSError: there are no descriptors for new channels."""
+        """Start one in place of the one that has ended. Raises what :meth:`start` raises, and
+        OSError if there are no descriptors for new channels."""
         if self.is_cut:
             self._renew_channels()
         self.start()
@@ -129,45 +129,45 @@ class Supervisors:
     # --- what it is told, with the lock held ------------------------------------------------
 
     def tell(self, kind: int, number: int = 0, extra: int = 0) -> None:
-        """Tell it, if there is one."""
+        """Send a command, if there is a supervisor."""
         if self.current is not None:
             self.current.tell(kind, number, extra)
 
     def tell_to_end_worker(self, pid: int, number: int) -> bool:
-        """By this signal. False: there is no supervisor."""
+        """End this worker by this signal. Returns False if there is no supervisor."""
         if self.current is None:
             return False
         self.current.tell(Kind.END_WORKER, pid, number)
         return True
 
     def tell_to_end_workers(self, number: int, end: int) -> None:
-        """By this signal; it answers with the number of this end."""
+        """End all workers by this signal. The supervisor answers with the number ``end``."""
         if self.current is not None and self._is_ready:
             self.current.tell(Kind.END_WORKERS, number, end)
             self.supervision.expect_sign()
         elif self.current is not None:
-            # It preloads, perhaps for ever; there are no workers yet.
+            # It may preload for ever, and there are no workers yet.
             self.make_it_kill()
             self.restarts.forgive()
 
     def tell_to_end_task(self, slot: Slot) -> None:
-        """The one that this slot names."""
+        """End the task that this slot names."""
         if self.current is not None:
             self.current.tell_if_free(Kind.END_TASK, slot.task, slot.place)
             self.supervision.expect_sign()
 
     def expect_sign(self) -> None:
-        """What it was told just now is to be done soon."""
+        """The supervisor must soon do what it was just told."""
         self.supervision.expect_sign()
 
     def make_it_kill(self) -> None:
-        """Have it kill all workers and end."""
+        """Make it kill all workers and end."""
         if self.current is not None:
             self.current.make_it_kill()
             self.supervision.expect_end()
 
     def end_when_done(self) -> None:
-        """When the client closes and nothing is left: have it end."""
+        """When the client closes and no task is left: make it end."""
         lifecycle = self._books.lifecycle
         if lifecycle.is_abandoned and lifecycle.phase is Phase.OPEN:
             lifecycle.after(Event.SHUTDOWN)
@@ -180,8 +180,8 @@ class Supervisors:
     # --- whether it does what it should ----------------------------------------------------
 
     def look_after(self, ready: list[int]) -> None:
-        """Kill it, if it does not do what it should. ``ready`` are descriptors that can be
-        read."""
+        """Kill the supervisor if it does not do what it should. ``ready`` are readable
+        descriptors."""
         ended = self.supervision.on_readable(ready)
         if ended is not None:
             self._poller.unregister(ended)
@@ -191,13 +191,13 @@ class Supervisors:
             self.current.kill()
 
     def on_cut(self) -> None:
-        """A task has shut down a channel, which it has inherited, for all who use it. Nobody
-        can say any more what has become of what runs: it ends, and another supervisor goes
-        on with new channels."""
+        """A task has shut down a channel, which it has inherited, for all processes. The running
+        tasks can no longer report their outcomes, so they are ended. Another supervisor goes on
+        with new channels."""
         if self.is_cut:
             return
         self.is_cut = True
-        logger.error("a task has shut down the pool's channels; what runs is ended")
+        logger.error("a task has shut down the pool's channels; ending the running tasks")
         self._poller.unregister(self._channels.yells.fileno())
         self.restarts.forgive()
         with self._books.lock:
@@ -216,15 +216,15 @@ class Supervisors:
     # --- the end of one --------------------------------------------------------------------
 
     def see_off(self, supervisor: SupervisorHandle) -> str:
-        """It has ended: wait until its workers have, and forget it. Returns how it ended, as
-        a verb phrase."""
+        """It has ended: wait until its workers have, and forget it. Returns how it ended, as a
+        verb phrase."""
         self._poller.unregister(supervisor.control.fileno())
         if (watched := self.supervision.watched) is not None:
             self._poller.unregister(watched)
         self.supervision.close()
         pid, how = supervisor.pid, supervisor.wait()
         board = self._channels.board
-        # First who forks workers, if that was another process, or there might be more of them.
+        # First the process that forks workers, if that is another, or there might be more of them.
         main = board.words[sb.MAIN]
         processes.wait_until_gone({main} - {0, pid}, board.descriptor, GONE_WITHIN)
         pids = [slot.pid for slot in board.read_all()]
@@ -237,7 +237,7 @@ class Supervisors:
         return how
 
     def close(self) -> None:
-        """With the lock held: let go of the one that is left."""
+        """With the lock held: let go of the supervisor that is left."""
         if self.current is not None:
             self.current.close()
             self.current = None

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefork_executor")
 
 MAX_OUTCOMES = 256
-"""Outcomes read before their futures are resolved, if they come many in a message."""
+"""Outcomes to read before their futures are resolved, if a message has many."""
 BATCH = 64
-"""Messages read before their futures are resolved and new tasks are sent."""
+"""Messages to read before their futures are resolved and new tasks are sent."""
 
 
 class YellHooks:
-    """Who hears what tasks yell: who has asked for its type, else ``on_yell``."""
+    """The hooks for what tasks yell: the one for its type, or else ``on_yell``."""
 
     def __init__(self, on_yell: Callable[[int, Any], object] | None) -> None:
         self._on_yell = on_yell
         self._by_type: dict[type, Callable[[int, Any], object]] = {}
 
     def add(self, kind: type, hook: Callable[[int, Any], object]) -> None:
-        """From now on, for what is of this very type."""
+        """Call this hook from now on for yells of exactly this type."""
         self._by_type[kind] = hook
 
     def call(self, packet: Packet) -> None:
@@ -50,12 +50,12 @@ class YellHooks:
             if hook is not None:
                 hook(packet.number, data)
         except BaseException:
-            # Even SystemExit: it would end this thread, and with it every future.
+            # Even SystemExit: it would end this thread, and no future would ever be resolved.
             logger.exception("on_yell failed for a message from worker %d", packet.number)
 
 
 class Upstream:
-    """Reads it. In the I/O thread, which has ``DirectReader.reading``."""
+    """Reads messages in the I/O thread, which holds ``DirectReader.reading``."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Upstream:
         self._supervisors = supervisors
 
     def read_batch(self, outcomes: list[Outcome], enough: int) -> bool:
-        """True if there may be more to read. After so many outcomes there is not."""
+        """Returns True if there may be more to read. Stops after ``enough`` outcomes."""
         was_sent = self._ledger.was_sent
         for _ in range(BATCH):
             try:
@@ -86,7 +86,7 @@ class Upstream:
                 self._supervisors.on_cut()
                 return False
             except ProtocolError as error:
-                logger.error(  # noqa: TRY400 - where we stood when it came says nothing
+                logger.error(  # noqa: TRY400 - the traceback would only show this reader
                     "a malformed message from a worker was dropped: %s", error
                 )
                 continue

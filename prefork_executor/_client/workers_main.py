@@ -9,13 +9,13 @@ from .books import Books
 
 logger = logging.getLogger("prefork_executor")
 
-_NOT_SHARED = "each worker imports the main module for itself; what workers could not share: %s"
+_NOT_SHARED = "each worker imports the main module for itself, because workers could not share: %s"
 _SHARED = "share_main is True, so workers share what the main module holds: %s"
 
 
 class WorkersMain:
-    """Known from the start on if workers are forked from the caller's process; else when the
-    supervisor has told it."""
+    """Known from the start if workers are forked from the caller's process. Otherwise known when
+    the supervisor has reported it."""
 
     # From look on.
     snapshot: MainSnapshot
@@ -27,7 +27,7 @@ class WorkersMain:
         self._in_the_way: tuple[str, ...] = ()
 
     def look(self) -> None:
-        """What the workers of a supervisor that starts now will have."""
+        """Set what the workers of a supervisor that starts now will have."""
         self.modules = HeldModules(is_forked=self._is_forked)
         if self._is_forked:
             self.snapshot = MainSnapshot.forked()
@@ -35,14 +35,14 @@ class WorkersMain:
             self.snapshot = MainSnapshot.expected()
 
     def forget(self) -> None:
-        """With the lock held: what the next workers have is still to be seen."""
+        """With the lock held: what the next workers have is not known yet."""
         self.snapshot = MainSnapshot.expected()
 
     def told(
         self, fingerprints: dict[str, bytes], reasons: tuple[str, ...], is_shared: bool
     ) -> None:
-        """The supervisor has said what there is, and what is in the way of sharing it."""
-        # Not under the lock: what main holds is compared by its hash.
+        """The supervisor has reported what main holds, and what prevents sharing it."""
+        # Without the lock: comparing what main holds takes hashing.
         snapshot = self.snapshot
         if not snapshot.is_known:
             snapshot = MainSnapshot.imported(fingerprints, is_common=is_shared)

@@ -98,7 +98,7 @@ def test_on_yell_is_refused_to_wait_for_the_task_that_yells(tmp_path: Path) -> N
         futures.append(executor.submit(yields_and_waits, str(tmp_path / "go")))
         assert futures[0].result(BOUND) == 7
     assert len(said) == 1
-    assert "test_callbacks.yields_and_waits is not done, and cannot get done" in str(said[0])
+    assert "test_callbacks.yields_and_waits is not done, and cannot become done" in str(said[0])
 
 
 def test_a_callback_gets_what_is_there(executor: PreforkExecutor) -> None:
