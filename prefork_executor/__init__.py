@@ -15,7 +15,7 @@ from .errors import (
 from .executor import ExecutorView, PreforkExecutor
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # Importing typing would be a third of what importing all of this costs.
+if TYPE_CHECKING:  # Importing typing would take a third of the time to import all of this.
     from typing import Any
 
     from ._server.worker import worker_index, yell
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # What most programs do not name is imported for those that do.
+    # Names that most programs do not use are imported only when a program uses them.
     if name in ("worker_index", "yell"):
         from ._server import worker
 

@@ -1,4 +1,4 @@
-"""Every exception this package raises; the class says whose fault it was.
+"""Every exception that this package raises. The class says where the cause lies.
 
 ===================  ==========================================================
 the caller's         ``TypeError`` and ``ValueError`` at the call that gave the
@@ -57,7 +57,7 @@ class WorkerDied(BrokenProcessPool):
         exitcode: its exit status, 0 to 255, or None if a signal killed it.
         signal: the number of the signal that killed it, or None if it exited.
         task: the name of the task it held.
-        reason: why it died, where more is known than how; else empty.
+        reason: why it died, if more is known than how. Otherwise empty.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class WorkerDied(BrokenProcessPool):
 
 
 class TaskTimeout(TimeoutError):  # noqa: N818 - the name is part of the interface
-    """The task ran longer than it was allowed to and was ended, with its worker.
+    """The task ran longer than it was allowed to, and was ended with its worker.
 
     Its ``__cause__`` says how the task ended: the worker's death, or what a SIGTERM
     handler of the task's own raised.
@@ -125,8 +125,8 @@ class TaskAborted(Exception):  # noqa: N818 - the name is part of the interface
 
 
 class ReloadFailed(Exception):  # noqa: N818 - it says what has failed
-    """A new worker could not start, so the old ones stay. Its ``__cause__`` is what
-    the initializer raised, if it raised."""
+    """A new worker could not start, so the old ones stay. Its ``__cause__`` is what the
+    initializer raised, if it did."""
 
 
 class CallPicklingError(PicklingError):
@@ -135,8 +135,8 @@ class CallPicklingError(PicklingError):
 
 
 class ResultPicklingError(PicklingError):
-    """The task's result cannot be sent to the caller. The message says what in it, and its
-    ``__cause__`` is what pickle raised.
+    """The task's result cannot be sent to the caller. The message says which part of it, and
+    its ``__cause__`` is what pickle raised.
 
     Attributes:
         result: what ``repr(result)`` gave in the worker.
@@ -148,18 +148,17 @@ class ResultPicklingError(PicklingError):
 class RemoteExceptionStandIn(Exception):  # noqa: N818 - it stands for any exception
     """Stands in for a task's exception that could not be brought to the caller.
 
-    It prints as the original did and carries its notes, cause, context and
-    traceback, and those of its attributes and args that could travel; in place
-    of an arg that could not stands its repr. Where the original's class or a base
-    of it can be imported by the caller, the stand-in also derives from that, so
-    that ``except ThatBase`` catches it.
+    It prints as the original did. It has the original's notes, cause, context and traceback,
+    and the attributes and args that could travel. Args that could not are replaced by their
+    repr. If the caller can import the original's class or one of its bases, the stand-in also
+    derives from that, so that ``except ThatBase`` catches it.
 
     Attributes:
         original_type: qualified name of the original's class.
         original_str: what ``str(original)`` gave.
         original_repr: what ``repr(original)`` gave.
-        original_attributes: those attributes that could not travel, by name,
-            as their repr.
+        original_attributes: the attributes that could not travel, by name, as their
+            repr.
         reason: why the original itself could not travel.
     """
 
@@ -181,14 +180,14 @@ class StatusError(Exception):
 
 
 class NoSuchPool(StatusError):  # noqa: N818 - says what happened
-    """The process has no pool and is no process of one, or there is no such process."""
+    """There is no such process, or it belongs to no pool."""
 
 
 class SeveralPools(StatusError):  # noqa: N818 - says what happened
-    """There is more than one that could be meant.
+    """More than one pool could be meant.
 
     Attributes:
-        choices: process ids of which each stands for one of them.
+        choices: process ids, each of which means one of them.
     """
 
     def __init__(self, message: str, choices: tuple[int, ...] = ()) -> None:
@@ -200,11 +199,12 @@ class SeveralPools(StatusError):  # noqa: N818 - says what happened
 
 
 class PoolEnded(StatusError):  # noqa: N818 - says what happened
-    """The pool that was watched is no more."""
+    """The watched pool has ended."""
 
 
 class UnreadablePool(StatusError):  # noqa: N818 - says what happened
-    """It may not be read, or cannot be: another version of this package has made it, say."""
+    """The pool may not be read, or cannot be. For example, another version of this package has
+    made it."""
 
 
 class IllegalTransition(RuntimeError):  # noqa: N818 - it says what has happened
@@ -231,8 +231,8 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it says what has happened
 
 
 class ProtocolError(Exception):
-    """A message on one of the pool's channels is malformed. This is a bug in
-    the pool, or something foreign wrote to a descriptor of the pool."""
+    """A message on one of the pool's channels is malformed. Either the pool has a bug, or other
+    code wrote to a descriptor of the pool."""
 
 
 def describe_end(exitcode: int | None, signal: int | None) -> str:

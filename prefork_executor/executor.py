@@ -43,19 +43,19 @@ if TYPE_CHECKING:
 __all__ = ["ExecutorView", "PreforkExecutor"]
 
 MAX_WORKERS = 4096
-"""Beyond this the default limits of every system are in the way."""
+"""Workers at most. Beyond this number, the default limits of every system interfere."""
 _INTERRUPTED = "the program was interrupted"
 _ENDED_BY = "the workers were ended at the caller's request: {}_workers() was called"
 
 
 class _Keep(enum.Enum):
-    """Stands for an option that was not given."""
+    """Marks an option that was not given."""
 
     KEEP = enum.auto()
 
 
 class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
-    """What an executor and its views share: ``submit`` and the maps, with some options."""
+    """What an executor and its views share: ``submit`` and the maps, with task options."""
 
     _client: Client
     _task_options: TaskOptions
@@ -72,15 +72,14 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         copied when the task is sent.
 
         Returns:
-            The call's future. Its exception is what the call raised, with its
-            remote traceback; or ``pickle.PicklingError``, if the call or its
-            result cannot be pickled; or :class:`~prefork_executor.WorkerDied`,
-            if its worker died while it held this task;
-            :class:`~prefork_executor.TaskTimeout`, if it ran for too long.
+            The call's future. Its exception is what the call raised, with its remote
+            traceback; ``pickle.PicklingError``, if the call or its result cannot be pickled;
+            :class:`~prefork_executor.WorkerDied`, if its worker died while it held this task;
+            or :class:`~prefork_executor.TaskTimeout`, if it ran for too long.
 
         Raises:
             TypeError: ``fn`` is not callable.
-            RuntimeError: the executor was shut down, or the interpreter ends.
+            RuntimeError: the executor was shut down, or the interpreter is ending.
             BrokenProcessPool: the pool cannot go on; the message says why.
             pickle.PicklingError: the first task starts the pool, and ``initializer``,
                 ``initargs`` or ``preload`` cannot travel to it.
@@ -100,8 +99,8 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         return futures
 
     def _has_another_submit(self) -> bool:
-        """Whether a subclass, or the program, has put another ``submit`` in the place of this
-        one, as progress bars do to be told of every task. Then the maps submit by that."""
+        """Whether a subclass or the program has replaced this ``submit``, as progress bars do
+        to be told of every task. Then the maps submit by the replacement."""
         return "submit" in vars(self) or type(self).submit is not _Submitter.submit
 
     def _submitter(self) -> Callable[[], Callable[..., Future[Any]] | None]:
@@ -118,29 +117,29 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
     def abort(self, future: Future[Any]) -> bool:
         """End a task, whether it runs or waits. Does not wait for its end.
 
-        A task that has not begun never will. One that runs is ended with its worker:
-        by SIGTERM, and if that has not ended it within three seconds, by SIGKILL.
-        Its future gets :class:`~prefork_executor.TaskAborted` when it has ended, unless
-        its result is quicker. It is not retried. No other task is affected.
+        A task that has not begun never will. A running task is ended with its worker: by
+        SIGTERM, and if it has not ended after three seconds, by SIGKILL. When it has ended,
+        its future gets :class:`~prefork_executor.TaskAborted`, unless its result came first.
+        It is not retried. No other task is affected.
 
         Args:
-            future: what :meth:`submit` has returned, of the executor or a view of it.
+            future: what :meth:`submit` of the executor or of one of its views has returned.
 
         Returns:
-            Whether there was something to abort; False if the task had ended before.
+            Whether there was something to abort. False if the task had already ended.
 
         Raises:
             TypeError: ``future`` is no future.
-            ValueError: it is not of this executor.
+            ValueError: it belongs to another executor.
         """
         return self._client.abort(future)
 
     def add_yell_hook(self, kind: type[M], hook: Callable[[int, M], object]) -> None:
-        """Have what tasks yell that is of this very type go to a hook of its own, and
-        not to ``on_yell``. For what sends messages of its own beside the user's.
+        """Send yells of exactly this type to a hook of their own, and not to ``on_yell``. For
+        libraries that send messages of their own beside the user's.
 
         Args:
-            kind: the type, subclasses not included. A later hook for it replaces this.
+            kind: the type, without its subclasses. A later hook for it replaces this one.
             hook: called as ``hook(pid, data)``, as ``on_yell`` is.
 
         Raises:
@@ -157,8 +156,8 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> bool | None:
-        """Shut down, and wait until all is done; after Ctrl-C, until all is ended:
-        whoever interrupts a program does not want to wait for its tasks."""
+        """Shut down, and wait until all tasks are done. After Ctrl-C, end the tasks instead: a
+        user who interrupts a program does not want to wait for them."""
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._client.end(_INTERRUPTED)
         return super().__exit__(kind, error, traceback)
@@ -172,15 +171,15 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         """The same pool, for tasks with other options.
 
         Args:
-            timeout: seconds that a task may run, from its beginning in a worker on.
+            timeout: seconds that a task may run, from when it begins in a worker.
                 Then it is ended, as by :meth:`PreforkExecutor.abort`, and its future
-                gets :class:`~prefork_executor.TaskTimeout`. None: as long as it likes.
+                gets :class:`~prefork_executor.TaskTimeout`. None: no limit.
             retries: how often a task is run again after its worker has died or its
-                time was up. It may then have run in part, and more than once.
+                time was up. Earlier runs may then have done part of its work.
 
         Returns:
-            A view with the same ``submit``, ``map`` and ``starmap``. What is not given
-            is as here.
+            A view with the same ``submit``, ``map`` and ``starmap``. Options that are not
+            given are as here.
 
         Raises:
             TypeError, ValueError: at this call, for a bad argument.
@@ -195,8 +194,8 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
 
 
 class ExecutorView(_Submitter):
-    """A :class:`PreforkExecutor`, for tasks with options of their own. Made by
-    :meth:`PreforkExecutor.with_options`; any number may be in use at a time."""
+    """A :class:`PreforkExecutor` for tasks with options of their own. Made by
+    :meth:`PreforkExecutor.with_options`. Any number may be in use at a time."""
 
     def __init__(self, executor: PreforkExecutor, options: TaskOptions) -> None:
         self._executor = executor
@@ -216,47 +215,47 @@ class PreforkExecutor(_Submitter):
     """Runs calls in a pool of processes that grows and shrinks with the work.
 
     A drop-in for ProcessPoolExecutor. The pool starts small, grows when tasks
-    wait, keeps ``min_spare_workers`` idle ones ready while there is room, and
-    lets idle workers go; a worker's death costs the one task it held.
+    wait, keeps ``min_spare_workers`` idle workers ready if there is room, and
+    lets idle workers leave. A worker's death costs only the task it held.
 
-    Nothing is started before the first task. Then a supervisor process is
-    started, by ``mp_context``, which forks all workers; so the caller's process
-    may have threads.
+    The first task starts a supervisor process, by ``mp_context``. The supervisor
+    forks all workers, so the caller's process may have threads. Before that,
+    nothing is started.
 
     Args:
-        max_workers: workers at most, those that are leaving included. None: the
-            CPUs this process may use (affinity and cgroup quota), at least 1.
+        max_workers: workers at most, including those that are leaving. None: as many as
+            the CPUs that this process may use (affinity and cgroup quota), at least 1.
         mp_context: how the supervisor starts: ``"fork"``, ``"forkserver"``,
-            ``"spawn"`` or a multiprocessing context, or one of a package like it
+            ``"spawn"``, a multiprocessing context, or one of a similar package
             (``multiprocess``, ``billiard``, ``loky``). None: Python's default.
         initializer: called as ``initializer(*initargs)`` in every new worker.
-            If it raises, the pool is broken, and says so.
-        initargs: its arguments; locks and queues of the context are welcome.
-        finalizer: called as ``finalizer(*finalargs)`` in every worker that leaves in peace,
+            If it raises, the pool is broken, and reports the error.
+        initargs: its arguments. They may contain locks and queues of the context.
+        finalizer: called as ``finalizer(*finalargs)`` in every worker that leaves in order,
             before its atexit functions: because it was idle, was recycled or reloaded, or the
             executor was shut down. Not called in a worker that is killed or whose
             initializer failed. What it raises is logged. See docs/limits.md.
         finalargs: its arguments, as ``initargs``.
         max_tasks_per_child: tasks after which a worker is replaced, under every
             start method. None: never.
-        min_spare_workers: idle workers kept ready while there is room.
+        min_spare_workers: idle workers kept ready if there is room.
         max_spare_workers: idle workers above this retire at once. None: as many
             as ``max_workers``.
         start_workers: workers started with the pool. None: ``min_spare_workers``.
-        idle_timeout: seconds of idleness after which a spare above
-            ``min_spare_workers`` retires. None: never.
+        idle_timeout: seconds after which an idle worker above ``min_spare_workers``
+            retires. None: never.
         max_memory_per_child: bytes of resident memory, shared pages included, above
-            which a worker is replaced, after the task it holds. None: any.
+            which a worker is replaced after the task it holds. None: no limit.
         task_timeout: seconds that a task may run before it is ended; see
-            :meth:`with_options`. None: as long as it likes.
+            :meth:`with_options`. None: no limit.
         retries: how often a task is run again after its worker has died or its time
             was up; see :meth:`with_options`.
-        preload: module names, or a callable, imported or called once, before workers are
-            forked, so that all of them share its memory. What it leaves behind that cannot
-            be shared (a thread, a connection, an open file) breaks the pool, which says what.
+        preload: module names to import, or a callable to call, once, before workers are
+            forked, so that all of them share its memory. If it leaves something behind that
+            cannot be shared (a thread, a connection, an open file), the pool is broken.
         share_main: under spawn and forkserver, whether workers share one import of the main
-            module. ``"auto"``: if it leaves nothing behind that cannot be shared, else each
-            worker imports it; :meth:`stats` says why. True: in any case. False: in none.
+            module. ``"auto"``: they do if it leaves nothing behind that cannot be shared;
+            if not, :meth:`stats` says why. True: always. False: never.
         on_yell: called as ``on_yell(pid, data)`` in a thread of the caller's
             process for what tasks send by :func:`prefork_executor.yell`, in
             order, before the task's own result. What it raises is logged.
@@ -287,7 +286,7 @@ class PreforkExecutor(_Submitter):
         share_main: bool | str = "auto",
         on_yell: Callable[[int, Any], object] | None = None,
     ) -> None:
-        # Not with this module: many who import it start no pool.
+        # Not with this module: many programs import it and start no pool.
         from ._client.client import Client
 
         limits = _limits(
@@ -316,26 +315,26 @@ class PreforkExecutor(_Submitter):
             share_main=_share_main(share_main),
         )
         self._client = Client(context, settings, on_yell)
-        # By this name dask and others read it off any executor of processes.
+        # dask and others read this attribute of any executor that uses processes.
         self._max_workers = limits.max_workers
         finalizer = weakref.finalize(self, self._client.abandon)
-        # At the interpreter's end the client has a better hook of its own.
+        # For the interpreter's end, the client has a better hook.
         finalizer.atexit = False
 
     def _owner(self) -> PreforkExecutor:
         return self
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks, finish those there are, end every process.
+        """Take no more tasks, finish those there are, and end every process.
 
         Args:
-            wait: return only when all that is done.
+            wait: return only when all of that is done.
             cancel_futures: cancel the tasks that have not been sent to a worker.
         """
         self._client.shutdown(wait=wait, cancel=cancel_futures)
 
     def start(self) -> None:
-        """Start the pool now, and not with the first task. Does not wait for its workers.
+        """Start the pool now, instead of with the first task. Does not wait for its workers.
 
         Raises:
             What the first ``submit`` would.
@@ -346,10 +345,10 @@ class PreforkExecutor(_Submitter):
         """Wait, after :meth:`shutdown`, until every process of the pool has ended.
 
         Args:
-            timeout: seconds to wait at most. None: as long as it takes.
+            timeout: seconds to wait at most. None: no limit.
 
         Returns:
-            Whether they have. Always at once if called from a callback of the
+            Whether they have. Returns at once if called from a callback in the
             executor's own thread.
 
         Raises:
@@ -359,19 +358,19 @@ class PreforkExecutor(_Submitter):
         return self._client.join(check_seconds("timeout", timeout))
 
     def terminate_workers(self) -> None:
-        """End every worker there is by SIGTERM. Does not wait.
+        """End every worker by SIGTERM. Does not wait.
 
         Tasks not yet sent to a worker are cancelled. The futures of all others get
-        BrokenProcessPool at once, whatever their workers make of the signal; they are
-        not retried. A worker that does not end of it gets SIGKILL ten seconds later.
+        BrokenProcessPool at once, even if their workers survive the signal. They are
+        not retried. A worker that does not end gets SIGKILL ten seconds later.
 
-        As in Python 3.14, but the executor may be used further: new workers take what
+        As in Python 3.14, but the executor can still be used: new workers take what
         is submitted after this.
         """
         self._client.end_workers(signal.SIGTERM, _ENDED_BY.format("terminate"))
 
     def kill_workers(self) -> None:
-        """End every worker there is by SIGKILL. Does not wait.
+        """End every worker by SIGKILL. Does not wait.
 
         As :meth:`terminate_workers`, but no worker can clean up or go on.
         """
@@ -380,14 +379,13 @@ class PreforkExecutor(_Submitter):
     def reload(self) -> Future[None]:
         """Replace every worker, new ones first, and lose no task. Does not wait.
 
-        New workers start as far as ``max_workers`` leaves room, one at least; when they
+        As many new workers start as ``max_workers`` has room for, at least one. When they
         serve, the old ones leave, each after the task it holds. If a new one cannot
-        start, old ones that have not left stay: with ``max_workers=1``, where the old
-        one must make room first, there is none. What ``preload`` has loaded is not
-        loaded again.
+        start, the old ones that have not left stay. With ``max_workers=1`` the old one has to
+        make room first, so none stays. What ``preload`` has loaded is not loaded again.
 
         Returns:
-            A future that is done when the last old worker has ended, or has
+            A future that is done when the last old worker has ended, or gets
             :class:`~prefork_executor.ReloadFailed`.
 
         Raises:
@@ -398,11 +396,11 @@ class PreforkExecutor(_Submitter):
 
     def add_initializer(self, fn: Callable[..., object], /, *args: Any) -> None:
         """Have every new worker call ``fn(*args)``, before the ``initializer`` that the
-        constructor was given. For what must be set up beside the user's own things.
+        constructor was given. For libraries that need a setup of their own.
 
         Args:
             fn: if it raises, the pool is broken, as by ``initializer``.
-            args: as ``initargs``, but pickle must know how to send them.
+            args: as ``initargs``, but without locks and queues: pickle has to send them.
 
         Raises:
             TypeError: ``fn`` cannot be called.
@@ -414,31 +412,31 @@ class PreforkExecutor(_Submitter):
     def record(self, *paths: str | os.PathLike[str], max_tasks: int = 100_000) -> Recording:
         """Record what happens from now on: workers, tasks, decisions.
 
-        Use it in a ``with`` statement, or close what it returns; else it is closed when
-        the executor has shut down. That writes the files.
+        Use the recording in a ``with`` statement, or close it. Otherwise it is closed when
+        the executor has shut down. Closing writes the files.
 
         Args:
             paths: files to write. ``.json`` gives a trace in the Chrome trace format,
-                which Perfetto opens; ``.html`` a page with the pool's size against its
-                backlog. Those that are there are replaced.
-            max_tasks: tasks that are kept, some hundred bytes each. Of more than that
-                the first are in the files, which say how many are not; all are counted.
+                which Perfetto opens. ``.html`` gives a page with the pool's size against its
+                backlog. Existing files are replaced.
+            max_tasks: tasks to keep, a few hundred bytes each. If there are more, the files
+                have the first ones and say how many are missing. All are counted.
 
         Raises:
-            TypeError, ValueError: no path, one whose suffix is neither, or a bad number.
+            TypeError, ValueError: no path, a path with another suffix, or a bad number.
             OSError: a path at which no file can be written.
-            RuntimeError: the executor is being recorded, or was shut down.
+            RuntimeError: the executor is already being recorded, or was shut down.
             BrokenProcessPool: the pool cannot go on.
         """
-        # Here, because hardly anybody records, and it imports what makes pages.
+        # Here, because few programs record, and it imports what makes pages.
         from . import recording
 
         return recording.start(self._client, paths, max_tasks, self._max_workers)
 
     def stats(self) -> ExecutorStats:
-        """A frozen snapshot of the pool: workers by state and one by one, backlog, waits, what
-        has ended how, the latest decisions. It may be called ten times a second at full
-        load. After :meth:`shutdown` it tells of the past. docs/status.md has the fields."""
+        """A frozen snapshot of the pool: workers by state and one by one, backlog, waits, how
+        tasks have ended, the latest decisions. You may call it ten times a second at full
+        load. After :meth:`shutdown` it tells of the past. docs/status.md lists the fields."""
         return self._client.stats()
 
 
@@ -481,7 +479,7 @@ def _limits(
 def _check_max_workers(max_workers: int) -> None:
     check_int("max_workers", max_workers, takes_bool=True)
     if max_workers <= 0:
-        # The standard library's words, which programs may look for.
+        # The standard library's message, which programs may look for.
         raise ValueError("max_workers must be greater than 0")
     if max_workers > MAX_WORKERS:
         raise ValueError(f"max_workers must be at most {MAX_WORKERS}, not {brief(max_workers)}")

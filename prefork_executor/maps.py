@@ -1,8 +1,8 @@
-"""``map`` and ``starmap``, for whatever can ``submit``.
+"""``map`` and ``starmap`` for every object that can ``submit``.
 
-:class:`Maps` makes both out of ``submit`` and nothing else, so every executor of this
-package has the same ones: `PreforkExecutor`, its views, and that over a Dask cluster.
-:func:`calls_of` says what they submit, for who deals with the futures himself, as
+:class:`Maps` makes both from ``submit`` alone, so every executor of this package has the
+same ones: `PreforkExecutor`, its views, and the executor over a Dask cluster.
+:func:`calls_of` says what they submit, for classes that handle the futures themselves, as
 :class:`prefork_executor.Pool` does.
 """
 
@@ -52,8 +52,8 @@ class Maps:
     """An executor's ``map`` and ``starmap``, over its ``submit``."""
 
     def _submitter(self) -> Callable[[], Submit | None]:
-        """What gives the executor's ``submit``, as long as there is somebody to submit to.
-        The iterator of a map keeps this; it alone should not keep an executor alive."""
+        """A function that returns the executor's ``submit``, or None if the executor is gone. The
+        iterator of a map keeps this function, which must not keep the executor alive."""
         raise NotImplementedError
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -61,23 +61,23 @@ class Maps:
         raise NotImplementedError
 
     def submit_all(self, calls: Iterable[Call]) -> list[Future[Any]]:
-        """Schedule several calls: ``submit(*call)`` for each, at less cost where that can be.
+        """Schedule several calls: ``submit(*call)`` for each, but cheaper where possible.
 
         Args:
-            calls: each a function and its positional arguments. They are read some dozens
-                at a time, so they should be at hand.
+            calls: each is a function and its positional arguments. They are read a few
+                dozen at a time, so the iterable should not have to wait for them.
 
         Returns:
             Their futures, in order.
 
         Raises:
-            What the iterable or ``submit`` raises. Then all of these calls are cancelled.
+            What the iterable or ``submit`` raises. Then all these calls are cancelled.
         """
         futures: list[Future[Any]] = []
         try:
             futures.extend(self.submit(*call) for call in calls)
         except BaseException:
-            # An iterable has raised, or a signal handler, as at Ctrl-C.
+            # The iterable has raised, or a signal handler has, as at Ctrl-C.
             cancel_all(futures)
             raise
         return futures
@@ -95,24 +95,24 @@ class Maps:
 
         Args:
             fn: called with an item of each iterable.
-            iterables: read at once, or as results are taken if ``buffersize``. If they
-                can tell how many items they have, so can the iterator returned
-                (``operator.length_hint``): progress bars ask for it.
-            timeout: seconds from this call on for the results to come.
-            chunksize: items that travel as one task. Time limits and retries are
-                for a task, so for a whole chunk.
+            iterables: read at once; with ``buffersize``, as results are taken. If they
+                can tell how many items they have, the returned iterator can, too
+                (``operator.length_hint``). Progress bars use that.
+            timeout: seconds from this call on within which the results must come.
+            chunksize: items that travel as one task. Time limits and retries apply to
+                a task, so to a whole chunk.
             buffersize: tasks submitted ahead of the results taken, at most.
                 None: all.
-            ordered: whether results come in the order of the items. False: as they are
-                there.
+            ordered: whether results come in the order of the items. False: as the
+                tasks end.
 
         Returns:
-            An iterator over the results. It raises what a task has raised, and then is at
-            its end. Its ``close()`` cancels what has not begun.
+            An iterator over the results. If a task has failed, it raises the task's error and
+            is then exhausted. Its ``close()`` cancels what has not begun.
 
         Raises:
             TypeError, ValueError: at this call, for a bad argument.
-            TimeoutError: from the iterator; what has not begun is cancelled.
+            TimeoutError: from the iterator. What has not begun is cancelled.
         """
         check_function("fn", fn)
         sources = [check_iterable(f"iterables[{i}]", items) for i, items in enumerate(iterables)]
@@ -131,8 +131,8 @@ class Maps:
         buffersize: int | None = None,
         ordered: bool = True,
     ) -> Iterator[T]:
-        """Like ``itertools.starmap(fn, iterable)``, in the pool: each item is the arguments
-        of a call. Everything else is as for :meth:`map`."""
+        """Like ``itertools.starmap(fn, iterable)``, in the pool: each item holds the arguments
+        of one call. Everything else is as for :meth:`map`."""
         check_function("fn", fn)
         rows = check_iterable("iterable", iterable)
         options = _checked(timeout, chunksize, buffersize)
@@ -147,7 +147,7 @@ class Maps:
         ordered: bool,
         is_at_hand: bool,
     ) -> Iterator[Any]:
-        # What is still to come of others should not hold up what is there.
+        # Items that an iterable has yet to produce should not hold up those that are there.
         submit_all = self.submit_all if is_at_hand else functools.partial(Maps.submit_all, self)
         futures = submit_all(itertools.islice(calls, options.buffersize))
         following = _following(self._submitter(), calls) if options.buffersize else iter(())
@@ -177,12 +177,12 @@ def _checked(timeout: float | None, chunksize: int, buffersize: int | None) -> _
 def calls_of(
     fn: Callable[..., Any], sources: list[Iterator[Any]], chunksize: int = 1
 ) -> Iterator[Call]:
-    """The calls that a map of ``fn`` over these submits.
+    """The calls that a map of ``fn`` submits.
 
     Args:
         fn: the function of the map.
         sources: each has one argument of every call.
-        chunksize: of so many calls one is made, whose result is the list of theirs.
+        chunksize: how many calls become one. The result of that is the list of their results.
     """
     if not sources:
         return iter(())
@@ -196,7 +196,7 @@ def calls_of(
 def starred_calls_of(
     fn: Callable[..., Any], rows: Iterator[Iterable[Any]], chunksize: int = 1
 ) -> Iterator[Call]:
-    """The same for a starmap, which has the arguments of a call in a row."""
+    """The same for a starmap, where a row has all arguments of a call."""
     if chunksize == 1:
         return ((fn, *row) for row in rows)
     tuples = (row if type(row) is tuple else tuple(row) for row in rows)
@@ -204,9 +204,9 @@ def starred_calls_of(
 
 
 def _columns_of_one(fn: Callable[..., Any], items: Iterator[Any], size: int) -> Iterator[Call]:
-    """Arguments travel as the tuple of the first of each call, that of the second, and so on:
-    a tenth of what there would be to pickle."""
-    from ._pickling.calls import Chunk  # Hardly anybody who imports this needs it at once.
+    """A chunk's arguments travel in columns: the tuple of all first arguments, and so on. This
+    leaves a tenth to pickle."""
+    from ._pickling.calls import Chunk  # Few programs that import this module need it at once.
 
     chunk = Chunk(fn)
     while column := tuple(itertools.islice(items, size)):
@@ -214,7 +214,7 @@ def _columns_of_one(fn: Callable[..., Any], items: Iterator[Any], size: int) -> 
 
 
 def _columns(fn: Callable[..., Any], rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[Call]:
-    """The same, if all have the same number of arguments; else each call's own together."""
+    """The same if all calls have the same number of arguments. If not, arguments stay in rows."""
     from ._pickling.calls import Chunk, Spread
 
     chunk, spread = Chunk(fn), Chunk(Spread(fn))
@@ -229,28 +229,28 @@ _AT_HAND = (list, tuple, range, str, bytes, bytearray, dict, set, frozenset)
 
 
 def at_hand(iterable: object) -> bool:
-    """Whether its items are there already, so that none has to be waited for."""
+    """Whether the iterable has all its items already, so that it never waits for one."""
     return type(iterable) in _AT_HAND
 
 
 def cancel_all(futures: Iterable[Future[Any]]) -> None:
-    """Cancel those of them that have not begun."""
+    """Cancel the futures that have not begun."""
     for future in futures:
         future.cancel()
 
 
 def length_of(*iterables: Iterable[Any]) -> int | None:
-    """How many items they have, all together, as far as they can tell; None if not."""
+    """How many items they have together, as far as they can tell, or else None."""
     try:
         hints = [operator.length_hint(items, -1) for items in iterables]
         return None if -1 in hints else min(hints, default=0)
-    except Exception as error:  # noqa: BLE001 - theirs, and it is but a hint
+    except Exception as error:  # noqa: BLE001 - the user's code raised it, and this is just a hint
         let_through(error)
     return None
 
 
 def function_of(called: Any) -> Any:
-    """The user's function, out of what :func:`calls_of` has put around it, and partials."""
+    """The user's function, taken out of the wrappers of :func:`calls_of` and out of partials."""
     from ._pickling.calls import user_function
 
     return user_function(called)
@@ -259,7 +259,7 @@ def function_of(called: Any) -> Any:
 def _following(
     submitter: Callable[[], Submit | None], calls: Iterator[Call]
 ) -> Iterator[Future[Any]]:
-    """Submits one call after the other, as long as there is somebody to submit to."""
+    """Submits one call after the other until the executor is gone."""
     for call in calls:
         submit = submitter()
         if submit is None:
@@ -271,7 +271,7 @@ def _following(
 
 
 class _Results(Iterator["T"]):
-    """What a map returns: its results, and how many are to come, where that is known."""
+    """What a map returns: its results, and how many are to come, if that is known."""
 
     def __init__(
         self,
@@ -286,7 +286,7 @@ class _Results(Iterator["T"]):
         self._left = length
 
     def __iter__(self) -> Iterator[T]:
-        # Without a step of our own for each. The hint is asked for before.
+        # This avoids a step of ours for each item. The hint is read before.
         return self._items
 
     def __next__(self) -> T:
@@ -299,9 +299,9 @@ class _Results(Iterator["T"]):
         return NotImplemented if self._left is None else self._left
 
     def close(self) -> None:
-        """Take no more results; cancel what has not begun."""
+        """Take no more results, and cancel what has not begun."""
         self._tasks.close()
-        cancel_all(self._begun)  # None are there as soon as a result was asked for.
+        cancel_all(self._begun)  # Empty once a result has been asked for.
 
 
 def _in_order(
@@ -338,13 +338,13 @@ def _as_they_come(
 def _next_done(
     futures: set[Future[Any]], done: queue.SimpleQueue[Future[Any]], end: float | None
 ) -> Future[Any]:
-    """Takes one of them that is done."""
+    """Takes one that is done out of these futures."""
     while True:
         try:
             future = done.get_nowait()
         except queue.Empty:
             future = next(iter(futures))
-            # In a fork of this process all are done, and nobody will say so.
+            # In a fork of this process all futures are done, and no callback says so.
             if not future.done():
                 future = _wait_for(done, end)
         if future in futures:
@@ -364,12 +364,12 @@ def _result_of(future: Future[T], end: float | None) -> T:
         return future.result(None if end is None else end - time.monotonic())
     finally:
         future.cancel()
-        # A traceback through this frame would keep the future and its result.
+        # A traceback through this frame would keep the future and its result alive.
         del future
 
 
 def _emptied(chunks: Iterator[list[T]]) -> Iterator[Iterator[T]]:
-    """Each chunk's items, none of them kept once it was taken."""
+    """Each chunk's items. None is kept once it has been taken."""
     for chunk in chunks:
         chunk.reverse()
         yield map(list.pop, itertools.repeat(chunk, len(chunk)))

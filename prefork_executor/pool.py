@@ -4,10 +4,10 @@ A program that uses ``multiprocessing.Pool`` changes an import:
 
     from prefork_executor import Pool
 
-What is kept of the original is what programs see: the methods, their results and errors, the
-life of a pool (``close``, ``join``, ``terminate``), what ``isinstance`` says, and of the
-attributes those that are read. None of its machinery is ever set up: what runs is an executor,
-by its public methods alone.
+It keeps what programs see of the original: the methods, their results and errors, the
+life of a pool (``close``, ``join``, ``terminate``), ``isinstance``, and the attributes that
+programs read. None of the original's machinery is set up. An executor does the work, and only
+its public methods are used.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ if TYPE_CHECKING:
 __all__ = ["AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Pool"]
 
 CHUNKS_PER_WORKER = 4
-"""Into so many chunks for each worker a map is divided by default, as in the original."""
+"""Chunks for each worker into which a map is divided by default, as in the original."""
 ELASTIC = ("min_spare_workers", "max_spare_workers", "start_workers", "idle_timeout")
-"""Options that say how the pool grows and shrinks. With none of them it does not."""
+"""Options that say how the pool grows and shrinks. Without any of them its size is fixed."""
 LEAVE_WITHIN = 3.0
-"""Seconds that workers without a task may take to leave, before they are ended."""
+"""Seconds that workers without a task have to leave before they are ended."""
 STARTED_WITHIN = 10.0
-"""Seconds to wait for the first workers to be there, for who asks for their processes."""
+"""Seconds to wait for the first workers when a program asks for the pool's processes."""
 
 
 class _Life:
-    """What a pool and the pools that :meth:`Pool.with_options` makes of it share."""
+    """What a pool shares with the pools that :meth:`Pool.with_options` makes of it."""
 
     def __init__(self, executor: Any, processes: int, *, is_own: bool, first: int = 0) -> None:
         self.executor = executor
         self.processes = processes
         self.is_own = is_own
         self.first = first
-        """Workers that are started with the pool."""
+        """Workers to start with the pool."""
         self.is_shown = False
         self.state = RUN
         self.pid = os.getpid()
         self.feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
         self.unfinished: set[Future[Any]] = set()
-        """Those of an executor that is not its own, to wait for and to end."""
+        """Futures of this pool's tasks, if the executor is not its own: to wait for and end."""
 
     def check_running(self) -> None:
         if self.state != RUN:
@@ -74,20 +74,20 @@ class _Life:
 
     def close(self) -> None:
         if self.state == RUN:
-            # Or a pool without a task would end without its initializers.
+            # Otherwise a pool without a task would end without running its initializers.
             self.workers()
             self.state = CLOSE
             self.on_fed()
 
     def on_fed(self) -> None:
-        """All that an iterable had is submitted: if nothing more can come, say so."""
+        """All of an iterable has been submitted. If nothing more can come, shut down."""
         if self.state != RUN and self.is_own and all(feed.is_fed for feed in list(self.feeds)):
             self.executor.shutdown(wait=False)
 
     def terminate(self) -> None:
         self.state = TERMINATE
         if self.pid != os.getpid():
-            return  # A fork of the program has a copy, of which nothing runs.
+            return  # This is a copy in a fork of the program. It has no processes.
         for feed in list(self.feeds):
             feed.close(RuntimeError(TERMINATED))
         if not self.is_own:
@@ -95,14 +95,14 @@ class _Life:
                 self.end(future)
             return
         self.executor.shutdown(wait=False, cancel_futures=True)
-        # Workers that have nothing to do leave by themselves: what they have printed is not lost.
+        # Workers without a task leave on their own, so what they have printed is not lost.
         is_busy = self.executor.stats().in_flight
         if is_busy or not self.executor.join(LEAVE_WITHIN):
             self.executor.terminate_workers()
             self.executor.join()
 
     def keep(self, future: Future[Any]) -> None:
-        """It is this pool's, of an executor that is not."""
+        """Note a task of this pool in an executor that is not its own."""
         self.unfinished.add(future)
         future.add_done_callback(self.unfinished.discard)
         if self.state == TERMINATE:
@@ -116,7 +116,7 @@ class _Life:
         if self.state == RUN:
             raise ValueError("Pool is still running")
         for feed in list(self.feeds):
-            if self.state == CLOSE:  # Else it may be held up, by an iterable that waits.
+            if self.state == CLOSE:  # Otherwise an iterable that waits may hold it up.
                 feed.lift()
                 feed.join()
         if self.is_own:
@@ -125,7 +125,7 @@ class _Life:
             concurrent.futures.wait(list(self.unfinished))
 
     def workers(self) -> list[Any]:
-        """The processes that there are. The first who asks waits for the first of them."""
+        """The processes of the pool. The first call waits until some are there."""
         processes = getattr(self.executor, "_processes", None)
         if processes is None:
             return []
@@ -142,7 +142,7 @@ _open: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def _terminate_all() -> None:
-    """As the original's are when the program has come to its end."""
+    """Terminate all pools at the program's end, as the original does."""
     for pool in list(_open):
         pool._terminate_at_end()
 
@@ -153,22 +153,22 @@ exit_hooks.before_pools_end(_terminate_all)
 class Pool(multiprocessing.pool.Pool):
     """``multiprocessing.Pool``, on a :class:`PreforkExecutor`.
 
-    A worker that dies costs its own task, whose result is
-    :class:`~prefork_executor.WorkerDied`; the pool goes on.
+    If a worker dies, only its own task fails, with :class:`~prefork_executor.WorkerDied`. The
+    pool goes on.
 
     Args:
-        processes: workers. None: the CPUs this process may use.
+        processes: the number of workers. None: the CPUs that this process may use.
         initializer, initargs: called as ``initializer(*initargs)`` in every new worker.
-        maxtasksperchild: tasks after which a worker is replaced; a chunk is one.
+        maxtasksperchild: tasks after which a worker is replaced. A chunk is one task.
             None: never.
-        context: how it starts: as ``mp_context`` of :class:`PreforkExecutor`.
-        executor: an executor that exists, to use instead of one of the pool's own, which
-            it does not shut down. Then ``processes`` only says how many chunks a map is
-            divided into, and nothing else may be given.
-        options: of :class:`PreforkExecutor`, by name. The pool has all of its workers
-            from the beginning, and keeps them, as there; with any of ``min_spare_workers``,
-            ``max_spare_workers``, ``start_workers`` and ``idle_timeout`` it grows and
-            shrinks, as executors do.
+        context: how the pool starts, as ``mp_context`` of :class:`PreforkExecutor`.
+        executor: an existing executor, to use instead of one of the pool's own. The pool
+            does not shut it down. Then ``processes`` only says how many chunks a map is
+            divided into, and no other option may be given.
+        options: of :class:`PreforkExecutor`, by name. By default the pool starts all its
+            workers at once and keeps them, as the original does. With any of
+            ``min_spare_workers``, ``max_spare_workers``, ``start_workers`` and
+            ``idle_timeout`` it grows and shrinks, as executors do.
 
     Raises:
         TypeError, ValueError: a bad argument.
@@ -242,9 +242,9 @@ class Pool(multiprocessing.pool.Pool):
         """The same, without waiting.
 
         Args:
-            func, args, kwds: what is called.
+            func, args, kwds: what to call.
             callback: called with the result, in a thread of the pool.
-            error_callback: called with the error, if there is one.
+            error_callback: called with the error if the call fails.
         """
         return AsyncResult(self._submit(func, *args, **kwds), callback, error_callback)
 
@@ -268,10 +268,10 @@ class Pool(multiprocessing.pool.Pool):
         Args:
             func: called with each item.
             iterable: read at once.
-            chunksize: items that travel as one task. None: what makes four chunks for
+            chunksize: items that travel as one task. None: enough to make four chunks for
                 each worker.
             callback: called with the list of results, in a thread of the pool.
-            error_callback: called with the error, if there is one.
+            error_callback: called with the error if a call fails.
         """
         items = list(iterable)
         chunksize = self._chunksize(func, len(items), chunksize)
@@ -315,14 +315,14 @@ class Pool(multiprocessing.pool.Pool):
 
         Args:
             func: called with each item.
-            iterable: read in a thread, a little ahead of what the workers do.
+            iterable: read in a thread, a little ahead of the workers.
             chunksize: items that travel as one task.
             buffersize: tasks ahead of the results taken, at most. None: any number, so
                 that results may wait in memory.
 
         Returns:
-            An iterator over the results, whose ``next`` may be given a timeout. Its
-            ``close()`` cancels what has not begun.
+            An iterator over the results. Its ``next`` takes a timeout. Its ``close()``
+            cancels what has not begun.
         """
         feed, length = self._feed(func, iterable, chunksize, buffersize, is_ordered=True)
         return IMapIterator(feed, length, is_chunked=chunksize != 1)
@@ -335,18 +335,18 @@ class Pool(multiprocessing.pool.Pool):
         *,
         buffersize: int | None = None,
     ) -> IMapUnorderedIterator:
-        """The same, with results as they come."""
+        """The same, with the results as the tasks end."""
         feed, length = self._feed(func, iterable, chunksize, buffersize, is_ordered=False)
         return IMapUnorderedIterator(feed, length, is_chunked=chunksize != 1)
 
     def close(self) -> None:
-        """Take no more tasks. Those there are, and those that an iterable is still to give,
-        are run. Does not wait."""
+        """Take no more tasks. Those there are, and those from an iterable that is being read,
+        still run. Does not wait."""
         self._life.close()
 
     def terminate(self) -> None:
         """End every worker, whatever it does. Waits until they have ended, unless a callback
-        has called this. Results that are not there get an error."""
+        calls this. Results that are not there yet get an error."""
         self._life.terminate()
 
     def join(self) -> None:
@@ -357,7 +357,7 @@ class Pool(multiprocessing.pool.Pool):
         """
         self._life.join()
 
-    # --- what the original has not ------------------------------------------------------------
+    # --- what the original does not have --------------------------------------------------------
 
     @property
     def executor(self) -> Any:
@@ -368,8 +368,8 @@ class Pool(multiprocessing.pool.Pool):
         """The same pool, for tasks with other options.
 
         Args:
-            options: those of :meth:`PreforkExecutor.with_options`: ``timeout``, the seconds
-                that a task may run; ``retries``, how often it is run again after its worker
+            options: those of :meth:`PreforkExecutor.with_options`. ``timeout``: the seconds
+                that a task may run. ``retries``: how often it is run again after its worker
                 has died or its time was up.
         """
         view = object.__new__(type(self))
@@ -378,13 +378,13 @@ class Pool(multiprocessing.pool.Pool):
         return view
 
     def abort(self, result: AsyncResult | IMapIterator) -> bool:
-        """End the tasks of a result, or of an ``imap``, whether they run or wait. Does not
-        wait for their end. They get :class:`~prefork_executor.TaskAborted`.
+        """End the tasks of a result, or of an ``imap``, whether they run or wait. Does not wait
+        for their end. Their results are :class:`~prefork_executor.TaskAborted`.
 
         Returns:
             Whether there was something to abort.
         """
-        # An iterable that is still being read is something to abort, too.
+        # An iterable that is still being read counts, too.
         was_fed = not isinstance(result, IMapIterator) or result.stop(self._life.end)
         ended = [self._life.end(future) for future in result.futures if not future.done()]
         return any(ended) or not was_fed
@@ -463,7 +463,7 @@ class Pool(multiprocessing.pool.Pool):
         feed.start(self._submit_all, calls, self._life.on_fed)
         return feed, length
 
-    # --- what programs read, and what the original's own code would --------------------------
+    # --- what programs read, and what the original's code calls -------------------------------
 
     @property
     def _processes(self) -> int:
@@ -486,7 +486,7 @@ class Pool(multiprocessing.pool.Pool):
         return getattr(self._life.executor, "_mp_context", None) or multiprocessing.get_context()
 
     def _repopulate_pool(self) -> None:
-        """The pool does so by itself."""
+        """Does nothing: the pool regulates itself."""
 
     def _check_running(self) -> None:
         self._life.check_running()

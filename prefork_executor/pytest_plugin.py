@@ -1,15 +1,15 @@
 """pytest fixtures for tests that use a `PreforkExecutor`, or a raw pool.
 
-pytest finds this module by itself where the package is installed. It uses the
-package's public interface only, and nothing of the package imports it.
+If the package is installed, pytest finds this module. The module uses only the package's
+public interface, and nothing in the package imports it.
 
-The rule at a test's end: its executors are shut down, waiting tasks are
-cancelled, and running ones have ``prefork_teardown_timeout`` seconds to finish.
-Processes that are still alive then are named in an error at that test's
-teardown, and killed, so that the next test starts clean. Nothing here waits
-without a bound. The same holds for the processes of a raw pool.
+At a test's end its executors are shut down, waiting tasks are cancelled, and running
+ones have ``prefork_teardown_timeout`` seconds to finish. An error at that test's
+teardown names the processes that are still alive then. They are killed, so that the next
+test starts clean. Every wait here has a bound. The same holds for the processes of a raw
+pool.
 
-What workers log reaches the test's loggers, and so ``caplog``; what they print goes where
+What workers log reaches the test's loggers, and so ``caplog``. What they print goes where
 the test's own output goes, so it reaches ``capfd``.
 """
 
@@ -44,31 +44,30 @@ __all__ = [
 ]
 
 MAX_WORKERS = 2
-"""Workers of a test's executor unless something else is asked for. Two is the
-least with which tasks run side by side; a test rarely needs more, and with
-pytest-xdist each of many processes has pools of its own."""
+"""Workers of a test's executor, unless the test asks for another number. With two, tasks run
+side by side. A test rarely needs more, and with pytest-xdist each of many processes has pools
+of its own."""
 TEARDOWN_TIMEOUT = 5.0
-"""Seconds from a test's end in which its executors must have ended. An idle pool
-needs some milliseconds; this is plenty on a busy machine, and still less than the
-ten seconds after which a pool itself kills a worker that hangs at its exit, so
-that such a worker is named, too."""
+"""Seconds after a test's end within which its executors must have ended. An idle pool needs a few
+milliseconds, so this is plenty on a busy machine. It is less than the ten seconds after
+which a pool itself kills a worker that hangs at its exit, so such a worker is named, too."""
 KILL_TIMEOUT = 10.0
-"""Seconds to wait for killed workers to be gone. The kernel needs milliseconds,
+"""Seconds to wait until killed workers are gone. The kernel needs milliseconds,
 unless a worker hangs in a system call that cannot be interrupted."""
 
-_KILLED = "They were killed now, so that they disturb no other test."
+_KILLED = "They have been killed, so that they disturb no other test."
 _OPTIONS = frozenset(inspect.signature(PreforkExecutor).parameters)
 
 
 class PreforkExecutorFactory(Protocol):
-    """What the fixture ``prefork_executor_factory`` is; for annotations."""
+    """The type of the fixture ``prefork_executor_factory``, for annotations."""
 
     def __call__(self, **options: Any) -> PreforkExecutor:
-        """Make one more executor, which ends with the test.
+        """Make another executor, which ends with the test.
 
         Args:
-            options: those of :class:`~prefork_executor.PreforkExecutor`. They come
-                before the marker's, and these before the defaults.
+            options: those of :class:`~prefork_executor.PreforkExecutor`. They override
+                the marker's, and these override the defaults.
 
         Raises:
             TypeError, ValueError: as PreforkExecutor does.
@@ -76,12 +75,12 @@ class PreforkExecutorFactory(Protocol):
 
 
 class PreforkPoolFactory(Protocol):
-    """What the fixture ``prefork_pool`` is; for annotations."""
+    """The type of the fixture ``prefork_pool``, for annotations."""
 
     def __call__(
         self, serve: Callable[..., object], args: Iterable[Any] = (), **options: Any
     ) -> RunningPool:
-        """Run one more raw pool, which ends with the test.
+        """Run another raw pool, which ends with the test.
 
         Args:
             serve: what each of its children runs, as ``serve(*args)``.
@@ -132,10 +131,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker; read and check the options.
+    """Register the marker, and read and check the options.
 
     Raises:
-        pytest.UsageError: an option has a value that it cannot have.
+        pytest.UsageError: an option has a bad value.
     """
     config.addinivalue_line(
         "markers",
@@ -147,7 +146,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Remember since which test the session's executor has not been without work."""
+    """Remember the first test after which the session's executor was never without work."""
     executor = getattr(item, "funcargs", {}).get("prefork_session_executor")
     if isinstance(executor, PreforkExecutor):
         stats = executor.stats()
@@ -175,7 +174,7 @@ def _teardown_timeout(config: pytest.Config) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    # Written so that nan fails as well.
+    # Written so that nan fails, too.
     if not 0 < seconds <= threading.TIMEOUT_MAX:
         raise pytest.UsageError(f"{name} must be a number of seconds above 0, not {text!r}")
     return seconds
@@ -188,15 +187,15 @@ def _teardown_timeout(config: pytest.Config) -> float:
 def prefork_executor(request: pytest.FixtureRequest) -> Iterator[PreforkExecutor]:
     """A PreforkExecutor for this test alone.
 
-    Its options are those of the markers ``@pytest.mark.prefork(**options)``;
-    ``max_workers`` is otherwise ``--prefork-max-workers``, else the ini option
+    Its options come from the markers ``@pytest.mark.prefork(**options)``. Without a marker,
+    ``max_workers`` is ``--prefork-max-workers``, else the ini option
     ``prefork_max_workers``, else 2. It starts no process before its first task.
     """
     options = _defaults(request.config) | _marker_options(request)
     try:
         executor = _made(options)
     except (TypeError, ValueError) as error:
-        # None: the constructor's own frames help nobody with a marker.
+        # From None: the constructor's frames do not help with a marker.
         raise _bad_marker(request, f"{error} (in force: {_listed(options)})") from None
     yield executor
     _end_all([executor], "prefork_executor", request)
@@ -206,8 +205,8 @@ def prefork_executor(request: pytest.FixtureRequest) -> Iterator[PreforkExecutor
 def prefork_executor_factory(request: pytest.FixtureRequest) -> Iterator[PreforkExecutorFactory]:
     """Makes executors that all end with this test, the latest first.
 
-    Call it with options of PreforkExecutor. Those that a call does not name are
-    as for the fixture ``prefork_executor``.
+    Call it with options of PreforkExecutor. Options that are not given are as for the
+    fixture ``prefork_executor``.
     """
     defaults = _defaults(request.config) | _marker_options(request)
     executors: list[PreforkExecutor] = []
@@ -228,12 +227,12 @@ def prefork_executor_factory(request: pytest.FixtureRequest) -> Iterator[Prefork
 
 @pytest.fixture(scope="session")
 def prefork_session_executor(request: pytest.FixtureRequest) -> Iterator[PreforkExecutor]:
-    """One PreforkExecutor for the whole session: one per process of pytest-xdist.
+    """One PreforkExecutor for the whole session. With pytest-xdist, each process has one.
 
     ``max_workers`` is ``--prefork-max-workers``, else the ini option
-    ``prefork_max_workers``, else 2. Markers, which belong to tests, do not reach
-    it. A task still running in it at the session's end is an error there, which
-    says after which test the executor was no longer without work.
+    ``prefork_max_workers``, else 2. Markers belong to tests, and do not affect it. If a
+    task still runs in it at the session's end, that is an error, which says after
+    which test the executor was last without work.
     """
     executor = _made(_defaults(request.config))
     yield executor
@@ -242,10 +241,10 @@ def prefork_session_executor(request: pytest.FixtureRequest) -> Iterator[Prefork
 
 @pytest.fixture
 def prefork_pool(request: pytest.FixtureRequest) -> Iterator[PreforkPoolFactory]:
-    """Runs raw pf_* pools in child processes of the test, which end with it, the latest
-    first. Call it as ``prefork_pool(serve, args, **options)``, with options of pf_init;
-    what the children yell is in the ``yells`` of the
-    :class:`~prefork_executor.integrations.running_pool.RunningPool` that it returns.
+    """Runs raw pf_* pools in child processes of the test. They end with the test, the latest
+    first. Call it as ``prefork_pool(serve, args, **options)``, with options of pf_init. It
+    returns a :class:`~prefork_executor.integrations.running_pool.RunningPool`, whose
+    ``yells`` are what the children have yelled.
     """
     pools: list[RunningPool] = []
 
@@ -261,7 +260,7 @@ def prefork_pool(request: pytest.FixtureRequest) -> Iterator[PreforkPoolFactory]
 
 def _made(options: dict[str, Any]) -> PreforkExecutor:
     executor = PreforkExecutor(**options)
-    # All of it: the test's own loggers, and caplog's level, decide.
+    # All records: the test's own loggers, and caplog's level, decide what is kept.
     forward_logging(executor, logging.NOTSET)
     follow_output(executor)
     return executor
@@ -275,7 +274,7 @@ def _defaults(config: pytest.Config) -> dict[str, Any]:
 
 
 def _marker_options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What the test's markers say; of two that name an option, the closer one."""
+    """What the test's markers say. If two name the same option, the closer one counts."""
     options: dict[str, Any] = {}
     for marker in reversed(list(request.node.iter_markers("prefork"))):
         if marker.args:
@@ -311,15 +310,15 @@ def _listed(options: dict[str, Any]) -> str:
 def _end_all(
     executors: list[PreforkExecutor], fixture: str, request: pytest.FixtureRequest
 ) -> None:
-    """End the executors, in this order and within one bound for them all. What
-    is left of them is named and killed, and fails the test."""
+    """End the executors, in this order and within one time limit for all. What is left of them
+    is named and killed, and fails the test."""
     timeout = request.config.stash[_settings].teardown_timeout
     for executor in executors:
         executor.shutdown(wait=False, cancel_futures=True)
     try:
         late = _not_ended(executors, timeout)
     except BaseException:
-        # Ctrl-C: the interpreter's end must not wait for the tasks, as it would.
+        # Ctrl-C: otherwise the interpreter's end would wait for the tasks.
         for executor in executors:
             executor.kill_workers()
         raise
@@ -332,8 +331,8 @@ def _end_all(
 
 
 def _end_pools(pools: list[RunningPool], request: pytest.FixtureRequest) -> None:
-    """End the pools, in this order and within one bound for them all. What is left of
-    them fails the test."""
+    """End the pools, in this order and within one time limit for all. What is left of them
+    fails the test."""
     timeout = request.config.stash[_settings].teardown_timeout
     deadline = time.monotonic() + timeout
     complaints: list[str] = []
@@ -344,7 +343,7 @@ def _end_pools(pools: list[RunningPool], request: pytest.FixtureRequest) -> None
             left = pool.end(max(0.0, deadline - time.monotonic()))
             complaints += _complaints(f"prefork_pool (main process {pool.pid})", left, timeout)
     except BaseException:
-        for pool in pools:  # Ctrl-C: those that are left.
+        for pool in pools:  # Ctrl-C: end those that are left.
             pool.end(0)
         raise
     if complaints and not _was_interrupted(request.session):
@@ -357,17 +356,17 @@ def _complaints(what: str, left: Left, timeout: float) -> Iterator[str]:
         yield from (f"  {process}" for process in left.processes)
         yield _KILLED
     for path in left.shared_memory:
-        yield f"{what} left shared memory behind that nobody uses: {path}"
+        yield f"{what} left shared memory behind that no process uses: {path}"
 
 
 def _was_interrupted(session: pytest.Session) -> bool:
-    """Whether Ctrl-C or pytest.exit() cut a test short: then it is no fault of the
-    test that its tasks run on, and pytest has nowhere to report an error."""
+    """Whether Ctrl-C or pytest.exit() cut a test short. Then its running tasks are not the
+    test's fault, and pytest has no place to report an error."""
     return session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
 
 def _not_ended(executors: list[PreforkExecutor], timeout: float) -> list[PreforkExecutor]:
-    """Those that have not ended when so many seconds are over."""
+    """The executors that have not ended after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     return [each for each in executors if not each.join(max(0.0, deadline - time.monotonic()))]
 
@@ -376,7 +375,7 @@ def _alive(stats: ExecutorStats) -> Iterator[str]:
     for worker in stats.workers:
         yield f"  worker {worker.pid}, {_activity(worker)}"
     if not stats.workers:
-        yield f"  the supervisor; it has no worker, and {stats.in_flight} tasks were sent to it"
+        yield f"  the supervisor, which has no worker; tasks sent to it: {stats.in_flight}"
 
 
 def _activity(worker: WorkerStats) -> str:
@@ -385,14 +384,14 @@ def _activity(worker: WorkerStats) -> str:
 
 
 def _kill(executors: list[PreforkExecutor]) -> Iterator[str]:
-    """Kill what is left of the executors; say what became of it."""
+    """Kill what is left of the executors, and say whether that worked."""
     for executor in executors:
         executor.kill_workers()
     stuck = _not_ended(executors, KILL_TIMEOUT)
     if not stuck:
         yield _KILLED
         return
-    yield f"They were killed now, but after {KILL_TIMEOUT:g} s there are still:"
+    yield f"They have been killed, but after {KILL_TIMEOUT:g} s these are still there:"
     for executor in stuck:
         yield from _alive(executor.stats())
 

@@ -1,7 +1,7 @@
 """Raw mode: the pf_* functions of Perl's Parallel::MPM::Prefork, and an object form.
 
-Your own process is the pool's main process. It forks children that run your code,
-keeps between a minimum and a maximum of idle ones, and listens to what they yell::
+Your own process is the pool's main process. It forks children that run your code, keeps
+between a minimum and a maximum of them idle, and receives what they yell::
 
     from prefork_executor.raw import *
 
@@ -10,15 +10,15 @@ keeps between a minimum and a maximum of idle ones, and listens to what they yel
         pass
     pf_done()
 
-The functions are a face over one :class:`PreforkPool`; a program that prefers an
+The functions are a face over one :class:`PreforkPool`. A program that prefers an
 object uses that. docs/raw.md has a table from each Perl call to ours, and every
-difference. Nothing here may run in a process with threads: it forks.
+difference. Do not use this module in a process with threads: it forks.
 
-A child and the TERM that comes too late
-----------------------------------------
-The main process retires an idle child by SIGTERM, and may be wrong: the child may
-just have taken a connection and not yet said so. Then it serves that first; the head
-of ``_raw/child.py`` says how.
+A child and a SIGTERM that comes too late
+-----------------------------------------
+The main process retires an idle child by SIGTERM. But the child may just have taken a
+connection without having said so yet. Then it serves that connection first. The head of
+``_raw/child.py`` says how.
 """
 
 from __future__ import annotations
@@ -58,24 +58,23 @@ class PreforkPool:
     :meth:`done`.
 
     Args:
-        min_spare_servers: idle children kept ready, while there is room. Default 5,
-            or what the others given allow.
+        min_spare_servers: idle children kept ready if there is room. Default 5,
+            or what the other options allow.
         max_spare_servers: idle children above this are retired. Default 10.
         start_servers: children forked at first. Default 5.
-        max_servers: children at most, those that are leaving included.
-        child_sigh: dispositions for the children: names of signals, separated by
+        max_servers: children at most, including those that are leaving.
+        child_sigh: dispositions for the children. Maps names of signals, separated by
             spaces and with or without SIG, to a callable, "DEFAULT" or "IGNORE".
             SIGTERM is DEFAULT unless given here, whatever the main process has.
         child_data_hook: called as ``hook(pid, data, exitcode)`` for what children
-            yell; ``exitcode`` is None unless the child left with it.
+            yell. ``exitcode`` is None unless the child left with it.
         data_hook_in_main: run the hook in this process instead of one of its own.
         on_fork_failure: "retry": log and try again with backoff. "return": let
             whip_kids and kid_new return None, as the original does.
         term_timeout: seconds after which a child that was told to end, and has not,
             gets SIGKILL.
-
     Raises:
-        TypeError, ValueError: a bad option, by name.
+        TypeError, ValueError: a bad option, which the message names.
         OSError: no descriptors or no memory for the channels.
     """
 
@@ -121,7 +120,7 @@ class PreforkPool:
 
     @property
     def pids(self) -> list[int]:
-        """The children that have not been waited for yet."""
+        """The children that have not been reaped yet."""
         return self._main.pids
 
     @property
@@ -130,17 +129,17 @@ class PreforkPool:
         return self._main.error
 
     def whip_kids(self, code: Callable[..., object], args: tuple[Any, ...] = ()) -> int | None:
-        """Fork what is lacking, retire what is too many, then wait until a child
-        changes its status, yells or exits. To be called in a loop.
+        """Fork missing children, retire surplus ones, then wait until a child changes its
+        status, yells or exits. Call it in a loop.
 
         Args:
             code: run as ``code(*args)`` in every new child, which exits with 0
-                when it returns, with 1 if it raises, printing the traceback.
+                when it returns. If it raises, the child prints the traceback and exits with 1.
             args: its arguments.
 
         Returns:
-            1 after something has happened, a signal that you handle included; 0
-            once :meth:`done` has been called; None if a fork failed and
+            1 after something has happened, including a signal that you handle. 0
+            once :meth:`done` has been called. None if a fork failed and
             ``on_fork_failure`` is "return".
         """
         if not callable(code):
@@ -148,86 +147,85 @@ class PreforkPool:
         return self._main.whip_kids(code, args)
 
     def kid_new(self) -> int | None:
-        """Fork one child as soon as one is wanted; wait until then.
+        """Wait until another child is needed, then fork it.
 
         Returns:
-            The pid in the main process and 0 in the child; -1 once :meth:`done`
-            has been called; None if the fork failed and ``on_fork_failure`` is
+            The pid in the main process and 0 in the child. -1 once :meth:`done`
+            has been called. None if the fork failed and ``on_fork_failure`` is
             "return".
         """
         return self._main.kid_new()
 
     def reload(self) -> None:
-        """Let new children take the places of all there are now. An old one gets
-        SIGTERM when it is idle and new ones serve; what it does is not cut short.
-        Without effect in a child."""
+        """Replace all children by new ones. An old one gets SIGTERM when it is idle and new
+        ones serve, so its work is not cut short. No effect in a child."""
         self._main.reload()
 
     def done(self, exitcode: int | None = None) -> None:
-        """SIGTERM every child, wait for all, hear what they yelled, and close the
-        pool; then exit, if an exit code is given. Without effect in a child, or
-        when called again. May be called from a signal handler, and from the hook.
+        """SIGTERM every child, wait for all, receive what they yelled, and close the pool. Then
+        exit, if an exit code is given. No effect in a child, or when called again. May be
+        called from a signal handler, and from the hook.
 
         Children that survive SIGTERM get SIGKILL ``term_timeout`` seconds later.
-        Signals wait until it is over.
+        Signals are blocked until it is over.
 
         Raises:
             SystemExit: ``exitcode`` was given.
-            BaseException: the first that a hook in this process raised meanwhile and
-                that was not just an Exception, such as its own call's SystemExit.
+            BaseException: the first exception that a hook in this process raised meanwhile
+                and that was no Exception, for example a SystemExit.
         """
         self._main.done(exitcode)
 
     # --- in a child ---------------------------------------------------------------------------
 
     def kid_busy(self) -> None:
-        """In a child: say that it works. Idempotent; no effect elsewhere."""
+        """In a child: say that it works. Calling it again has no effect, nor elsewhere."""
         if self._main.child is not None:
             self._main.child.busy()
 
     def kid_idle(self) -> None:
-        """In a child: say that it is idle again. Idempotent; no effect elsewhere."""
+        """In a child: say that it is idle again. Calling it again has no effect, nor elsewhere."""
         if self._main.child is not None:
             self._main.child.idle()
 
     def kid_accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        """In a child: wait for a connection, take it, and be busy, with no moment
-        in which a retiring SIGTERM could lose it.
+        """In a child: wait for a connection, take it, and be busy. At no moment can a
+        retiring SIGTERM lose the connection.
 
-        Marks the child idle first. From the first call on SIGTERM only makes the
-        next call return None, before which it calls the handler that you gave in
-        child_sigh, if any. The listener becomes non-blocking, the connection is not.
+        Marks the child idle first. From the first call on, SIGTERM only makes the
+        next call return None. Before that it calls the handler that you gave in
+        child_sigh, if any. The listener becomes non-blocking, the connection does not.
 
         Returns:
-            What ``listener.accept()`` returns, or None: it is time to leave.
+            What ``listener.accept()`` returns, or None if the child should leave.
 
         Raises:
-            RuntimeError: called outside of a child.
+            RuntimeError: called outside a child.
         """
         if self._main.child is None:
             raise RuntimeError("pf_kid_accept works only in a child of the pool")
         return self._main.child.accept(listener)
 
     def kid_leaving(self) -> bool:
-        """In a child: whether it should take nothing more after what it holds,
-        because it is retired, or the pool reloads. A server that keeps connections
-        alive asks this before it promises to keep one. False elsewhere."""
+        """In a child: whether it should take nothing more after what it holds, because it
+        is being retired, or the pool reloads. A server with keep-alive connections asks this
+        before it promises to keep one. False elsewhere."""
         return self._main.child is not None and self._main.child.leaving()
 
     def kid_yell(self, data: Any, thaw: bool = False) -> bool:
-        """In a child: send data upstream, of any size, now.
+        """In a child: send data of any size upstream, now.
 
         No effect in the main process, without a hook, or if ``data`` is None.
 
         Args:
             data: anything that can be pickled.
-            thaw: give the hook the object instead of its pickle as bytes.
+            thaw: give the hook the object instead of its pickle.
 
         Returns:
             Whether it was sent.
 
         Raises:
-            ConnectionError: the main process was killed, and the hook's with it.
+            ConnectionError: the main process was killed, and the hook's process with it.
         """
         if self._main.child is None or data is None:
             return False
@@ -247,8 +245,8 @@ class PreforkPool:
             if data is not None:
                 self._main.child.yell(data, YellFlags(thaw=bool(thaw), exitcode=exitcode & 0xFF))
         except ConnectionError:
-            pass  # The main process was killed: nobody is left who could hear it.
-        except Exception:  # noqa: BLE001 - it was told to exit, with this code
+            pass  # The main process was killed, so no process can receive it.
+        except Exception:  # noqa: BLE001 - the child was told to exit with this code
             traceback.print_exc()
         self._main.child.exit(exitcode & 0xFF)
 
@@ -276,7 +274,7 @@ def pf_init(**options: Any) -> bool:
         False on error; :func:`pf_error` says why.
 
     Raises:
-        TypeError, ValueError: an unknown option, or a nonsensical value.
+        TypeError, ValueError: an unknown option, or a bad value.
     """
     global _pool, _error
     known = PreforkPool.__init__.__kwdefaults__ or {}
@@ -342,6 +340,6 @@ def pf_done(exitcode: int | None = None) -> None:
 
 
 def pf_error() -> bytes | str:
-    """Why :func:`pf_init` returned False; or, inside the data hook when it was
-    called with data None, the bytes that could not be thawed."""
+    """Why :func:`pf_init` returned False. Inside the data hook, when that was called with data
+    None: the bytes that could not be thawed."""
     return _error or (_pool.error if _pool is not None else "")

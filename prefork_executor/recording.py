@@ -1,4 +1,4 @@
-"""What `PreforkExecutor.record` returns: a timeline of a pool's run, to be written to files."""
+"""What `PreforkExecutor.record` returns: a timeline of a pool's run, which it writes to files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Recording"]
 logger = logging.getLogger("prefork_executor")
 
 _WRITERS: dict[str, Callable[[Timeline], Iterable[str]]] = {".json": trace, ".html": page}
-"""What makes a file's text, in pieces, by its suffix."""
+"""For each suffix, a function that makes the file's text in pieces."""
 
 
 class Recording:
-    """Notes what an executor does until it is closed, which writes the files.
+    """Notes what an executor does until it is closed. Closing writes the files.
 
     Made by :meth:`prefork_executor.PreforkExecutor.record`. Closed by :meth:`close`, by
     the end of a ``with`` block, or by the executor when it has shut down.
@@ -39,21 +39,21 @@ class Recording:
         self._paths = paths
         self._detach = detach
         self._process = os.getpid()
-        # A signal handler may close it within close().
+        # A signal handler may call close() within close().
         self._lock = threading.RLock()
         self._is_closed = False
         recorder.on_shutdown = self._close_quietly
 
     def close(self) -> None:
-        """Stop recording and write the files, each in one step: never half a file. A
-        second call does nothing, and neither does one in a fork's copy.
+        """Stop recording and write the files, each in one step, so that there is never half a
+        file. A second call does nothing, and neither does a call in a forked process.
 
         Raises:
-            OSError: a file cannot be written. The others have been.
+            OSError: a file cannot be written. The others have been written.
         """
         if os.getpid() != self._process:
-            return  # Where the lock may be held by a thread that is not there.
-        # Not under our lock: it takes the client's, which a handler may have interrupted.
+            return  # A thread that does not exist here may hold the lock.
+        # Without our lock: this takes the client's, whose holder a handler may have interrupted.
         self._detach()
         with self._lock:
             if self._is_closed or not self._recorder.has_ended:
@@ -73,7 +73,7 @@ class Recording:
             raise errors[0]
 
     def _close_quietly(self) -> None:
-        """In the executor's own thread, where nobody could catch an error."""
+        """In the executor's own thread, where no code could catch an error."""
         try:
             self.close()
         except Exception:
@@ -123,11 +123,11 @@ def _checked(name: str, path: str | os.PathLike[str]) -> Path:
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
-    """All or nothing: whoever looks sees the old file or the new one."""
+    """Write all or nothing: a reader sees either the old file or the new one."""
     with tempfile.NamedTemporaryFile(
         "w",
         encoding="utf-8",
-        errors="backslashreplace",  # A function's name may have half a surrogate pair.
+        errors="backslashreplace",  # A function's name may contain half a surrogate pair.
         prefix=f".{path.name}.",
         dir=path.parent,
         delete=False,
@@ -143,7 +143,7 @@ def _write(path: Path, pieces: Iterable[str]) -> None:
 
 
 def _usual_mode(path: Path) -> int:
-    """What the file's permissions are, or those of a new one would be."""
+    """The permissions of the file, or those that a new file would get."""
     try:
         return path.stat().st_mode & 0o777
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def _usual_mode(path: Path) -> int:
 
 
 def _umask() -> int:
-    # To ask the system for it is to set it, for all threads. Linux also tells it here.
+    # The only call that returns it also sets it, for all threads. Linux tells it here as well.
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))

@@ -1,4 +1,4 @@
-"""What `PreforkExecutor.stats` returns: frozen snapshots, plain data."""
+"""What `PreforkExecutor.stats` returns: frozen snapshots of plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["ExecutorStats", "PoolStats", "ScalingDecision", "Waits", "WorkerStat
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """One worker as its slot of the scoreboard says.
+    """One worker, according to its slot of the scoreboard.
 
     Attributes:
         pid: its process id.
@@ -19,9 +19,9 @@ class WorkerStats:
         in_state: seconds since it became idle or busy.
         age: seconds since it was forked.
         tasks_done: tasks it has finished.
-        memory: bytes of its resident memory, those that it shares with other processes
-            included; at most a second old. None: it has just ended, or the system does
-            not tell.
+        memory: bytes of its resident memory, including what it shares with other processes.
+            At most a second old. None: the worker has just ended, or the system does not
+            tell.
     """
 
     pid: int
@@ -35,8 +35,8 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True)
 class ScalingDecision:
-    """One decision of the regulator that changed the pool, or that says what keeps it
-    from growing.
+    """A decision of the regulator that changed the pool, or that says what keeps the pool from
+    growing.
 
     Attributes:
         time: when, in seconds since the epoch.
@@ -57,16 +57,15 @@ class ScalingDecision:
 class Waits:
     """How long tasks have waited for a worker, from their submission to their beginning.
 
-    Not every task is measured: each one that finds no other waiting, and of the rest one
-    in 16, or in 64 of those known to be short; at most one of those that travel in one
-    message. The percentiles are of the measured ones that began in the last minute, the last
-    32 for each place that a worker may have. For a task that runs again, it is the time
-    until that run.
+    Not every task is measured. A task that finds no other waiting always is. Of the others, one
+    in 16 is, and one in 64 of those known to be short, but at most one in a message. The
+    percentiles are of the measured tasks that began in the last minute: the last 32 for each
+    place of a worker. For a task that runs again, the wait is the time until that run.
 
     Attributes:
-        p50: seconds that half of them waited at most; None if there are no samples.
+        p50: the seconds within which half of them began. None if there are no samples.
         p90, p99: the same for 90 and 99 of a hundred.
-        samples: how many there are.
+        samples: how many were measured.
     """
 
     p50: float | None = None
@@ -77,22 +76,22 @@ class Waits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
-    """What can be said of every pool at one moment, from inside and outside.
+    """What is known of every pool at one moment, from inside and outside.
 
     Attributes:
         max_workers: the limit.
         workers: a row for each live worker.
-        peak_workers: the most there have been.
+        peak_workers: the most that there have been.
         backlog: tasks that no worker has begun. 0 for raw pools, which cannot know.
-        max_backlog: the most there have been.
-        times_at_max: how often there came to be as many workers as there may be.
-        seconds_at_max: how long there were, in all.
+        max_backlog: the largest backlog so far.
+        times_at_max: how often the pool has reached ``max_workers``.
+        seconds_at_max: how long it has been there, in total.
         waits: how long tasks waited.
         forks: workers that were started.
-        retirements: workers that left in order, because they were told to or by themselves.
+        retirements: workers that left in order, because they were told to or on their own.
         deaths: workers that ended while they held a task.
-        other_deaths: workers that ended unbidden while they held none: as they started,
-            say, or killed while they were idle.
+        other_deaths: workers that ended unexpectedly without a task, for example while they
+            started, or because they were killed while idle.
         decisions: the latest scaling decisions, oldest first.
     """
 
@@ -112,18 +111,18 @@ class PoolStats:
 
     @property
     def idle(self) -> int:
-        """Workers that wait for a task."""
+        """Workers that are waiting for a task."""
         return sum(worker.state in ("idle", "taking") for worker in self.workers)
 
     @property
     def busy(self) -> int:
-        """Workers that run a task."""
+        """Workers that are running a task."""
         return sum(worker.state == "busy" for worker in self.workers)
 
     @property
     def states(self) -> dict[str, int]:
-        """How many workers are starting, idle, busy and leaving. One that is just taking
-        a task counts as idle."""
+        """How many workers are starting, idle, busy and leaving. A worker that is just taking a
+        task counts as idle."""
         found = Counter("idle" if row.state == "taking" else row.state for row in self.workers)
         return {state: found[state] for state in ("starting", "idle", "busy", "leaving")}
 
@@ -137,8 +136,8 @@ class ExecutorStats(PoolStats):
         in_flight: tasks sent and not yet resolved.
         finished: tasks that have returned or raised.
         main_not_shared: why each worker imports the main module for itself, under spawn and
-            forkserver: what the module holds that workers must not share, a phrase for each
-            thing. Empty: they share one import, or have none.
+            forkserver. Each phrase names a thing in the module that workers must not share.
+            Empty: workers share one import, or there is none.
     """
 
     waiting: int

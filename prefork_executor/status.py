@@ -9,14 +9,14 @@
         while watch.read().backlog:
             time.sleep(1)
 
-A pool is found by its *scoreboard*, a file in memory that its processes hold open and that
-can be opened by others under ``/proc/PID/fd``. It is read and never written; no process of
-the pool is signalled, traced or slowed. It is read by ``pread`` and not mapped, because to
-read a hole of such a file through a mapping costs the pool memory, and because a file that
-another process cuts short ends whoever has mapped it.
+A pool is found by its *scoreboard*, a file in memory that its processes hold open. Other
+processes can open it under ``/proc/PID/fd``. This module reads it and never writes it. It does
+not signal, trace or slow any process of the pool. It reads by ``pread`` instead of mapping the
+file. Reading a hole of such a file through a mapping would cost the pool memory. And if another
+process cut the file short, the kernel would kill a process that has mapped it.
 
-It needs Linux's ``/proc``. A pool is on its list from its first task on. Watcher and pool must
-see each other's process ids: from another container, say, a pool is not found.
+This needs Linux's ``/proc``. A pool is on the list from its first task on. Watcher and pool must
+see each other's process ids. So a pool is not found from another container, for example.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 
 PROC = "/proc"
 MAX_SLOTS = 1 << 16
-"""A board that claims to have more is not believed."""
+"""A board that claims to have more slots is not believed."""
 MAX_PID = 1 << 22
 """Linux has no larger process ids."""
 _LINK = re.compile(rf"(/memfd:{sb.FILE_NAME}|.*/{sb.FILE_NAME}[^/]*) \(deleted\)")
@@ -64,10 +64,10 @@ class WorkerStatus(WorkerStats):
     """A worker, as in :class:`~prefork_executor.stats.WorkerStats`, and
 
     Attributes:
-        slot: the index of its place on the board, which the next worker will have when it
-            has gone.
+        slot: the index of its place on the board. When it has gone, another worker gets
+            this place.
         cpu: seconds of processor time it has used, or None as for ``memory``. Both are
-            those of this moment.
+            current.
     """
 
     slot: int = 0
@@ -81,17 +81,17 @@ class PoolStatus(PoolStats):
     Attributes:
         pid: the process that has the pool: the one with the PreforkExecutor, or a raw
             pool's main process.
-        supervisor: the process that forks the workers; for raw pools as ``pid``; None: it
-            has not started yet.
+        supervisor: the process that forks the workers. For raw pools the same as ``pid``.
+            None: it has not started yet.
         kind: "executor" or "raw".
         command: the command line of ``pid``, in one line.
         started: when the pool was opened, in seconds since the epoch.
         time: when this was read, in seconds since the epoch.
-        min_spare, max_spare, idle_timeout: as the pool was told; the last in seconds, None:
-            no idle worker retires.
-        outstanding: tasks accepted and not yet resolved; 0 for raw pools.
-        tasks_done: tasks that the pool's workers have finished so far, of those that live
-            and those that do not.
+        min_spare, max_spare, idle_timeout: the pool's options. The last is in seconds; None
+            means that no idle worker retires.
+        outstanding: tasks accepted and not yet resolved. 0 for raw pools.
+        tasks_done: tasks that the pool's workers have finished so far, past workers
+            included.
         generation: how often the pool was told to reload.
     """
 
@@ -107,12 +107,12 @@ class PoolStatus(PoolStats):
     outstanding: int
     tasks_done: int
     generation: int
-    # A tighter type than the base's: each row is of the kind above.
+    # A narrower type than the base's: each row is a WorkerStatus.
     workers: tuple[WorkerStatus, ...]
 
 
 def pools() -> list[PoolStatus]:
-    """All pools of this user on this machine, oldest first. An empty list if there is none.
+    """All pools of this user on this machine, oldest first.
 
     Raises:
         StatusError: this system has no /proc.
@@ -122,8 +122,8 @@ def pools() -> list[PoolStatus]:
 
 
 def unreadable() -> list[UnreadablePool]:
-    """Why those are not among :func:`pools` that look like pools and cannot be read, such as
-    those of another version of this package."""
+    """What looks like a pool but cannot be read, and so is not among :func:`pools`, and why.
+    Pools of another version of this package are an example."""
     return [error for _, error in _survey() if error is not None]
 
 
@@ -131,13 +131,13 @@ def read(pid: int) -> PoolStatus:
     """The pool of a process, as it is now.
 
     Args:
-        pid: of any process of the pool: the one that has it, its supervisor, a worker.
+        pid: any process of the pool: the one that has it, its supervisor, a worker.
 
     Raises:
         NoSuchPool: the process has none, or there is no such process.
         SeveralPools: the process has several, or is a worker of one and has another. Its
-            ``choices`` are pids of which each stands for one of them.
-        UnreadablePool: it is another user's, or of another version of this package.
+            ``choices`` are pids, each of which means one of them.
+        UnreadablePool: it belongs to another user, or to another version of this package.
         StatusError: this system has no /proc.
     """
     with watch(pid) as one:
@@ -145,7 +145,7 @@ def read(pid: int) -> PoolStatus:
 
 
 def watch(pid: int) -> Watch:
-    """Keep an eye on the pool of a process.
+    """Watch the pool of a process.
 
     Args, Raises: as for :func:`read`.
     """
@@ -162,12 +162,12 @@ class Watch:
         """The pool as it is now.
 
         Raises:
-            PoolEnded: it is no more.
+            PoolEnded: it has ended.
         """
         return self._board.status()
 
     def close(self) -> None:
-        """Let go of the pool. Safe to call again."""
+        """Stop watching. Safe to call again."""
         self._board.close()
 
     def __enter__(self) -> Watch:
@@ -186,7 +186,7 @@ class Watch:
 
 
 def _survey() -> Iterator[tuple[PoolStatus | None, UnreadablePool | None]]:
-    """Each board once, however many processes hold it: what it says or why it cannot be read."""
+    """Each board once, however many processes hold it: its status, or why it cannot be read."""
     seen: set[tuple[int, int]] = set()
     for pid in _own_processes():
         for path, identity in _held_by(pid):
@@ -222,7 +222,7 @@ def _proc() -> list[str]:
 
 
 def _held_by(pid: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The boards that a process has open: a path to open each, and which file it is."""
+    """The boards that a process has open: for each, a path to open it, and which file it is."""
     try:
         names = os.listdir(f"{PROC}/{pid}/fd")
     except OSError:
@@ -277,7 +277,7 @@ def _check_process(pid: int) -> None:
 
 
 def _choose(pid: int, boards: Sequence[_Board]) -> _Board | None:
-    """The one that this process stands for, if it stands for one."""
+    """The pool that this process id means, if it means a single one."""
     if len(boards) == 1:
         return boards[0]
     return next((board for board in boards if board.stand_in == pid), None)
@@ -286,7 +286,7 @@ def _choose(pid: int, boards: Sequence[_Board]) -> _Board | None:
 def _several(pid: int, boards: Sequence[_Board]) -> SeveralPools:
     choices = tuple(sorted(choice for board in boards if (choice := board.stand_in)))
     return SeveralPools(
-        f"process {pid} has to do with {len(boards)} pools. Name one by the process id of its "
+        f"process {pid} belongs to {len(boards)} pools. Name one by the process id of its "
         f"supervisor: {', '.join(map(str, choices))}",
         choices,
     )
@@ -296,10 +296,10 @@ def _several(pid: int, boards: Sequence[_Board]) -> SeveralPools:
 
 
 class _Board:
-    """An open board of somebody else's: nothing that it says is believed unchecked."""
+    """An open board of another process. Nothing that it says is believed unchecked."""
 
     def __init__(self, path: str) -> None:
-        # Whatever has that name: to open it must do nothing but open it.
+        # Any file may have that name: opening it must have no other effect.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         self._descriptor = os.open(path, flags)
         try:
@@ -309,7 +309,7 @@ class _Board:
         except BaseException:
             self.close()
             raise
-        # These never change, and are not read again: they might not be as they were checked.
+        # These never change. If read again, they might differ from what was checked.
         self._client = header[sb.CLIENT]
         self._kind = _KINDS[header[sb.KIND]]
 
@@ -335,14 +335,14 @@ class _Board:
         return reading.read_header(self._bytes)
 
     def _stand_in(self, header: Sequence[int]) -> int:
-        """The process id that stands for this pool and no other of the same process."""
+        """The process id that means this pool, and no other pool of the same process."""
         if header[sb.KIND] == sb.EXECUTOR:
             return header[sb.MAIN]
         slots = BoardReader(self._bytes, self._slots).slots(header)
         return slots[0].pid if slots else 0
 
     def status(self) -> PoolStatus:
-        """What it says now. Raises PoolEnded."""
+        """What the board says now. Raises PoolEnded."""
         self._check_alive()
         header, slots = self._reader.look(self._header)
         now = time.monotonic_ns()
@@ -373,7 +373,7 @@ class _Board:
         )
 
     def _check_alive(self) -> None:
-        """A pool lives while the process that has it holds its board."""
+        """A pool lives as long as the process that has it holds its board."""
         if self._held_as is None or not self._is_held_as(self._held_as):
             held = (path for path, file in _held_by(self._client) if file == self._identity)
             self._held_as = next(held, None)
@@ -389,7 +389,7 @@ class _Board:
 
 
 def _checked_slots(path: str, header: Sequence[int], size: int) -> int:
-    """How many slots the board has. Raises UnreadablePool if it is none that we know."""
+    """How many slots the board has. Raises UnreadablePool if we do not know its layout."""
     slots = header[sb.SLOTS]
     if header[sb.MAGIC] != sb.MAGIC_WORD:
         raise UnreadablePool(f"{path} has the name of a scoreboard, and is none, or not yet")
@@ -423,7 +423,7 @@ def _worker(slot: Slot, now: int, task: str | None) -> WorkerStatus:
 def _cpu_seconds(pid: int) -> float | None:
     try:
         with open(f"{PROC}/{pid}/stat", "rb", buffering=0) as file:
-            # The name of the command, in brackets, may have anything in it.
+            # The command's name, in brackets, may contain any characters.
             fields = file.read(1024).rpartition(b")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
     except (OSError, ValueError, IndexError):

@@ -300,7 +300,7 @@ def test_of_several_pools_in_one_process_each_is_named_by_its_supervisor(
         prelude=EXECUTOR,
     )
     program.hear("ready")
-    with pytest.raises(SeveralPools, match="has to do with 2 pools") as several:
+    with pytest.raises(SeveralPools, match="belongs to 2 pools") as several:
         status.read(program.pid)
     found = [status.read(pid) for pid in several.value.choices]
     assert sorted(pool.max_workers for pool in found) == [1, 2]

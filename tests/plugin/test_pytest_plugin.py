@@ -313,7 +313,7 @@ def test_a_test_that_leaves_hanging_tasks_fails_by_name(inner: Inner) -> None:
             f"prefork_executor did not end within {TEARDOWN_TIMEOUT:g} s; still alive:",
             f"  worker {inner.pid('one')}, busy for * s with task test_inner.hang",
             f"  worker {inner.pid('two')}, busy for * s with task test_inner.hang_and_ignore_*",
-            "They were killed now*",
+            "They have been killed*",
             "ERROR test_inner.py::test_hangs*",
         ]
     )

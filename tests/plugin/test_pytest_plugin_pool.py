@@ -342,7 +342,7 @@ def test_shared_memory_that_is_left_fails_the_test_by_name(inner: Inner) -> None
     result.stdout.fnmatch_lines(
         [
             "*ERROR at teardown of test_leaves*",
-            f"prefork_pool (*) left shared memory behind that nobody uses: /dev/shm/{name}",
+            f"prefork_pool (*) left shared memory behind that no process uses: /dev/shm/{name}",
         ]
     )
 
