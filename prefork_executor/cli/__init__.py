@@ -1,8 +1,8 @@
 """The command ``prefork-executor``, also ``python -m prefork_executor``.
 
-Each subcommand is one file of this package, named in COMMANDS. It has one function
-``add_to(subcommands)``, which adds its parser and sets there, as ``run``, what takes the
-parsed arguments and returns the exit code. What only one of them needs is imported when
+Each subcommand is one file of this package, named in COMMANDS. It has a function
+``add_to(subcommands)``, which adds its parser and sets ``run`` there: the function that takes
+the parsed arguments and returns the exit code. What only one subcommand needs is imported when
 that one runs.
 """
 
@@ -17,17 +17,17 @@ from prefork_executor import __version__
 from prefork_executor.errors import StatusError
 
 COMMANDS: tuple[str, ...] = ("map", "pools", "status", "top", "trace")
-"""The files here that hold a subcommand, in the order of the help."""
+"""The files here that hold a subcommand, in the order of the help text."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: what stands behind the command's name; None: this process's own.
+        arguments: those after the command's name; None: this process's own.
 
     Returns:
-        The exit code: 0 if all went well, 1 if not, 2 for arguments that make no sense.
+        The exit code: 0 if all went well, 1 if not, 2 for bad arguments.
     """
     parser = argparse.ArgumentParser(
         prog="prefork-executor", description="See and use pools of prefork_executor."
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain at its own flush.
+        # The reader has closed our output. Python would complain when it flushes its own.
         sys.stderr.close()
         return 1
     return code

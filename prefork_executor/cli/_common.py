@@ -1,4 +1,4 @@
-"""What the subcommands share: which pool is meant, and how figures are written."""
+"""What the subcommands share: the choice of a pool, and the format of figures."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ ABBREVIATED = "..."
 
 
 def add_pid(parser: argparse.ArgumentParser) -> None:
-    """The argument that says which pool."""
+    """Add the argument that says which pool."""
     parser.add_argument(
         "pid",
         metavar="PID",
         nargs="?",
         type=int,
-        help="a process of the pool: the one that has it, its supervisor or a worker; may be "
-        "left out if there is one pool only",
+        help="a process of the pool: the one that has it, its supervisor or a worker; not "
+        "needed if there is only one pool",
     )
 
 
 def chosen(pid: int | None) -> status.Watch:
-    """The pool that is meant. Raises StatusError, which says what to do."""
+    """The chosen pool. Raises StatusError, which says what to do."""
     if pid is not None:
         return status.watch(pid)
     found = status.pools()
@@ -43,8 +43,8 @@ def stand_in(pool: status.PoolStatus) -> int:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: set[str]) -> Iterator[str]:
-    """Lines of columns as wide as they must be, numbers to the right; ``left``: the heads of
-    those that are text."""
+    """Lines with columns as wide as necessary, numbers to the right. ``left``: the heads of the
+    text columns."""
     lines = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -56,7 +56,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: set[str]) ->
 
 
 def at_maximum(pool: status.PoolStatus) -> str:
-    """How often it was as large as it may be, and how long."""
+    """How often the pool has reached its maximum, and for how long."""
     if not pool.times_at_max:
         return "never"
     often = "once" if pool.times_at_max == 1 else f"{pool.times_at_max} times"
@@ -64,7 +64,7 @@ def at_maximum(pool: status.PoolStatus) -> str:
 
 
 def size(number: int | None) -> str:
-    """Bytes, for people."""
+    """Bytes, for readers."""
     if number is None:
         return "-"
     amount, units = float(number), iter(("B", "K", "M", "G"))
@@ -75,7 +75,7 @@ def size(number: int | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A time, for people."""
+    """A time, for readers."""
     if seconds is None:
         return "-"
     if not seconds:
@@ -93,7 +93,7 @@ def span(seconds: float | None) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """As much of it as fits, with dots in place of what does not."""
+    """As much of the text as fits, with dots in place of the rest."""
     if len(text) <= width:
         return text
     return text[: max(0, width - len(ABBREVIATED))] + ABBREVIATED

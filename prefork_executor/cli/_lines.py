@@ -1,13 +1,13 @@
-"""The files of ``prefork-executor map``: lines in, and outputs that an interruption leaves whole.
+"""The files of ``prefork-executor map``: input lines, and outputs that stay whole if interrupted.
 
-What makes a run resumable is one rule: OUT has one line for each line of the input, in
-order, and nothing else says how far a run has come. So a run goes on at the line after
+A run can be resumed because of one rule: OUT has one line for each line of the input, in
+order, and nothing else says how far a run has come. So a resumed run begins at the line after
 the last whole one of OUT. A line that failed has FAILED there.
 
-The errors' file has more of these, each with its line's number. An error is written, and
-on the disk, before the line of OUT that it belongs to is written. So after any end, be it
-of the power, there may be errors of lines that OUT does not have yet, which are cut off,
-and never a failed line without its error.
+The file of errors has the details, with the number of each line. An error is written, and is on
+the disk, before its line of OUT is written. So after any end, even a power failure, there may be
+errors of lines that OUT does not have yet. These are cut off. But there is never a failed line
+without its error.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 FAILED = b"null\n"
-"""In OUT, in the place of a line that failed."""
+"""The line in OUT for a line that failed."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
 
 
 class UnusableError(Exception):
-    """A file is not what the command needs; the message says what to do."""
+    """A file is not what the command needs. The message says what to do."""
 
 
 def numbered(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
-    """Each line's number, from 1, its text without its end, and its size in bytes."""
+    """For each line: its number, from 1, its text without the line end, and its size in bytes."""
     for number, line in enumerate(file, 1):
         yield number, line.removesuffix(b"\n").removesuffix(b"\r"), len(line)
 
 
 def is_regular(path: Path) -> bool:
-    """Whether that is a plain file, which keeps what is written to it."""
+    """Whether this is a plain file, which keeps what is written to it."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
@@ -45,32 +45,32 @@ def is_regular(path: Path) -> bool:
 
 
 def identity(path: str | Path) -> object:
-    """What files that are one have in common, by whatever names, links among them; None of
-    what keeps nothing, a terminal, say."""
+    """A key that is the same for all names of one file, links included. None if it is nothing
+    that keeps data, a terminal for example."""
     try:
         found = os.stat(path)
     except OSError:
-        return os.path.realpath(path)  # It is not there yet.
+        return os.path.realpath(path)  # The file does not exist yet.
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 class Output:
-    """A file, or whatever a descriptor stands for, that grows by whole lines.
+    """A file, or another open descriptor, that grows by whole lines.
 
-    In a regular file what is written twice is written once, by its place. So a
-    :meth:`write` that an interruption has cut short can be repeated.
+    In a regular file, lines that are written twice go to the same place. So a :meth:`write`
+    that was interrupted can be repeated.
     """
 
     def __init__(self, descriptor: int, size: int | None, owns: bool = True) -> None:
         self._descriptor = descriptor
         self._owns = owns
         self._is_file = size is not None
-        # One attribute, so that no interruption comes between a change of both.
+        # A single attribute, so that no interruption can come between two changes.
         self._state: tuple[int, list[bytes]] = (size or 0, [])
 
     @classmethod
     def open(cls, path: Path, size: int = 0) -> Output:
-        """A file from a size in bytes on: what was behind that is cut off."""
+        """Open a file that has this size in bytes. What is behind that is cut off."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return cls(descriptor, None)
@@ -78,12 +78,12 @@ class Output:
         return cls(descriptor, size)
 
     def add(self, line: bytes) -> None:
-        """To what is to be written next."""
+        """Add a line to the next write."""
         self._state[1].append(line)
 
     @property
     def is_pending(self) -> bool:
-        """Whether there is something to be written."""
+        """Whether there is something to write."""
         return bool(self._state[1])
 
     def write(self) -> None:
@@ -101,12 +101,12 @@ class Output:
         return os.write(self._descriptor, data)
 
     def sync(self) -> None:
-        """Return when it is on the disk, if it is a file."""
+        """Return when the data is on the disk, if this is a file."""
         if self._is_file:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """The descriptor, if it is ours."""
+        """Close the descriptor, if it is ours."""
         if self._owns:
             os.close(self._descriptor)
 
@@ -118,7 +118,7 @@ def whole_lines(path: Path) -> tuple[int, int]:
     """How many whole lines a file has, and their size in bytes.
 
     Raises:
-        UnusableError: its last whole line is no JSON, so this is no output of ours.
+        UnusableError: its last whole line is no JSON, so this command has not written it.
     """
     if not path.exists():
         return 0, 0
@@ -137,7 +137,7 @@ def whole_lines(path: Path) -> tuple[int, int]:
 
 
 def _last_line(path: Path, size: int) -> bytes:
-    """The line that ends at this size."""
+    """The line that ends at this offset."""
     with path.open("rb") as file:
         taken, at = b"", size
         while at:
@@ -151,7 +151,7 @@ def _last_line(path: Path, size: int) -> bytes:
 
 
 _NO_JSON = (ValueError, RecursionError)
-"""What reading it raises; the second for thousands of brackets in one another."""
+"""What reading JSON raises. RecursionError comes from thousands of nested brackets."""
 
 
 def _is_json(line: bytes) -> bool:
@@ -163,10 +163,10 @@ def _is_json(line: bytes) -> bool:
 
 
 def recorded_errors(path: Path | None) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each error in the errors' file, and the file's size up to its end.
+    """Each error in the file of errors, and the offset at which it ends.
 
     Raises:
-        UnusableError: a line of it is none of ours.
+        UnusableError: this command has not written a line of it.
     """
     if path is None or not path.exists():
         return
@@ -185,6 +185,6 @@ def recorded_errors(path: Path | None) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def size_of_errors(path: Path | None, lines: int) -> int:
-    """The size up to which the errors are of the first so many lines."""
+    """The offset up to which the errors belong to the first ``lines`` lines."""
     sizes = (size for error, size in recorded_errors(path) if error["line"] <= lines)
     return max(sizes, default=0)

@@ -1,6 +1,6 @@
 """What a worker does for ``prefork-executor map``: a line in, a line of JSON out.
 
-The workers do the parsing and the dumping, so that the caller only moves bytes.
+The workers parse and dump JSON, so that the caller only moves bytes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Error = dict[str, str]
 
 
 class Job(NamedTuple):
-    """What is done with each line. ``target`` is module:function. ``reads`` says what the
-    function gets: the "line" as a str, the "json" in it, or its items ("star")."""
+    """What to do with each line. ``target`` is module:function. ``reads`` says what the function
+    gets: the "line" as a str, the "json" in it, or the items of that as arguments ("star")."""
 
     target: str
     reads: str
 
 
 def find(target: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names, with dots in either.
+    """The function that ``module:function`` names. Either part may have dots.
 
     Raises:
-        ValueError: it is not written so.
+        ValueError: the name has another form.
         ImportError: there is no such module.
-        AttributeError: there is no such function in it.
+        AttributeError: the module has no such function.
         TypeError: it cannot be called.
     """
     module_name, colon, path = target.partition(":")
@@ -52,13 +52,13 @@ _found = functools.lru_cache(maxsize=8)(find)
 
 
 def start_worker() -> None:
-    """What functions print is no result: it goes where messages go."""
+    """Functions may print. That is not a result, so it goes where messages go."""
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, _on_interrupt)
 
 
 _interrupts: list[int] = []
-"""Signals of Ctrl-C that this worker has got."""
+"""Signals of Ctrl-C that this worker has received."""
 
 
 def _on_interrupt(number: int, _frame: object) -> NoReturn:
@@ -67,16 +67,16 @@ def _on_interrupt(number: int, _frame: object) -> NoReturn:
 
 
 class Call:
-    """What a task runs, which messages and recordings call by the function's name.
+    """What a task runs. Messages and recordings call it by the function's name.
 
-    For each line it returns the result as JSON, or what the function raised."""
+    For each line it returns the result as JSON, or the error that the function raised."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.__module__, _, self.__qualname__ = job.target.partition(":")
 
     def __call__(self, *lines: bytes) -> list[tuple[bytes, Error | None]]:
-        """For a worker."""
+        """Called in a worker."""
         fn = _found(self.job.target)
         return [_run_one(fn, self.job, line) for line in lines]
 
@@ -87,8 +87,8 @@ def _run_one(fn: Callable[..., Any], job: Job, line: bytes) -> tuple[bytes, Erro
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and _interrupts:
             raise
-        # Even SystemExit, or a KeyboardInterrupt of the function's own: one line must not end
-        # the work on the others.
+        # Even SystemExit, or a KeyboardInterrupt that the function raised itself: one line must
+        # not end the work on the others.
         return b"", describe(error, skip=2)
 
 
@@ -120,12 +120,12 @@ def _dumped(result: Any, target: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair, which JSON can only escape.
+        # Half a surrogate pair, which JSON can only escape.
         return json.dumps(result).encode()
 
 
 def describe(error: BaseException, skip: int = 0) -> Error:
-    """An exception, in words. ``skip``: the frames of ours that its traceback begins with."""
+    """An exception as text. ``skip``: how many frames at the traceback's beginning are ours."""
     trace = error.__traceback__
     for _ in range(skip):
         if trace is not None and trace.tb_next is not None:

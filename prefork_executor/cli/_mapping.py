@@ -1,8 +1,8 @@
 """The engine of ``prefork-executor map``: lines go to the pool, results come in their order.
 
-A thread reads and submits, as far ahead of the results as the window allows; the main
-thread takes the results and writes them. So results are written though the next line of
-a slow input has not come, and memory is bounded, whatever the length of the input.
+A thread reads and submits lines, as far ahead of the results as the window allows. The main
+thread takes the results and writes them. So results are written even if the next line of a
+slow input has not come, and memory is bounded, whatever the length of the input.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from ._map_worker import Call, Error, Job
 T = TypeVar("T")
 
 AHEAD = 1000
-"""Tasks that are ahead of the results at most, or four a worker, if that is more."""
+"""Tasks ahead of the results at most, or four for each worker, if that is more."""
 MAX_BYTES = 64 << 20
-"""Bytes of lines that are ahead, but for one that is longer."""
+"""Bytes of lines that may be ahead. A single longer line may be, too."""
 WRITE_EVERY = 0.1
-"""Seconds that a result waits at most to be written, when nothing hinders it."""
+"""Seconds after which a result is written, if nothing prevents it."""
 MAX_PENDING = 1 << 20
-"""Bytes of results that wait at most to be written with others."""
+"""Bytes of results that wait to be written together, at most."""
 
 
 class Item(NamedTuple):
-    """A line of the input, ``size`` bytes with its end. ``known`` is its line of the output
-    if it is not to be run."""
+    """A line of the input. ``size`` is in bytes, with its end. ``known`` is its line of the
+    output if it need not run."""
 
     number: int
     line: bytes
@@ -46,7 +46,7 @@ class Item(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A line of the output, with its end, and what its item's function raised."""
+    """A line of the output, with its end, and the error that the function raised, if any."""
 
     item: Item
     line: bytes
@@ -54,13 +54,13 @@ class Result(NamedTuple):
 
 
 Ahead = tuple[list[Item], Future[list[tuple[bytes, Error | None]]] | None]
-"""Items that are run as one task; or that are known, then without a future."""
+"""Items that run as one task. Without a future: items whose output is known."""
 
 
 class Window:
-    """What is ahead of the results, in order: one thread puts, another takes.
+    """The entries ahead of the results, in order. One thread puts, another takes.
 
-    They wake each other seldom: the one that puts sleeps until half of it is gone."""
+    They seldom wake each other: the thread that puts sleeps until half of the window is free."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
@@ -71,7 +71,7 @@ class Window:
         self._change = threading.Condition()
 
     def put(self, make: Callable[[], Ahead], size: int) -> bool:
-        """When there is room, put what this makes. False: nobody wants it any more."""
+        """Wait for room, and put what ``make`` makes. Returns False if the taker has gone."""
         with self._change:
             if not self._has_room(size, self._max_entries):
                 self._is_full = True
@@ -89,11 +89,11 @@ class Window:
         return not self._entries or fits
 
     def take(self, timeout: float | None) -> Ahead | None:
-        """The next entry; None: that was all.
+        """The next entry. None: there are no more.
 
         Raises:
-            TimeoutError: it has not come within so many seconds.
-            BaseException: what the other thread has been ended by.
+            TimeoutError: it has not come within ``timeout`` seconds.
+            BaseException: what has ended the other thread.
         """
         with self._change:
             if not self._change.wait_for(lambda: self._entries or self._is_over, timeout):
@@ -110,7 +110,7 @@ class Window:
             return None
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing more is put."""
+        """No more entries will be put."""
         with self._change:
             self._is_over = True
             self._error = self._error or error
@@ -121,7 +121,7 @@ class Mapping:
     """Runs items in the pool.
 
     Args:
-        chunksize: lines that are one task.
+        chunksize: lines in one task.
     """
 
     def __init__(
@@ -133,10 +133,10 @@ class Mapping:
         self._max_entries = max(AHEAD // chunksize, 4 * max_workers)
 
     def results(self, items: Iterable[Item], sink: Sink) -> Iterator[Result]:
-        """The result of each item, in order. While they are waited for, what is pending
-        in the sink is written."""
+        """The result of each item, in order. While this waits for one, it writes what is
+        pending in the sink."""
         window = Window(self._max_entries)
-        # A daemon: the read of an input that never comes must not keep the program.
+        # A daemon: a read of an input that never comes must not keep the program alive.
         thread = threading.Thread(target=self._feed, args=(items, window), daemon=True)
         thread.start()
         try:
@@ -153,7 +153,7 @@ class Mapping:
                 if not window.put(entry, sum(item.size for item in chunk)):
                     return
             window.end()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the main thread
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
             window.end(error)
 
     def _entry_of(self, chunk: list[Item]) -> Callable[[], Ahead]:
@@ -174,7 +174,7 @@ class Mapping:
                 yield Result(item, FAILED if raised else text + b"\n", raised)
             return
         if isinstance(error, KeyboardInterrupt):
-            raise error  # The terminal sends Ctrl-C to us all, and the worker was quicker.
+            raise error  # The terminal sends Ctrl-C to all processes. The worker was quicker.
         if isinstance(error, BrokenProcessPool) and not isinstance(error, WorkerDied):
             raise error
         for item in items:
@@ -182,7 +182,7 @@ class Mapping:
 
 
 def _awaited(get: Callable[[float | None], T], sink: Sink) -> T:
-    """What this gets, given seconds to wait at most; meanwhile the sink writes."""
+    """What ``get`` returns when given the seconds to wait. Meanwhile the sink writes."""
     while True:
         try:
             return get(sink.due_in())
@@ -191,7 +191,7 @@ def _awaited(get: Callable[[float | None], T], sink: Sink) -> T:
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Items that are one task, of which all are known or none."""
+    """Items for one task. Either all of them are known or none."""
     chunk: list[Item] = []
     for item in items:
         if chunk and (len(chunk) == size or (chunk[0].known is None) != (item.known is None)):
@@ -206,10 +206,10 @@ def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 class Sink:
-    """Where results go: lines to the output, errors to theirs. Many are written at once.
+    """Where results go: lines to the output, errors to their file. Writes many at once.
 
     Args:
-        tell: called with a line about an error if there is no file of errors.
+        tell: called with a line about each error if there is no file of errors.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Sink:
         self.failed = 0
 
     def add(self, result: Result) -> None:
-        """Take a result; write what there is, if it is time."""
+        """Take a result. If it is time, write."""
         if result.error is not None:
             self._note(result.item, result.error)
         self._output.add(result.line)
@@ -244,18 +244,18 @@ class Sink:
         self._size += len(record)
 
     def due_in(self) -> float | None:
-        """Seconds until something is to be written; None: there is nothing."""
+        """Seconds until the next write is due. None: there is nothing to write."""
         if not self._output.is_pending:
             return None
         return max(0.0, self._written_at + WRITE_EVERY - time.monotonic())
 
     def write_if_due(self) -> None:
-        """Write what there is, if it has waited long enough."""
+        """Write, if results have waited long enough."""
         if self.due_in() == 0.0:
             self.write()
 
     def write(self) -> None:
-        """Write what there is: errors first, and to the disk; see _lines.py."""
+        """Write all results. Errors come first, and go to the disk at once; see _lines.py."""
         if self._errors is not None and self._errors.is_pending:
             self._errors.write()
             self._errors.sync()
@@ -276,7 +276,7 @@ class Sink:
 
 @contextlib.contextmanager
 def ended_on_error(executor: PreforkExecutor) -> Iterator[None]:
-    """At an error, whatever it is, the pool ends at once, and with it what runs."""
+    """On any error, end the pool at once, running tasks included."""
     try:
         yield
     except BaseException:

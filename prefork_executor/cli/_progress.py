@@ -1,4 +1,4 @@
-"""The progress bar of ``prefork-executor map``, on stderr: by rich, if it is there."""
+"""The progress bar of ``prefork-executor map``, on stderr, by rich if it is installed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ REFRESH = 0.2
 
 
 class Progress:
-    """Says how far it is. This one says nothing, but for what it is told to."""
+    """Shows how far the run is. This one shows only the lines that it is given."""
 
     def advance(self, size: int, failed: int) -> None:
-        """One more line, of so many bytes; so many have failed."""
+        """A line of ``size`` bytes is done. ``failed``: how many have failed."""
 
     def tell(self, line: str) -> None:
-        """A line for the user."""
+        """Print a line for the user."""
         print(line, file=sys.stderr)
 
 
@@ -58,7 +58,7 @@ class _Bar(Progress):
 
 @contextlib.contextmanager
 def shown(executor: PreforkExecutor, total: int | None, *, quiet: bool) -> Iterator[Progress]:
-    """A bar on the terminal, if there is one, for so many bytes (None: nobody knows)."""
+    """A bar on the terminal, if there is one. ``total`` is in bytes; None: it is not known."""
     if quiet or not sys.stderr.isatty() or not _has_rich():
         yield Progress()
         return

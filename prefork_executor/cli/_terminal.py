@@ -1,8 +1,8 @@
 """A terminal's keys, one at a time, while something is drawn on it.
 
 Whatever ends the drawing, an exception or a signal that can be caught, the terminal is
-then as it was. Ctrl-C is raised as KeyboardInterrupt, SIGTERM and SIGHUP as SystemExit;
-Ctrl-Z does nothing meanwhile, as it would leave the shell with the drawing.
+then restored. Ctrl-C raises KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit. Ctrl-Z
+has no effect while something is drawn: it would leave the drawing in the shell.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 MAX_KEYS = 64
-"""Bytes read at once: more than anybody types between two looks."""
+"""Bytes to read at once. No user types more between two looks."""
 
 
 class Keys:
-    """Waits for keys, and for the terminal to be resized."""
+    """Waits for keys, and for a change of the terminal's size."""
 
     def __init__(self, keyboard: int | None, wake_up: int) -> None:
         self._keyboard = keyboard
         self._wake_up = wake_up
 
     def wait(self, seconds: float) -> str | None:
-        """The keys that were pressed, at most so many seconds from now; an empty string if
-        there were none, or the size of the terminal has changed; None if it has gone."""
+        """The keys pressed within ``seconds`` at most. An empty string if there were none, or
+        the size of the terminal has changed. None if the terminal has gone."""
         sources = [self._wake_up] if self._keyboard is None else [self._wake_up, self._keyboard]
         ready, _, _ = select.select(sources, [], [], seconds)
         if self._wake_up in ready:
@@ -46,7 +46,7 @@ class Keys:
 
 @contextlib.contextmanager
 def keys() -> Iterator[Keys]:
-    """The keys of standard input, if that is a terminal. To be called in the main thread."""
+    """The keys of standard input, if that is a terminal. Call it in the main thread."""
     is_terminal = sys.stdin is not None and sys.stdin.isatty()
     keyboard = sys.stdin.fileno() if is_terminal else None
     with contextlib.ExitStack() as undo:
@@ -72,7 +72,7 @@ def _leave(number: int, _frame: object) -> NoReturn:
 
 
 def _note_size(_number: int, _frame: object) -> None:
-    """There for the signal to wake us. The size is asked for whenever we draw."""
+    """Only exists so that the signal wakes us. Every drawing asks for the size."""
 
 
 _HANDLERS: dict[signal.Signals, Any] = {

@@ -1,8 +1,7 @@
-"""What ``prefork-executor top`` draws: the state of a pool, and how it came to be so.
+"""What ``prefork-executor top`` draws: the state of a pool, and its recent course.
 
-In the style of Apache's scoreboard and of uwsgitop: figures, a letter for each place that
-a worker may have, the course of the number of workers and of the backlog, and a table of
-the workers.
+In the style of Apache's scoreboard and of uwsgitop: figures, a letter for each worker's
+place, the course of the number of workers and of the backlog, and a table of the workers.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ COLOURS = {"S": "cyan", "_": "green", "W": "yellow", "G": "magenta", ".": "brigh
 BARS = "▁▂▃▄▅▆▇█"
 MAX_BOARD_LINES = 4
 COURSE_KEPT = 512
-"""Looks of which the course is kept: as many as the widest terminal shows."""
+"""Looks whose figures are kept: as many as the widest terminal shows."""
 LABEL = 9
 DECISIONS_SHOWN = 3
 MIN_ROWS = 3
-"""Workers that are shown before any decision is."""
+"""Workers to show before there is room for a decision."""
 
 SortKey = Callable[[WorkerStatus, float], float | str]
 SORTS: dict[str, SortKey] = {
@@ -45,7 +44,7 @@ SORTS: dict[str, SortKey] = {
 
 
 class View:
-    """The picture of one pool, from one look to the next."""
+    """The picture of one pool over several looks."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
@@ -57,13 +56,13 @@ class View:
         self._reverse = False
 
     def add(self, pool: PoolStatus) -> None:
-        """Take the next look into account."""
+        """Add the next look."""
         self._before, self._now = self._now, pool
         self._workers.append(len(pool.workers))
         self._backlog.append(pool.backlog)
 
     def press(self, keys: str) -> None:
-        """Do what the keys say."""
+        """Do what these keys mean."""
         for key in keys:
             if key == "s":
                 names = list(SORTS)
@@ -73,7 +72,7 @@ class View:
 
     @contextlib.contextmanager
     def screen(self) -> Iterator[Callable[[], None]]:
-        """The whole terminal, until the end of the block: a function that draws it."""
+        """Take the whole terminal until the block ends. Gives a function that draws."""
         with self._console.screen(hide_cursor=True) as screen:
 
             def draw() -> None:
@@ -83,21 +82,21 @@ class View:
             yield draw
 
     def print_plain(self) -> None:
-        """All of it, as high as it is."""
+        """Print the whole picture, however high it is."""
         console = Console(highlight=False, color_system=None)
         console.print(self.picture(console.width, None))
 
     # --- the parts ------------------------------------------------------------------------
 
     def picture(self, width: int, height: int | None) -> Group:
-        """All that is drawn, in so many columns and lines; None: as many as it takes."""
+        """The whole picture in this many columns and lines. None: as many as necessary."""
         pool = self._now
         assert pool is not None
         head = [*self._figures(pool, width), *_board(pool, width), *self._courses(pool, width)]
         decisions = _decisions(pool, width)
         if height is None:
             return Group(*head, self._table(pool, width, len(pool.workers)), *decisions)
-        # Where there is little room the workers come before the decisions; the keys stay.
+        # If there is little room, workers come before decisions. The keys are always shown.
         room = height - len(head) - 2
         shown = max(0, room - min(len(pool.workers), MIN_ROWS))
         decisions = decisions[-shown:] if shown else []
@@ -140,7 +139,7 @@ class View:
         return lines
 
     def _cpu(self, row: WorkerStatus) -> float:
-        """Percent of a processor since the last look."""
+        """Percent of a processor since the previous look."""
         before, now = self._before, self._now
         if before is None or now is None or row.cpu is None or now.time <= before.time:
             return 0.0
@@ -174,7 +173,7 @@ class View:
 
 
 def _board(pool: PoolStatus, width: int) -> list[Text]:
-    """A letter for each slot, as far as there is room, and what they mean."""
+    """A letter for each slot, as far as there is room, and the legend."""
     letters = ["."] * min(pool.max_workers, width * MAX_BOARD_LINES)
     for row in pool.workers:
         if row.slot < len(letters):
@@ -189,8 +188,8 @@ def _board(pool: PoolStatus, width: int) -> list[Text]:
 
 
 def _course(name: str, values: collections.deque[int], width: int, maximum: int | None) -> Text:
-    """The course of a number, the latest at the right; its largest, or ``maximum``, is the full
-    height."""
+    """The course of a number, the latest at the right. The full height is ``maximum``, or else
+    the largest number."""
     room = max(1, width - LABEL - 8)
     shown = list(values)[-room:]
     top = max(1, maximum or max(shown, default=1))
@@ -201,7 +200,7 @@ def _course(name: str, values: collections.deque[int], width: int, maximum: int 
 
 
 def sparkline(values: list[int], top: int) -> str:
-    """A bar for each value, ``top`` the highest; a space for none."""
+    """A bar for each value, a space for 0. ``top`` has the full height."""
     steps = len(BARS)
     return "".join(
         BARS[min(steps, -(-value * steps // top)) - 1] if value > 0 else " " for value in values

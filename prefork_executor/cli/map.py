@@ -1,4 +1,4 @@
-"""``prefork-executor map package.module:function [FILE]``: a function over the lines of a file."""
+"""``prefork-executor map package.module:function [FILE]``: calls a function for each line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ._progress import Progress, shown
 _DESCRIPTION = """
 Call a function for each line of FILE, in a pool of processes that grows and shrinks with
 the work, and write what it returns as JSON, a line for each line, in order. A line that
-fails is null in the output; the error is told on stderr, or written to --errors.
+fails is null in the output. Its error goes to stderr, or to the file of --errors.
 """
 _EPILOG = """
-Exit code: 0 if all went well, 1 if lines failed or the pool could not go on, 2 for arguments
-that make no sense, 130 after Ctrl-C. After an interruption of any kind, the same command with
+Exit code: 0 if all went well, 1 if lines failed or the pool could not go on, 2 for bad
+arguments, 130 after Ctrl-C. After an interruption of any kind, the same command with
 --resume goes on where OUT ends.
 """
 
@@ -41,13 +41,13 @@ def add_to(subcommands: Any) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("function", metavar="package.module:function", help="what to call; found as by python -m")
-    add("file", metavar="FILE", nargs="?", default="-", help="the lines; - or nothing: stdin")
-    add("-o", "--output", metavar="OUT", type=Path, help="where to write; nothing: stdout")
+    add("file", metavar="FILE", nargs="?", default="-", help="the lines; default or -: stdin")
+    add("-o", "--output", metavar="OUT", type=Path, help="where to write; default: stdout")
     add("--errors", metavar="FILE", type=Path, help="errors, as JSON lines")
     reads = parser.add_mutually_exclusive_group()
     reads.add_argument(
         "--json", dest="reads", action="store_const", const="json", default="line",
-        help="each line is JSON, and what it holds is the argument; else it is a str",
+        help="each line is JSON, whose value is the argument; otherwise it is a str",
     )  # fmt: skip
     reads.add_argument(
         "--star", dest="reads", action="store_const", const="star",
@@ -61,25 +61,25 @@ def add_to(subcommands: Any) -> None:
 def _add_resuming(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--resume", action="store_true", help="go on where OUT ends")
-    add("--retry-errors", action="store_true", help="--resume, and run what failed once more first")
-    add("--overwrite", action="store_true", help="replace OUT, which is refused otherwise")
+    add("--retry-errors", action="store_true", help="--resume, but first run failed lines again")
+    add("--overwrite", action="store_true", help="replace OUT; otherwise it must not exist")
 
 
 def _add_pool(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--max-workers", type=int, metavar="N", help="workers at most; nothing: one a CPU")
+    add("--max-workers", type=int, metavar="N", help="workers at most; default: one a CPU")
     add("--chunksize", type=int, default=1, metavar="N",
-        help="lines that travel as one task; a death or a time-out fails them all")  # fmt: skip
+        help="lines in one task; a death or a time-out fails them all")  # fmt: skip
     add("--timeout", type=float, metavar="SECONDS", help="how long a task may run")
     add("--retries", type=int, default=0, metavar="N", help="runs after a death or a time-out")
     add("--max-tasks-per-child", type=int, metavar="N", help="tasks until a worker is replaced")
-    add("--start-method", choices=("fork", "forkserver", "spawn"), help="nothing: Python's own")
+    add("--start-method", choices=("fork", "forkserver", "spawn"), help="default: Python's own")
     add("--record", action="append", default=[], metavar="PATH",
         help="write a timeline: run.json for Perfetto, run.html as a page")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do it; the exit code."""
+    """Run the command. Returns the exit code."""
     try:
         return _Command(options).run()
     except UnusableError as error:
@@ -119,7 +119,7 @@ class _Command:
             executor, Job(options.function, options.reads), options.chunksize, executor._max_workers
         )
         with _opened(options.file) as file, ended_on_error(executor):
-            # In this thread, while there is no other, because it may fork.
+            # In this thread, while there is no other: it may fork.
             executor.submit(_map_worker.find, options.function).result()
             with self._recorded(executor), shown(executor, _size(file), quiet=options.quiet) as bar:
                 self._map(_lines.numbered(file), mapping, bar)
@@ -146,7 +146,7 @@ class _Command:
             if path is not None and path.is_dir():
                 raise UnusableError(f"{path} is a directory")
         if self.resumes and out is not None and out.exists() and not _lines.is_regular(out):
-            raise UnusableError(f"{out} keeps nothing that --resume could go on with")
+            raise UnusableError(f"{out} is no regular file, so --resume cannot go on with it")
         if not self.resumes and not options.overwrite:
             self._check_new()
 
@@ -217,7 +217,7 @@ class _Command:
         return Sink(output, errors_output, bar.tell)
 
     def _run(self, mapping: Mapping, items: Iterator[Item], sink: Sink, bar: Progress) -> None:
-        """Run these, into that; leave whole lines behind, whatever happens."""
+        """Run these items into the sink. Leaves whole lines behind, whatever happens."""
         before = self.failed
         try:
             for result in mapping.results(items, sink):
@@ -240,7 +240,7 @@ class _Command:
     # --- after an interruption -----------------------------------------------------------------
 
     def _skip(self, lines: Iterator[tuple[int, bytes, int]], done: int, bar: Progress) -> None:
-        """Those of which OUT has the results."""
+        """Skip the lines whose results OUT has."""
         for item, _ in self._known(_first(lines, done), done):
             self.lines += 1
             bar.advance(item.size, self.failed)
@@ -248,7 +248,7 @@ class _Command:
     def _known(
         self, lines: Iterator[tuple[int, bytes, int]], done: int
     ) -> Iterator[tuple[Item, bool]]:
-        """The first lines, and whether each has failed, as far as was recorded."""
+        """The first ``done`` lines, and whether each has failed, according to the files."""
         errors = (error for error, _ in _lines.recorded_errors(self.errors))
         error = next(errors, None)
         number = 0
@@ -272,7 +272,7 @@ class _Command:
     def _retry(
         self, lines: Iterator[tuple[int, bytes, int]], done: int, mapping: Mapping, bar: Progress
     ) -> int:
-        """Run again what failed, into new files that replace the old ones at the end."""
+        """Run failed lines again, into new files that replace the old ones at the end."""
         assert self.out is not None
         assert self.errors is not None
         new_out, new_errors = (
@@ -305,7 +305,7 @@ class _Command:
         if os.stat(file).st_mtime > out.stat().st_mtime:
             bar.tell(
                 f"prefork-executor map: {file} has changed since {out} was written; "
-                "lines of which that has results are taken to be as they were"
+                "lines that have results there are taken to be unchanged"
             )
 
     def _sum_up(self) -> None:
@@ -315,7 +315,7 @@ class _Command:
 
 
 def _first(lines: Iterator[tuple[int, bytes, int]], count: int) -> Iterator[tuple[int, bytes, int]]:
-    """So many, and not one more is read."""
+    """The first ``count`` lines. Reads not one more."""
     for _ in range(count):
         line = next(lines, None)
         if line is None:
@@ -324,7 +324,7 @@ def _first(lines: Iterator[tuple[int, bytes, int]], count: int) -> Iterator[tupl
 
 
 def _check_function(target: str) -> None:
-    # As python -m does. Workers and their supervisor get the path from here.
+    # As python -m does. Workers and their supervisor get this path, too.
     sys.path.insert(0, os.getcwd())
     find: Callable[[str], object] = _map_worker.find
     try:
@@ -340,12 +340,12 @@ def _check_function(target: str) -> None:
 @contextlib.contextmanager
 def _opened(file: str) -> Iterator[Any]:
     if file == "-":
-        # Not sys.stdin, whose lock a thread that waits in it would hold at the end.
+        # Not sys.stdin: a thread that waits in it would still hold its lock at the end.
         with open(0, "rb", closefd=False) as stdin:
             yield stdin
         return
     try:
-        opened = open(file, "rb")  # noqa: SIM115 - below, after what may fail
+        opened = open(file, "rb")  # noqa: SIM115 - closed below, after what may fail here
     except OSError as error:
         raise UnusableError(f"{file} cannot be read: {error.strerror}") from None
     with opened:
@@ -353,6 +353,6 @@ def _opened(file: str) -> Iterator[Any]:
 
 
 def _size(file: IO[bytes]) -> int | None:
-    """Bytes there are in a regular file; None: it is none."""
+    """The size of a regular file in bytes. None if it is not regular."""
     status = os.fstat(file.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None

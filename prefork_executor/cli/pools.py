@@ -28,12 +28,12 @@ def add_to(subcommands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print them."""
+    """Print the pools. Returns the exit code."""
     pools = status.pools()
     if options.json:
         print(json.dumps([dataclasses.asdict(pool) for pool in pools]))
         return 0
-    # A program that reads it wants all of it.
+    # A program that reads this output wants whole lines.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     lines = list(_common.table(HEAD, map(_row, pools), {"KIND", "COMMAND"})) if pools else []
     for line in lines or ["no pool of this user is running"]:

@@ -29,7 +29,7 @@ def add_to(subcommands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the pool. Returns the exit code."""
     with _common.chosen(options.pid) as watch:
         pool = watch.read()
     if options.json:
@@ -80,7 +80,7 @@ def _facts(pool: PoolStatus) -> Iterator[tuple[str, str]]:
 
 
 def waits(pool: PoolStatus) -> str:
-    """The percentiles of its waits in a line."""
+    """The percentiles of the waits, in one line."""
     found = pool.waits
     if not found.samples:
         return "none measured in the last minute"
@@ -102,6 +102,6 @@ def _decision(decision: ScalingDecision) -> str:
 
 
 def change(decision: ScalingDecision) -> str:
-    """What it did, if anything: ``, +2``."""
+    """What the decision did: ``, +2``. Empty if it did nothing."""
     started = f", +{decision.started}" if decision.started else ""
     return started + (f", -{decision.retired}" if decision.retired else "")

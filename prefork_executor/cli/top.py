@@ -1,6 +1,6 @@
 """``prefork-executor top``: a pool, live.
 
-It is drawn with rich, which is not part of this package:
+It needs rich, which is not part of this package:
 ``pip install 'prefork-executor[top]'``.
 """
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from prefork_executor.status import Watch
 
 REDRAW = 1.0
-"""Seconds after which it is drawn anew at the latest, for terminals that do not say that
-they were resized."""
+"""Seconds after which it redraws at the latest, for terminals that do not report that their
+size has changed."""
 MIN_DELAY = 0.1
 """Seconds between two looks, at least."""
 
@@ -36,12 +36,12 @@ def add_to(subcommands: Any) -> None:
         type=_delay,
         default=1.0,
         metavar="SECONDS",
-        help="between two looks; default 1",
+        help="seconds between two looks; default 1",
     )
     parser.add_argument(
         "--once",
         action="store_true",
-        help="draw it once, as plain text; so it does where the output is no terminal",
+        help="draw once, as plain text; the default if the output is no terminal",
     )
     parser.set_defaults(run=run)
 
@@ -54,7 +54,7 @@ def _delay(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw until it is told to quit, or the pool ends."""
+    """Draw until the user quits or the pool ends."""
     try:
         from prefork_executor.cli._view import View
     except ImportError as error:
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _watch(watch: Watch, view: View, delay: float) -> str:
-    """Draw until told to quit. Returns why it ended by itself, if it did."""
+    """Draw until the user quits or the pool ends. Returns why, if the pool has ended."""
     from prefork_executor.cli._terminal import keys
 
     try:

@@ -1,7 +1,7 @@
 """``prefork-executor trace``: what every busy worker is doing now, by its Python stack.
 
-py-spy reads the stacks from outside, with no worker stopped meanwhile. It is not part of
-this package: ``pip install 'prefork-executor[trace]'``.
+py-spy reads the stacks from outside, without stopping a worker. It is not part of this
+package: ``pip install 'prefork-executor[trace]'``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prefork_executor.errors import StatusError
 from prefork_executor.status import WorkerStatus
 
 PATIENCE = 20.0
-"""Seconds that py-spy may take for one worker; it takes less than one."""
+"""Seconds that py-spy may take for one worker. It takes less than one."""
 AT_ONCE = 4
-"""Workers looked at at the same time."""
+"""Workers to look at simultaneously."""
 TRIES = 3
-"""A stack that changes while it is read cannot always be read; the next may be."""
+"""Attempts to read a stack. One that changes while it is read cannot always be read."""
 _CALLERS = (
     ("_outcome", "prefork_executor/_server/worker.py"),
     ("_run_and_exit", "prefork_executor/raw.py"),
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         pool = watch.read()
     busy = [worker for worker in pool.workers if worker.state == "busy"]
     if not busy:
-        print(f"none of the {len(pool.workers)} workers is busy")
+        print(f"no worker is busy; workers: {len(pool.workers)}")
         return 0
     py_spy = _py_spy()
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -72,7 +72,7 @@ def _py_spy() -> str:
 
 
 def _look(py_spy: str, pid: int) -> list[dict[str, Any]] | str:
-    """The threads of a process as py-spy tells them, or why there are none."""
+    """A process's threads, as py-spy reports them, or why it does not."""
     why = ""
     for _ in range(TRIES):
         try:
@@ -101,7 +101,7 @@ def _threads(printed: str) -> list[dict[str, Any]] | str:
     try:
         threads: list[dict[str, Any]] = json.loads(printed)
     except ValueError as error:
-        return f"py-spy has printed what cannot be read: {error}"
+        return f"the output of py-spy cannot be read: {error}"
     return threads
 
 
@@ -113,7 +113,7 @@ def _show(worker: WorkerStatus, look: list[dict[str, Any]] | str, is_full: bool)
     what = f" with {worker.task}" if worker.task else ""
     print(f"worker {worker.pid}, busy for {_common.span(worker.in_state)}{what}:")
     if isinstance(look, str):
-        print(f"  not to be seen: {look}")
+        print(f"  cannot be shown: {look}")
         return False
     for thread in look:
         for line in _frames(thread, is_full):
@@ -122,7 +122,7 @@ def _show(worker: WorkerStatus, look: list[dict[str, Any]] | str, is_full: bool)
 
 
 def _frames(thread: dict[str, Any], is_full: bool) -> Iterator[str]:
-    """Innermost first, down to where the task was called."""
+    """The frames, innermost first, down to the one that called the task."""
     if not thread["frames"]:
         return
     name = thread.get("thread_name") or thread["thread_id"]

@@ -1,4 +1,4 @@
-"""Bridges to other libraries, on this package's public interface only.
+"""Bridges to other libraries. They use only this package's public interface.
 
-Nothing here is imported unless you import it. What needs a library has an extra of its name.
+Nothing here is imported unless you import it. A bridge to a library has an extra of its name.
 """

@@ -1,7 +1,8 @@
-"""Calls and outcomes as bytes, for a road that others look after.
+"""Calls and outcomes as bytes, for transport by another library.
 
-Pickled by the one who calls and by the worker that runs it, and by nobody between: what
-forwards them need not be able to import what is in them, and cannot spoil it.
+The caller pickles a call and the worker that runs it unpickles it, and no process in between
+does either. So what forwards the bytes need not be able to import what is in them, and cannot
+spoil it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from ..errors import CallPicklingError, RemoteExceptionStandIn, ResultPicklingEr
 from ..maps import function_of
 
 MAX_TEXT = 500
-"""Characters of an exception that are shown on the way; it arrives whole."""
+"""Characters of an exception that are shown on the way. The exception arrives whole."""
 
 
 class CarriedCall:
-    """A call, pickled. Called, it makes that call and returns the result, pickled.
+    """A pickled call. Calling this object makes the call and returns the pickled result.
 
     Args:
         fn: called as ``fn(*args, **kwargs)``.
@@ -33,13 +34,13 @@ class CarriedCall:
         kwargs: its arguments by name.
 
     Raises:
-        CallPicklingError: something of it cannot be pickled.
+        CallPicklingError: a part of it cannot be pickled.
     """
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        # What an executor calls this task in its messages.
+        # An executor's messages call this task by these names.
         named = function_of(fn)
         self.__module__ = getattr(named, "__module__", None) or ""
         self.__qualname__ = getattr(named, "__qualname__", None) or type(named).__qualname__
@@ -50,19 +51,19 @@ class CarriedCall:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The task's name in messages."""
         return f"{self.__module__}.{self.__qualname__}".removeprefix("builtins.").lstrip(".")
 
     def __call__(self) -> bytes:
         """The result of the call, pickled.
 
         Raises:
-            CarriedError: whatever it raised; or its result cannot be pickled.
+            CarriedError: the call raised, or its result cannot be pickled.
         """
         try:
             fn, args, kwargs = pickle.loads(self._call)
             return _dump_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the caller's
+        except BaseException as error:  # noqa: BLE001 - the caller gets SystemExit, too
             raise CarriedError.of(error) from None
 
 
@@ -71,7 +72,7 @@ class CarriedError(Exception):
 
     Attributes:
         kind: the qualified name of its class.
-        text: what it says, cut to a length fit for logs.
+        text: its message, cut to a length fit for logs.
         pickled: the exception itself.
     """
 
@@ -89,24 +90,24 @@ class CarriedError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> CarriedError:
-        """This exception, or what stands in for it if it cannot be pickled."""
+        """This exception, or a stand-in if it cannot be pickled."""
         if isinstance(error, CarriedError):
             return error
         kind, text = f"{type(error).__module__}.{type(error).__qualname__}", _text(error)
         return cls(kind.removeprefix("builtins."), text, _dump_error(error))
 
     def restored(self) -> BaseException:
-        """The exception itself, or what stands in for it if it cannot be unpickled here."""
+        """The exception itself, or a stand-in if it cannot be unpickled here."""
         try:
             error = pickle.loads(self.pickled)
-        except Exception as reason:  # noqa: BLE001 - it is the user's class that decides
+        except Exception as reason:  # noqa: BLE001 - the user's class may raise anything
             return _stand_in(self.kind, self.text, str(self), reason)
         assert isinstance(error, BaseException)
         return error
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Takes exceptions with all that belongs to them, which pickle leaves behind."""
+    """Pickles exceptions with their traceback, cause and context, which pickle drops."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, BaseException):
@@ -117,16 +118,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _reduce_error(error: BaseException) -> Any:
-    """As its class says, if that can be relied on. Often it cannot: an ``__init__`` with
-    other arguments than those of ``Exception``. Then without ``__init__``, as tblib does,
-    which again would lose what classes in C keep outside of ``__dict__``."""
+    """As the exception's class says, if that works. Often it does not, because ``__init__`` has
+    other arguments than those of ``Exception``. Then without ``__init__``, as tblib does; but
+    that would lose what classes in C keep outside ``__dict__``."""
     try:
         reduced: Any = error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         make, args, *state = reduced
         made = make(*args)
         if type(made) is not type(error) or len(state) > 1:
             raise TypeError
-    except Exception:  # noqa: BLE001 - it is the user's class that decides
+    except Exception:  # noqa: BLE001 - the user's class may raise anything
         return pickle_exception(error)
     belongings = (error.__cause__, error.__context__, error.__suppress_context__)
     return _make_error, (make, args, *state), (belongings, error.__traceback__), None, None, _add
@@ -162,7 +163,7 @@ def _dump_error(error: BaseException) -> bytes:
     try:
         pickled = _dumped(error)
         pickle.loads(pickled)
-    except Exception as reason:  # noqa: BLE001 - it is the user's class that decides
+    except Exception as reason:  # noqa: BLE001 - the user's class may raise anything
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
         stand_in = _stand_in(kind, _text(error), _text(error, repr), reason)
         return _dumped(stand_in.with_traceback(error.__traceback__))

@@ -1,11 +1,11 @@
-"""What runs in the processes of a Dask cluster: its workers, its scheduler.
+"""What runs in the processes of a Dask cluster: its workers and its scheduler.
 
-A Dask worker runs tasks in threads of its own process, so one that crashes takes all of
-them along, and nothing can end one that hangs. :class:`PreforkPlugin` gives each worker
-a `PreforkExecutor` for them.
+A Dask worker runs tasks in threads of its own process. So a task that crashes takes all the
+others along, and nothing can end one that hangs. :class:`PreforkPlugin` gives each worker a
+`PreforkExecutor` for its tasks.
 
-:func:`run_carried` is what the tasks of ``connect()`` are to Dask: it asks the scheduler
-whether it may begin, then has the call made in its node's pool and waits for it there.
+For Dask, the tasks of ``connect()`` are calls of :func:`run_carried`. It asks the scheduler
+whether the task may begin, makes the call in its node's pool, and waits for it there.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ._carried import CarriedCall, CarriedError
 T = TypeVar("T")
 
 THREADS = "threads"
-"""The name by which tasks find the executor that Dask itself made: ``dask.annotate``."""
+"""The name by which tasks find Dask's own executor: ``dask.annotate``."""
 MARK = "prefork_executor"
 """The annotation of tasks that ask before they begin."""
 _NEVER = -(10**9)
-"""Deaths of workers a task is credited with, so that no number of them counts."""
+"""Deaths of workers that Dask counts for a task at first, so low that none is too many."""
 _MAX_UNWANTED = 10_000
-"""Keys remembered of tasks that are to be ended but have not begun here."""
+"""Keys to remember of tasks that must be ended but have not begun here."""
 
 
 # --- a pool in each worker ------------------------------------------------------------------
@@ -44,7 +44,7 @@ class NodePool(Executor):
     """A PreforkExecutor for the tasks of one Dask worker.
 
     Args:
-        pool: where they run.
+        pool: where the tasks run.
     """
 
     def __init__(self, pool: PreforkExecutor) -> None:
@@ -54,7 +54,7 @@ class NodePool(Executor):
         self._unwanted: collections.deque[str] = collections.deque(maxlen=_MAX_UNWANTED)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """As Dask does it: ``fn`` is its own, the task is the first argument."""
+        """As Dask calls it: ``fn`` is Dask's own, and the task is the first argument."""
         key = getattr(args[0] if args else None, "key", None)
         name = "" if key is None else str(key_split(key))
         return self.pool.submit(_Contained(fn, name), *args, **kwargs)
@@ -64,10 +64,10 @@ class NodePool(Executor):
         self.pool.shutdown(wait, cancel_futures=cancel_futures)
 
     def run(self, call: CarriedCall, key: str, timeout: float | None, retries: int) -> bytes:
-        """Make the call in the pool and wait for what it gives.
+        """Make the call in the pool and wait for its result.
 
         Raises:
-            CarriedError: it raised; or its worker died, its time was up, it was aborted.
+            CarriedError: the call raised, its worker died, its time was up, or it was aborted.
         """
         try:
             self._check_wanted(key, call)
@@ -78,7 +78,7 @@ class NodePool(Executor):
             if is_unwanted:
                 self.pool.abort(future)
             return future.result()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
             raise CarriedError.of(error) from None
         finally:
             with self._lock:
@@ -90,7 +90,7 @@ class NodePool(Executor):
                 raise TaskAborted(call.name)
 
     def end(self, key: str) -> None:
-        """End this task if it runs here; if not yet, as soon as it does."""
+        """End this task if it runs here. If it does not run yet, end it when it begins."""
         with self._lock:
             future = self._running.get(key)
             if future is None:
@@ -100,8 +100,8 @@ class NodePool(Executor):
 
 
 class _Contained:
-    """Dask's function for a task, in a process that may end without harm. An exception
-    that asks for the process's end must not reach Dask's own, which would obey."""
+    """Dask's function for a task, in a process that may end without harm. An exception that asks
+    for the end of the process must not reach Dask's own process, which would obey."""
 
     def __init__(self, fn: Callable[..., Any], name: str) -> None:
         self._fn = fn
@@ -118,34 +118,34 @@ class PreforkPlugin(WorkerPlugin):
     """Has each Dask worker run its tasks in processes of a PreforkExecutor.
 
     ``client.register_plugin(PreforkPlugin())``. A task that dies then fails with
-    :class:`~prefork_executor.WorkerDied`, and the Dask worker, its data and its other
-    tasks are none the worse. As in any pool of processes, tasks cannot reach their Dask
-    worker (``get_worker``, ``worker_client``, ``secede``). Those that must are given
-    back its threads by ``dask.annotate(executor="threads")``.
+    :class:`~prefork_executor.WorkerDied`, and the Dask worker, its data and its other tasks are
+    unharmed. As in any process pool, tasks cannot reach their Dask worker (``get_worker``,
+    ``worker_client``, ``secede``). Tasks that need it run in the Dask worker's threads with
+    ``dask.annotate(executor="threads")``.
 
     Args:
-        executor: the name it gets among the worker's executors. "default": all tasks run
-            in it. Any other: those under ``dask.annotate(executor=name)``.
-        options: those of :class:`~prefork_executor.PreforkExecutor`, by name. The
-            defaults differ in ``max_workers``, the worker's threads;
-            ``mp_context="spawn"``; and ``preload="distributed.worker"``.
+        executor: the pool's name among the worker's executors. With "default" all tasks run
+            in it. With any other name, those under ``dask.annotate(executor=name)``.
+        options: those of :class:`~prefork_executor.PreforkExecutor`, by name. Three
+            defaults differ: ``max_workers`` is the worker's number of threads,
+            ``mp_context="spawn"``, and ``preload="distributed.worker"``.
 
     Raises:
         TypeError, ValueError: as PreforkExecutor does.
     """
 
     def __init__(self, executor: str = "default", **options: Any) -> None:
-        # Starts nothing; says here what is wrong with them. How many workers a node will
-        # have is not known, so as many as may be.
+        # Starts nothing, but checks the options. How many workers a node will have is not known,
+        # so this assumes the maximum.
         PreforkExecutor(**{"max_workers": 4096} | options)
         self.name = f"prefork_executor-{executor}"
         self.executor = executor
         self._options = options
 
     def setup(self, worker: Worker) -> None:
-        """Dask calls it in each worker that there is and that comes."""
-        # Dask starts its workers as daemons, which may have no children. It is only for
-        # their parent, which ends them with itself, and keeps that in mind by itself.
+        """Dask calls this in each worker, present and future."""
+        # Dask starts its workers as daemons, which may have no children. Dask needs that flag
+        # only in their parent, so that the workers end with it. The parent has its own copy.
         process = multiprocessing.current_process()
         if process.daemon:
             process.daemon = False
@@ -159,7 +159,7 @@ class PreforkPlugin(WorkerPlugin):
         executors[self.executor] = NodePool(PreforkExecutor(**defaults | self._options))
 
     def teardown(self, worker: Worker) -> None:
-        """Dask calls it when the worker closes, or the plugin is taken back."""
+        """Dask calls this when the worker closes, or the plugin is removed."""
         pool = worker.executors.pop(self.executor)
         if self.executor == "default":
             worker.executors["default"] = worker.executors[THREADS]
@@ -168,8 +168,8 @@ class PreforkPlugin(WorkerPlugin):
 
 
 async def dask_setup(server: Any) -> None:
-    """For ``dask worker --preload prefork_executor.integrations.dask``: tasks run in a
-    pool with the options in Dask's configuration under ``prefork-executor``."""
+    """For ``dask worker --preload prefork_executor.integrations.dask``: tasks run in a pool. Its
+    options are those under ``prefork-executor`` in Dask's configuration."""
     if isinstance(server, Worker):
         configured = dask.config.get("prefork-executor", {})
         options = {name.replace("-", "_"): value for name, value in configured.items()}
@@ -182,10 +182,10 @@ async def dask_setup(server: Any) -> None:
 class Gate(SchedulerPlugin):
     """Lets a task begin as often as its caller has allowed, and no more.
 
-    Dask runs a task again when a worker to which it was given is lost, begun or not, and
-    when its result is lost before it was fetched. So the tasks of ``connect()`` ask here
-    before they begin. One that has not begun is given to other workers however many are
-    lost. One that has, for the last time it may, is lost with its worker.
+    Dask runs a task again when a worker that it was given to is lost, even if it had begun, and
+    when its result is lost before it was fetched. So the tasks of ``connect()`` ask here before
+    they begin. A task that has not begun is given to other workers, however many are lost. A
+    task that has begun for the last time allowed is lost with its worker.
     """
 
     name = "prefork_executor"
@@ -195,34 +195,34 @@ class Gate(SchedulerPlugin):
         self._begun: dict[Any, int] = {}
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Dask calls it once."""
+        """Dask calls this once."""
         self._scheduler = scheduler
         scheduler.handlers["prefork_begin"] = self.begin
 
     def update_graph(self, scheduler: Scheduler, *, annotations: Any, **_: Any) -> None:
-        """Dask calls it when tasks come in."""
+        """Dask calls this when tasks come in."""
         for key in annotations.get(MARK, ()):
             scheduler.tasks[key].suspicious = _NEVER
 
     async def begin(self, key: str, retries: int) -> bool:
-        """Whether this task may begin now. Workers call it."""
+        """Whether this task may begin now. Workers call this."""
         task = self._scheduler.tasks.get(key)
         begun = self._begun.get(key, 0)
         if task is None or begun > retries:
             return False
         self._begun[key] = begun + 1
-        # One more death is one too many for Dask; or none is.
+        # For Dask, either the next death of a worker is one too many, or no number is.
         task.suspicious = self._scheduler.allowed_failures if begun == retries else _NEVER
         return True
 
     def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
-        """Dask calls it for every step of every task."""
+        """Dask calls this for every transition of every task."""
         if finish == "forgotten":
             self._begun.pop(key, None)
 
 
 class NotAgain(Exception):  # noqa: N818 - it says what is the matter
-    """The task has begun as often as it may, and what came of it is lost."""
+    """The task has begun as often as it may, and its result is lost."""
 
 
 def run_carried(
@@ -231,7 +231,7 @@ def run_carried(
     """In a thread of a Dask worker: make the call in that worker's pool.
 
     Raises:
-        NotAgain: it may not begin.
+        NotAgain: the task may not begin.
         CarriedError: what :meth:`NodePool.run` raises.
     """
     worker = get_worker()

@@ -1,9 +1,9 @@
-"""Where workers print: to the standard output and error that the caller has.
+"""Where workers print: to the caller's standard output and error.
 
-Workers inherit the descriptors 1 and 2 of whoever starts their supervisor. That is the
-caller, but under forkserver it is the fork server, which has those of the moment at which
-it was started itself: for pytest, those of another test. And what they print is buffered,
-or goes to an object in memory that a fork has copied.
+Workers inherit the descriptors 1 and 2 of the process that starts their supervisor. That is the
+caller. But under forkserver it is the fork server, whose descriptors are from the time when it
+was started: in pytest, from another test. And what workers print is buffered, or goes to an
+object in memory that a fork has copied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STREAMS = {1: "stdout", 2: "stderr"}
 
 
 def follow_output(executor: PreforkExecutor) -> None:
-    """Have the workers print where the caller does when the pool is started, line by line.
+    """Have the workers print, line by line, where the caller prints when the pool starts.
 
     Raises:
         RuntimeError: the executor has had its first task, or was shut down.
@@ -28,7 +28,7 @@ def follow_output(executor: PreforkExecutor) -> None:
 
 
 class _Descriptor:
-    """A descriptor of this process. Pickled, it takes the descriptor along."""
+    """A descriptor of this process. Pickling it sends the descriptor along."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -53,19 +53,19 @@ class _Travelled:
 
 
 def print_to(out: _Descriptor | _Travelled, err: _Descriptor | _Travelled) -> None:
-    """In a new worker: let its output and error be these."""
+    """In a new worker: use these as standard output and error."""
     for number, descriptor in zip(STREAMS, (out, err), strict=True):
         os.dup2(descriptor.take(), number)
     print_lines()
 
 
 def print_lines() -> None:
-    """Let sys.stdout and sys.stderr write each line, at once, to a real descriptor."""
+    """Make sys.stdout and sys.stderr write each line at once to a real descriptor."""
     for number, name in STREAMS.items():
         stream = getattr(sys, name)
         try:
             stream.fileno()
             stream.reconfigure(line_buffering=True)
         except (AttributeError, OSError):
-            # In memory, or none. This is for the worker's life: nobody closes it.
+            # It writes to memory, or is None. The new file lives as long as the worker.
             setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115

@@ -1,16 +1,16 @@
-"""Large arguments that many tasks of one call have in common, laid down once.
+"""Large arguments that many tasks of one call have in common, stored once.
 
-``Parallel()(delayed(fit)(X, i) for i in ...)`` gives the same ``X`` to every task. Sent
-with each of them it would be copied for each of them, and lie in memory as often as there
-are tasks under way.
+``Parallel()(delayed(fit)(X, i) for i in ...)`` gives the same ``X`` to every task. If each task
+carried it, it would be copied for each of them, and would be in memory as often as there are tasks
+under way.
 
-So an argument that is met for the second time, as the very same object, is pickled with
-its large buffers out of band (pickle protocol 5: arrays, data frames, sparse matrices),
-the buffers go into a memfd, and from then on only a note of where that is travels. A
-worker maps it. An argument that is met once only is sent as it is: it would gain nothing.
+So when an object is met as an argument for the second time, it is pickled with its large buffers
+out of band (pickle protocol 5: arrays, data frames, sparse matrices). The buffers go into a memfd.
+From then on only a note of where that is travels, and a worker maps it. An argument that is met
+only once is sent as it is: it would gain nothing.
 
-Workers find the memfd as ``/proc/PID/fd/N``. It has no name, so nothing is left of it
-when the call ends, or the process, however it ends.
+Workers find the memfd as ``/proc/PID/fd/N``. It has no name, so nothing is left of it when the
+call ends, or when the process ends in any way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 ALIGNMENT = 64
-"""Bytes: a cache line, on which NumPy and its like prefer their data to begin."""
+"""Bytes: a cache line. NumPy and similar libraries prefer their data to begin at one."""
 _ACCESS = {
     "r": mmap.ACCESS_READ,
     "c": mmap.ACCESS_COPY,
@@ -35,7 +35,7 @@ _IS_POSSIBLE = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 
 
 class SharedArguments:
-    """Those of one call.
+    """The shared arguments of one call.
 
     Args:
         minimum: bytes of buffers from which on an argument is shared. None: never.
@@ -46,12 +46,12 @@ class SharedArguments:
     def __init__(self, minimum: int | None, mode: str | None) -> None:
         self._minimum = minimum if mode in _ACCESS and _IS_POSSIBLE else None
         self._access = _ACCESS.get(mode or "", mmap.ACCESS_READ)
-        # By id, as most of them cannot be hashed. What is met is not kept alive for it.
+        # By id, as most cannot be hashed. The weak references do not keep arguments alive.
         self._met: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._known: dict[int, tuple[Any, _Shared | None]] = {}
 
     def share_in(self, items: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """joblib's tasks, ``(function, args, kwargs)``, with what is shared replaced."""
+        """joblib's tasks, ``(function, args, kwargs)``, with shared arguments replaced."""
         if self._minimum is None:
             return list(items)
         share = self._share
@@ -64,7 +64,7 @@ class SharedArguments:
         key = id(argument)
         if key not in self._known:
             if self._met.get(key) is not argument:
-                # A number, a string, a list cannot be referred to weakly.
+                # There are no weak references to numbers, strings and lists.
                 with contextlib.suppress(TypeError):
                     self._met[key] = argument
                 return argument
@@ -72,17 +72,17 @@ class SharedArguments:
         return self._known[key][1] or argument
 
     def close(self) -> None:
-        """The call has ended: share no more. What workers have mapped lives on until
-        they let it go."""
+        """The call has ended: share no more. What workers have mapped lives until they
+        release it."""
         self._minimum = None
         self._known.clear()
 
 
 class _Shared:
-    """Stands for an argument on its way, and is that argument where it arrives."""
+    """Replaces an argument on the way, and unpickles as that argument."""
 
     def __init__(self, descriptor: int, access: int, pickled: bytes, sizes: list[int]) -> None:
-        # Closed with the last that refers to this: a task may still be on its way.
+        # Closed when nothing refers to this any more: a task may still be on the way.
         weakref.finalize(self, os.close, descriptor)
         self._descriptor = descriptor
         self._access = access
@@ -95,14 +95,14 @@ class _Shared:
 
 
 def _lay_down(argument: Any, minimum: int, access: int) -> _Shared | None:
-    """The argument in a memfd; None if it is not large enough, or cannot be pickled so."""
+    """The argument in a memfd. None if it is too small, or cannot be pickled this way."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         pickled = pickle.dumps(argument, protocol=5, buffer_callback=buffers.append)
         views = [buffer.raw() for buffer in buffers]
-    except Exception:  # noqa: BLE001 - whatever it is, it shows when the task is pickled
+    except Exception:  # noqa: BLE001 - pickling the task will raise it again
         return None
-    # What __main__ defines is not the same everywhere; the executor knows about that.
+    # Definitions of __main__ differ between processes. The executor handles that.
     if sum(view.nbytes for view in views) < minimum or b"__main__" in pickled:
         return None
     descriptor = os.memfd_create("prefork-arguments", os.MFD_CLOEXEC)

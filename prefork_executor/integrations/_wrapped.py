@@ -1,4 +1,4 @@
-"""A callable around a task's function, which messages call by that function's name."""
+"""A callable around a task's function. Messages call it by the function's name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Wrapped:
-    """Travels to a worker as its function does. Subclasses say what to do with it there.
+    """Travels to a worker as its function does. Subclasses say how it calls the function.
 
     Raises:
         TypeError: ``fn`` cannot be called.

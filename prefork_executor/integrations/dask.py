@@ -1,20 +1,20 @@
 """From one machine to many, by Dask.
 
-On one machine, Dask's collections in a `PreforkExecutor`, which needs nothing of this
-module: ``dask.config.set(scheduler=executor)``.
+On one machine, Dask's collections run in a `PreforkExecutor` without this module:
+``dask.config.set(scheduler=executor)``.
 
-On a cluster, :class:`PreforkPlugin` has Dask's workers run their tasks in pools of
-processes, and :func:`connect` gives an executor over the cluster, with the interface of
-PreforkExecutor and its promises:
+On a cluster, :class:`PreforkPlugin` has Dask's workers run their tasks in process pools.
+:func:`connect` gives an executor over the cluster, with the interface of PreforkExecutor
+and its promises:
 
 * every future is resolved, whatever is lost: a worker's process, a node, the scheduler;
 * a task runs at most once, unless its caller asked for retries;
-* one that has not begun is not lost to what becomes of others.
+* a task that has not begun is not lost because of other tasks.
 
 The threads
 -----------
-``submit`` may be called in any thread. What becomes of tasks is dealt with in the thread
-of the Dask client's event loop, where futures are resolved, so a callback must not block.
+Any thread may call ``submit``. Outcomes are handled in the thread of the Dask client's event
+loop. That thread resolves the futures, so a callback must not block.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ __all__ = ["DaskExecutor", "NodeDied", "PreforkPlugin", "connect", "dask_setup"]
 T = TypeVar("T")
 
 PING_INTERVAL = 1.0
-"""Seconds between two looks whether the scheduler is there. A scheduler that closes in
-good order tells its clients, which then wait for it; nothing else would end that."""
+"""Seconds between two checks whether the scheduler is there. A scheduler that closes in order
+tells its clients, and they then wait for it to return. Nothing else would end that wait."""
 PING_PATIENCE = 60.0
-"""Seconds for an answer: a scheduler may be busy for long, but hardly for that long."""
+"""Seconds to wait for an answer. A scheduler may be busy for long, but hardly that long."""
 
 
 class NodeDied(WorkerDied):
     """The Dask worker that held this task is lost, and the task had begun there.
 
-    Only the tasks that ran there are affected; the cluster goes on. Its cause is Dask's
+    Only the tasks that ran there are affected; the cluster goes on. Its ``__cause__`` is Dask's
     KilledWorker, or says that the task's result was lost.
 
     Attributes:
-        address: the Dask worker's address; empty if it is not known.
-        pid, exitcode, signal: 0, None and None: nobody tells.
+        address: the Dask worker's address, or empty if it is not known.
+        pid, exitcode, signal: 0, None and None: they are not known.
     """
 
     def __init__(self, address: str, task: str) -> None:
@@ -91,23 +91,22 @@ def connect(
     Args:
         cluster: the scheduler's address (``"tcp://host:8786"``), a cluster object, or a
             ``distributed.Client``, which stays open at the end.
-        task_timeout: seconds that a task may run before it is ended. None: as long as
-            it likes.
+        task_timeout: seconds that a task may run before it is ended. None: no limit.
         retries: how often a task is run again after its worker or its node has died or
             its time was up.
-        options: of the pools on the nodes, those of
-            :class:`~prefork_executor.PreforkExecutor` by name. ``max_workers`` is for
-            each Dask worker; by default, its threads. What uses the same options shares
-            the pools, which last as long as Dask's workers.
+        options: those of :class:`~prefork_executor.PreforkExecutor`, by name, for the pools
+            on the nodes. ``max_workers`` applies to each Dask worker; its default is the
+            worker's number of threads. Executors with the same options share the
+            pools, which live as long as Dask's workers.
 
     Returns:
-        The executor. On every node prefork_executor must be installed as it is here.
+        The executor. The same prefork_executor must be installed on every node.
 
     Raises:
         TypeError, ValueError: a bad argument.
         OSError: there is no scheduler at that address.
     """
-    PreforkExecutor(1, task_timeout=task_timeout, retries=retries)  # Starts nothing; checks them.
+    PreforkExecutor(1, task_timeout=task_timeout, retries=retries)  # Starts nothing, but checks.
     if isinstance(cluster, Client) and cluster.asynchronous:
         raise TypeError("cluster must not be an asynchronous Client")
     options = {"preload": CarriedCall.__module__} | options
@@ -127,7 +126,7 @@ def connect(
 
 
 class _OwnClient(Client):
-    """Leaves no thread behind if it cannot connect, as Dask's own does."""
+    """A Client that leaves no thread behind if it cannot connect. Dask's does."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -144,8 +143,8 @@ class _TaskOptions(NamedTuple):
 
 class DaskExecutor(Maps, Executor):
     """Runs calls on a Dask cluster, each in a process of its node's pool. Made by
-    :func:`connect` and :meth:`with_options`. Through a scheduler a task costs about a
-    millisecond, so in maps short ones should be many, by ``chunksize``."""
+    :func:`connect` and :meth:`with_options`. A scheduler costs each task about a
+    millisecond, so a map should bundle short calls by ``chunksize``."""
 
     def __init__(self, cluster: _Cluster, options: _TaskOptions) -> None:
         self._cluster = cluster
@@ -155,13 +154,13 @@ class DaskExecutor(Maps, Executor):
         """Schedule ``fn(*args, **kwargs)`` somewhere on the cluster. Does not wait.
 
         Returns:
-            The call's future. It stays pending until it is done; cancelled, a task that
-            runs is let run, in vain. Its exception is what the call raised, with its
-            remote traceback; or ``pickle.PicklingError``;
-            :class:`~prefork_executor.WorkerDied`, if the process that ran it died, and
+            The call's future. It stays pending until it is done. If it is cancelled while
+            the task runs, the task runs to its end, in vain. Its exception is what the call
+            raised, with its remote traceback; ``pickle.PicklingError``;
+            :class:`~prefork_executor.WorkerDied`, if the process that ran it died;
             :class:`NodeDied`, if its node was lost;
             :class:`~prefork_executor.TaskTimeout`, if it ran for too long;
-            BrokenProcessPool, if the scheduler was lost.
+            or BrokenProcessPool, if the scheduler was lost.
 
         Raises:
             TypeError: ``fn`` is not callable.
@@ -177,20 +176,20 @@ class DaskExecutor(Maps, Executor):
 
     @property
     def _max_workers(self) -> int:
-        # By this name programs read it off any executor: the threads of the Dask workers,
-        # of which each runs one task.
+        # Programs read this attribute of any executor. Here it is the number of threads of the
+        # Dask workers, since each thread runs one task.
         return self._cluster.threads()
 
     def with_options(self, **options: Any) -> DaskExecutor:
         """The same cluster, for tasks with other options.
 
         Args:
-            options: ``timeout``: seconds that a task may run, from its beginning in a
-                worker on; None: as long as it likes. ``retries``: how often it is run
-                again after its worker or node has died or its time was up.
+            options: ``timeout``: seconds that a task may run, from when it begins in a
+                worker; None: no limit. ``retries``: how often it is run again after its
+                worker or node has died or its time was up.
 
         Returns:
-            An executor with the same cluster. What is not given is as here.
+            An executor with the same cluster. Options that are not given are as here.
 
         Raises:
             TypeError, ValueError: at this call, for a bad argument.
@@ -201,36 +200,36 @@ class DaskExecutor(Maps, Executor):
     def abort(self, future: Future[Any]) -> bool:
         """End a task, whether it runs or waits. Does not wait for its end.
 
-        As :meth:`PreforkExecutor.abort <prefork_executor.PreforkExecutor.abort>`: one
-        that runs is ended with its process, and its future gets
+        As :meth:`PreforkExecutor.abort <prefork_executor.PreforkExecutor.abort>`: a
+        running task is ended with its process, and its future gets
         :class:`~prefork_executor.TaskAborted`.
 
         Args:
             future: what :meth:`submit` has returned.
 
         Returns:
-            Whether there was something to abort: False if the task had ended before.
+            Whether there was something to abort. False if the task had already ended.
 
         Raises:
             TypeError: ``future`` is no future.
-            ValueError: it is not of this executor.
+            ValueError: it belongs to another executor.
         """
         return self._cluster.abort(future)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks, finish those there are, leave the cluster.
+        """Take no more tasks, finish those there are, and leave the cluster.
 
         The cluster goes on, and so do the pools of its nodes.
 
         Args:
-            wait: return only when all that is done.
-            cancel_futures: cancel all tasks; those that run are let run, in vain.
+            wait: return only when all of that is done.
+            cancel_futures: cancel all tasks. Running tasks run to their end, in vain.
         """
         self._cluster.shutdown(wait, cancel_futures)
 
 
 def _local() -> PreforkExecutor:
-    """Knows what arguments are good. Starts nothing."""
+    """An executor that only checks arguments. Starts nothing."""
     return PreforkExecutor(1)
 
 
@@ -249,7 +248,7 @@ class _TaskFuture(Future[Any]):
 
 
 class _Cluster:
-    """What an executor and those it was derived from share: the client, the tasks."""
+    """What an executor and those derived from it share: the client and the tasks."""
 
     def __init__(self, client: Client, is_own: bool, executor: str) -> None:
         self._client = client
@@ -303,7 +302,7 @@ class _Cluster:
             raise BrokenProcessPool("the Dask client was closed")
 
     def threads(self) -> int:
-        """How many there are in the cluster's workers, at least 1."""
+        """How many threads the cluster's workers have, at least 1."""
         threads: dict[str, int] = self._client.nthreads()
         return max(1, sum(threads.values()))
 
@@ -331,7 +330,7 @@ class _Cluster:
         if cancel:
             for future in futures:
                 future.cancel()
-        # In the loop's thread, which is to do what this would wait for, it cannot.
+        # The loop's own thread must not wait here: it has to do what this would wait for.
         if wait and not self._client.asynchronous:
             self._closer.join()
 
@@ -344,7 +343,7 @@ class _Cluster:
     # --- in the loop's thread ---------------------------------------------------------------
 
     async def _follow(self, future: _TaskFuture, task: DaskFuture[bytes]) -> None:
-        """Wait for what comes of a task, and tell its future."""
+        """Wait for a task's outcome, and tell its future."""
         try:
             result = _load(await task)
         except CarriedError as error:
@@ -359,21 +358,21 @@ class _Cluster:
             self._fail(future, died)
         except (CancelledError, asyncio.CancelledError) as error:
             self._on_cancelled(future, error)
-        except Exception as error:  # noqa: BLE001 - or nobody would ever tell the future
+        except Exception as error:  # noqa: BLE001 - or the future would never be resolved
             self._fail(future, error)
         else:
             if self._claim(future) and future.set_running_or_notify_cancel():
                 future.set_result(result)
 
     def _on_cancelled(self, future: _TaskFuture, error: BaseException) -> None:
-        """Dask does so when it is asked to, and when it loses the scheduler."""
+        """Dask cancels a task when it is asked to, and when it loses the scheduler."""
         if getattr(error, "reason", "") == "scheduler-connection-lost":
             self._break("the connection is closed")
         elif not (future.is_aborted or future.cancelled()):
             self._fail(future, BrokenProcessPool(f"Dask has dropped task {future.name}: {error}"))
 
     def _claim(self, future: _TaskFuture) -> bool:
-        """Whether it is still to be told what came of its task; the caller must do so."""
+        """Whether the future has no outcome yet. If so, the caller must now set it."""
         with self._lock:
             return self._tasks.pop(future, None) is not None
 
@@ -382,8 +381,8 @@ class _Cluster:
             future.set_exception(error)
 
     async def _abort(self, future: _TaskFuture, task: DaskFuture[bytes]) -> None:
-        """First it must not begin any more; then it can be ended wherever it has."""
-        with contextlib.suppress(Exception):  # Who cannot be reached has lost it anyway.
+        """First make sure that the task cannot begin. Then end it wherever it has begun."""
+        with contextlib.suppress(Exception):  # A worker out of reach has lost the task anyway.
             await self._client.cancel([task])
             await self._client.run(end_carried, [future.key], self._executor, on_error="ignore")
         self._fail(future, TaskAborted(future.name))
@@ -395,7 +394,7 @@ class _Cluster:
         self._break(lost)
 
     async def _loss(self) -> str | None:
-        """What has become of the scheduler; None if it is there."""
+        """What has happened to the scheduler. None if it is there."""
         client = self._client
         if client.status != "running" or client.scheduler_comm.closed():
             return "the connection is closed"
@@ -413,7 +412,7 @@ class _Cluster:
         for future in futures:
             self._fail(future, BrokenProcessPool(self._broken))
 
-    # --- in the thread of who cancels -----------------------------------------------------------
+    # --- in the thread that cancels a future ----------------------------------------------------
 
     def _on_done(self, future: Future[Any]) -> None:
         assert isinstance(future, _TaskFuture)
@@ -422,7 +421,7 @@ class _Cluster:
         with self._lock:
             task = self._tasks.pop(future, None)
         if task is not None:
-            # For those who wait for it, who are told only so.
+            # Wakes the threads that wait for the future.
             future.set_running_or_notify_cancel()
             self._client.loop.add_callback(self._client.cancel, [task])
 

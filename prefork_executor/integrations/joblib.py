@@ -5,17 +5,17 @@
     with joblib.parallel_config(backend="prefork", n_jobs=-1):
         ...
 
-joblib looks for no entry points, so importing this module is what makes the name known.
+joblib looks for no entry points, so the name is known once this module is imported.
 
-What becomes of the pool
-------------------------
+The life of the pool
+--------------------
 One executor is kept from call to call, as joblib keeps its loky executor. It is used
-again while ``n_jobs`` and the options are the same; otherwise another takes its place,
-and the old one ends when the last call that uses it does. :func:`shutdown` ends it.
+again while ``n_jobs`` and the options stay the same. Otherwise another replaces it, and
+the old one ends with the last call that uses it. :func:`shutdown` ends it.
 
-Each ``Parallel`` gets a backend object of its own, also where many share the one of a
+Each ``Parallel`` gets a backend object of its own, even if many share that of a
 ``parallel_config``. So when a call fails, or its generator is dropped, only its own
-tasks are ended, each with its worker; other calls on the same executor go on.
+tasks are ended, each with its worker. Other calls on the same executor go on.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ from ._shared_arguments import SharedArguments
 __all__ = ["PreforkBackend", "shutdown"]
 
 IDLE_TIMEOUT = 300.0
-"""Seconds after which an idle worker leaves, unless told otherwise: joblib's own. Between
-two calls a user thinks; his workers have imported what he uses, which may take seconds."""
+"""Seconds after which an idle worker leaves by default, as in joblib. Users think between two
+calls, and workers may have taken seconds to import what the user needs."""
 
 _OPTIONS = inspect.signature(PreforkExecutor).parameters.keys() - {"max_workers"}
 _OF_JOBLIB = {"temp_folder", "verbose", "context"}
-"""What joblib tells every backend beside the user's options, and is of no use to ours."""
+"""What joblib passes to every backend beside the user's options. This one does not need it."""
 
 
 class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
-    """joblib's backend on `PreforkExecutor`; made by joblib for ``backend="prefork"``.
+    """joblib's backend on `PreforkExecutor`. joblib makes it for ``backend="prefork"``.
 
     Args:
-        nesting_level: how deep in parallel loops; joblib sets it.
+        nesting_level: how deep this is in parallel loops; set by joblib.
         inner_max_num_threads: threads that BLAS and OpenMP may use in a worker. None:
-            the CPUs by the workers, or what the environment says.
-        options: those of :class:`~prefork_executor.PreforkExecutor`, by name, but
-            ``max_workers``, which is ``n_jobs``. The defaults differ in
+            the number of CPUs divided by that of workers, or what the environment says.
+        options: those of :class:`~prefork_executor.PreforkExecutor`, by name, except
+            ``max_workers``, which is ``n_jobs``. Four defaults differ:
             ``mp_context="spawn"``, as OpenMP does not survive a fork;
             ``min_spare_workers=0``; ``idle_timeout=300.0``; ``preload="joblib"``.
 
@@ -92,7 +92,7 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
         self._shared = SharedArguments(None, None)
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """How many workers ``n_jobs`` stands for: -1 for the CPUs this process may use.
+        """How many workers ``n_jobs`` means. -1: the CPUs that this process may use.
 
         Raises:
             ValueError: it is 0.
@@ -119,11 +119,11 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
         mmap_mode: str | None = None,
         **options: Any,
     ) -> int:
-        """Get ready for the calls of one ``Parallel``: the number of workers.
+        """Get ready for the calls of one ``Parallel``. Returns the number of workers.
 
         Raises:
-            FallbackToBackend: joblib's way to ask for another backend: a serial one
-                for one worker, and one of its own for each ``Parallel``.
+            FallbackToBackend: joblib's way to ask for another backend. This asks for a
+                serial one for one worker, and for a separate one for each ``Parallel``.
             TypeError, ValueError: a bad option.
         """
         n_jobs = self.effective_n_jobs(n_jobs)
@@ -145,21 +145,21 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
         return backend
 
     def start_call(self) -> None:
-        """A call begins: what an earlier one was aborted for is over."""
+        """A call begins. If an earlier one was aborted, that no longer matters."""
         self._is_aborted = False
         self._shared = SharedArguments(*self._sharing)
 
     def stop_call(self) -> None:
-        """The call has ended, and with it what its tasks had in common."""
+        """The call has ended, and its tasks no longer need their shared arguments."""
         self._shared.close()
 
     def submit(
         self, func: Any, callback: Callable[[Future[Any]], object] | None = None
     ) -> Future[Any]:
-        """Run a batch of tasks in the pool; ``callback(future)`` when it is done.
+        """Run a batch of tasks in the pool, and call ``callback(future)`` when it is done.
 
-        Raises nothing: joblib may call this in a thread where an exception would be
-        lost, and the call would wait for ever. What goes wrong is the future's.
+        Raises nothing: joblib may call this in a thread where an exception would be lost,
+        and the call would wait for ever. The future gets any error instead.
         """
         future = self._submit(func)
         with self._lock:
@@ -176,38 +176,38 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
         try:
             if self._workers is None:
                 raise RuntimeError("this batch is late: its Parallel call has ended")
-            # What messages about this batch call it.
+            # The batch's name in messages.
             func.__module__, func.__qualname__ = _name_of(func.items[0][0])
             func.items = self._shared.share_in(func.items)
             return self._workers.submit(func)
-        except Exception as error:  # noqa: BLE001 - it is in the future, whatever it is
+        except Exception as error:  # noqa: BLE001 - the future gets it, whatever it is
             failed: Future[Any] = Future()
             failed.set_exception(error)
             return failed
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
-        """What a batch has returned; raises what it raised."""
+        """What a batch has returned. Raises what it raised."""
         error = out.exception()
         if error is None:
             return out.result()
         if isinstance(error, BrokenProcessPool) and not isinstance(error, WorkerDied):
             _kept.release(self._workers)
-        # joblib takes the traceback off before it raises this.
+        # joblib removes the traceback before it raises this.
         frames = "".join(traceback.format_tb(error.__traceback__))
         if frames:
             error.add_note(f"\nIn the worker:\n{frames.rstrip()}")
         raise error
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """End this ``Parallel``'s tasks, those that run with their workers. Does not wait.
+        """End this ``Parallel``'s tasks. Running tasks end with their workers. Does not wait.
 
         Args:
-            ensure_ready: of no account, the executor is always left ready.
+            ensure_ready: ignored, as the executor is always left ready.
         """
         with self._lock:
             self._is_aborted = True
             futures = list(self._futures)
-        # Not under the lock: this calls joblib back, which has locks of its own.
+        # Without the lock: this calls joblib back, which has locks of its own.
         self._give_up(futures)
 
     def _give_up(self, futures: list[Future[Any]]) -> None:
@@ -217,18 +217,18 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
                 workers.abort(future)
 
     def terminate(self) -> None:
-        """The ``Parallel`` is through with the workers; they stay for the next one."""
+        """The ``Parallel`` has finished with the workers. They stay for the next one."""
         self._workers = None
         self.reset_batch_stats()
 
 
 def shutdown(wait: bool = True) -> None:
-    """End the executor that is kept for the next call, once its work is done.
+    """End the executor that is kept for the next call, when its work is done.
 
-    The next call starts another. Without this it ends with the interpreter.
+    The next call starts another. If you do not call this, it ends with the interpreter.
 
     Args:
-        wait: return only when every process of it has ended.
+        wait: return only when all its processes have ended.
     """
     executor = _kept.release(_kept.executor)
     if executor is not None:
@@ -236,7 +236,7 @@ def shutdown(wait: bool = True) -> None:
 
 
 def _obstacle() -> str | None:
-    """Why this process cannot start others; None if it can."""
+    """Why this process cannot start others. None if it can."""
     if multiprocessing.current_process().daemon:
         return "a daemonic process, which may have no children"
     method = multiprocessing.get_start_method(allow_none=True)
@@ -262,9 +262,9 @@ class _Kept:
         self.executor: PreforkExecutor | None = None
 
     def take(self, settings: Mapping[str, Any]) -> PreforkExecutor:
-        """The executor with these settings. The one it replaces ends by itself when
-        nobody refers to it any more and its work is done."""
-        # A fork's copy of its parent's executor is of no use.
+        """The executor with these settings. The one that it replaces ends when nothing
+        refers to it any more and its work is done."""
+        # The copy of a parent's executor in a fork is useless.
         settings = {**settings, "pid": os.getpid()}
         with self._lock:
             if self.executor is None or not _are_equal(self._settings, settings):
@@ -273,7 +273,7 @@ class _Kept:
             return self.executor
 
     def release(self, executor: PreforkExecutor | None) -> PreforkExecutor | None:
-        """Keep this one no longer: returns it, or None if it was not kept any more."""
+        """Stop keeping this executor. Returns it, or None if it was not kept any more."""
         with self._lock:
             if executor is not self.executor:
                 return None
@@ -287,14 +287,14 @@ _kept = _Kept()
 def _are_equal(one: object, other: object) -> bool:
     try:
         return bool(one == other)
-    except Exception:  # noqa: BLE001 - an array among the initargs, say; then they are not
+    except Exception:  # noqa: BLE001 - an array among the initargs, say; they count as unequal
         return False
 
 
 def _settings(
     n_jobs: int, options: Mapping[str, Any], environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All that an executor is made of, to be compared with that of the one that is kept."""
+    """All settings of an executor, to compare with those of the one that is kept."""
     defaults = {
         "mp_context": DEFAULT_MP_CONTEXT or "spawn",
         "min_spare_workers": 0,
@@ -335,12 +335,12 @@ def _begin(
 
 
 def _limit_threads(environment: Mapping[str, str]) -> None:
-    """The environment binds libraries that are loaded later; those that came with the
+    """The environment limits libraries that are loaded later. Those that were loaded by the
     supervisor, which imports the user's main module, have to be told."""
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
-        return  # scikit-learn brings it along.
+        return  # scikit-learn installs it.
     wanted = {"openmp": "OMP_NUM_THREADS", "blas": "OPENBLAS_NUM_THREADS"}
     counts = {kind: environment.get(name, "").partition(",")[0] for kind, name in wanted.items()}
     threadpool_limits({kind: int(count) for kind, count in counts.items() if count.isdecimal()})

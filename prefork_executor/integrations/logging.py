@@ -3,10 +3,10 @@
     executor = PreforkExecutor()
     forward_logging(executor)
 
-A new worker's loggers are set back, whatever they have inherited: no handlers, no
-filters, the levels that the caller's had. Their records, and warnings, go upstream by
-`yell`, so in order and before the task's result. There the caller's logger of the same
-name gets them, and its levels, filters and handlers decide.
+A new worker's loggers are reset, whatever they have inherited: no handlers, no filters, the
+levels that the caller's had. Their records and warnings go upstream by `yell`, so in order and
+before the task's result. There the caller's logger of the same name gets them, and its levels,
+filters and handlers decide.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ class LogMessage:
     """A record on its way.
 
     Attributes:
-        fields: the record's, by name; the message is complete, the exception a text.
+        fields: the record's fields by name. The message is complete, the exception a text.
     """
 
     fields: dict[str, Any]
 
 
 def forward_logging(executor: PreforkExecutor, level: int | str | None = None) -> None:
-    """Have the caller's loggers handle what is logged, or warned of, in the workers.
+    """Have the caller's loggers handle what workers log, and warnings in workers.
 
     The records keep their time, level, extra fields and the worker's process id and
-    name. They are handled in the executor's own thread: a handler that blocks delays
-    the pool. The executor's ``initializer`` and ``on_yell`` remain the user's; handlers
-    that ``initializer`` adds stay in force beside this.
+    name. They are handled in the executor's own thread, so a handler that blocks delays
+    the pool. The executor's ``initializer`` and ``on_yell`` remain the user's. Handlers
+    that ``initializer`` adds stay in force.
 
     Args:
         executor: one that has not had its first task.
-        level: the least level of records that leave a worker. None: as the caller's
-            loggers have it now, each by its own level.
+        level: the lowest level of records that leave a worker. None: each logger has
+            the level that the caller's logger of that name has now.
 
     Raises:
         RuntimeError: the executor has had its first task, or was shut down.
         TypeError, ValueError: there is no such level.
     """
-    # A handler makes a number of a level, and says what is wrong with it.
+    # A handler turns a level into a number, and raises if there is no such level.
     levels = _levels() if level is None else {"": logging.Handler(level).level}
     executor.add_initializer(_start_forwarding, levels)
     executor.add_yell_hook(LogMessage, _handle)
@@ -68,7 +68,7 @@ def _loggers() -> Iterator[logging.Logger]:
 
 
 def _levels() -> dict[str, int]:
-    """The levels that were set, by the loggers' names; the root's is empty."""
+    """The levels that were set, by the names of the loggers. The root's name is empty."""
     named = {logger.name: logger.level for logger in _loggers() if logger.level}
     return named | {"": logging.root.level}
 
@@ -87,7 +87,7 @@ class _Forwarder(logging.Handler):
         if os.getpid() == self._worker:
             self._send(record)
         elif logging.lastResort and record.levelno >= logging.lastResort.level:
-            # A process that a task has forked has no way upstream.
+            # A process that a task has forked cannot send upstream.
             logging.lastResort.handle(record)
 
     def _send(self, record: logging.LogRecord) -> None:
@@ -99,7 +99,7 @@ class _Forwarder(logging.Handler):
                 yell(LogMessage({name: _plain(value) for name, value in fields.items()}))
         except (BrokenPipeError, ConnectionResetError):
             pass  # The caller has gone.
-        except Exception:  # noqa: BLE001 - as every handler: a bad record must not fail a task
+        except Exception:  # noqa: BLE001 - as in every handler: a bad record fails no task
             self.handleError(record)
 
 
@@ -126,7 +126,7 @@ def _start_forwarding(levels: dict[str, int]) -> None:
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     logging.root.addHandler(_Forwarder())
-    # Off and on: what it had replaced may have been replaced since, by pytest for one.
+    # Off and on: what it had replaced may have been replaced since, by pytest for example.
     logging.captureWarnings(False)
     logging.captureWarnings(True)
 

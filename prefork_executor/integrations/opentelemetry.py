@@ -4,8 +4,8 @@
     with tracer.start_as_current_span("order"):
         traced.submit(price, basket)
 
-A span made in the worker has the caller's span as its parent, baggage comes along. What
-the globally set propagators inject travels, so they must be the same on both sides.
+A span made in the worker has the caller's span as its parent, and baggage comes along. What
+the global propagators inject travels, so they must be the same on both sides.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["ContextExecutor"]
 
 T = TypeVar("T")
 FLUSH_TIMEOUT = 5000
-"""Milliseconds that a worker's last spans have to be exported. One that has not left after
-ten seconds is killed."""
+"""Milliseconds that a worker has to export its last spans. A worker that has not left after ten
+seconds is killed."""
 
 
 class ContextExecutor(Executor):
-    """An executor's ``submit`` and ``map``, whose tasks run in the context of that call.
-    The futures are the executor's own: ``executor.abort`` takes them.
+    """An executor's ``submit`` and ``map``, whose tasks run in the context of the call.
+    The futures are the executor's own, so ``executor.abort`` takes them.
 
     Args:
         executor: an executor, or a view of one.
@@ -69,7 +69,7 @@ class ContextExecutor(Executor):
 
 
 class _InContext(Wrapped):
-    """A function that runs in the context in which this was made."""
+    """A function that runs in the context in which this object was made."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
@@ -87,8 +87,8 @@ class _InContext(Wrapped):
 
 @functools.cache
 def _flush_at_exit(_pid: int) -> None:
-    """Have this process, once, export what it still holds when it ends. A provider that
-    it has inherited has registered its end with the process that made it."""
+    """Have this process export, once, what it still holds when it ends. An inherited provider
+    has registered its shutdown only in the process that made it."""
     atexit.register(_flush)
 
 

@@ -1,10 +1,10 @@
-"""Progress bars over a map, by rich or tqdm, which tasks may advance themselves.
+"""Progress bars over a map, by rich or tqdm. Tasks may also advance them.
 
     for result in progress_map(executor, fn, items):
         ...
 
-Without this module: ``rich.progress.track(executor.map(fn, items))`` finds the total by
-itself, ``tqdm(executor.map(fn, items), total=len(items))`` has to be told.
+Without this module: ``rich.progress.track(executor.map(fn, items))`` finds the total,
+``tqdm(executor.map(fn, items), total=len(items))`` has to be told.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Bar(Protocol):
-    """What a bar must be able to do; every tqdm can."""
+    """What a bar must be able to do. Every tqdm can."""
 
     def update(self, n: float, /) -> object:
-        """Advance by so much."""
+        """Advance by ``n``."""
 
     def close(self) -> object:
-        """Take no more."""
+        """End the bar."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,17 @@ def progress_map(
     self_advancing: bool = False,
     **options: Any,
 ) -> Iterator[T]:
-    """``executor.map`` with a progress bar, which goes when the results end or the
-    iterator does.
+    """``executor.map`` with a progress bar. The bar ends when the results or the iterator do.
 
     Args:
-        executor: an executor, or a view of one; of a ``Pool``, its ``executor``.
+        executor: an executor, or a view of one. For a ``Pool``, its ``executor``.
         fn, iterables: as for its ``map``.
         bar: "rich", "tqdm", or a bar of your own, which is closed at the end.
         total: what the bar counts up to. None: the number of items, if the iterables
             can tell it.
-        description: stands before the bar.
+        description: the text before the bar.
         self_advancing: the tasks advance the bar, by :func:`advance`, in units of your
-            own. Otherwise it advances by 1 a result, as results are taken.
+            own. Otherwise each result advances it by 1 when it is taken.
         options: those of ``map``: ``timeout``, ``chunksize``, ``buffersize``, ``ordered``.
 
     Raises:
@@ -122,17 +121,17 @@ def _with_bar(
     results = start(fn)
     if total is None and not self_advancing:
         total = _length(results)
-    # Made only now, when the map has started the pool: bars have threads, and forks none.
+    # After the map has started the pool: bars have threads, and a fork must find none.
     shown = _shown(results, make(description, total), 0 if self_advancing else 1, reports)
     next(shown)
     return shown
 
 
 def advance(n: float = 1) -> None:
-    """Inside a task: advance the bar of the :func:`progress_map` that runs it. Without
-    effect elsewhere, so that the function runs by itself as well.
+    """Inside a task: advance the bar of the :func:`progress_map` that runs it. No effect
+    elsewhere, so that the function also works without a bar.
 
-    It is one message, some microseconds: not for every byte.
+    Each call is a message, and takes a few microseconds: do not call it for every byte.
 
     Args:
         n: by how much, in the units of the bar's total.
@@ -148,7 +147,7 @@ _running: int | None = None
 
 
 class _SelfAdvancing(Wrapped):
-    """A task's function that has a bar to advance."""
+    """A task's function that advances a bar."""
 
     def __init__(self, fn: Callable[..., Any], bar: int) -> None:
         super().__init__(fn)
@@ -167,11 +166,11 @@ class _SelfAdvancing(Wrapped):
 
 _numbers = itertools.count(1)
 _reports: weakref.WeakValueDictionary[int, _Reports] = weakref.WeakValueDictionary()
-"""Those of the maps that go on, by the numbers of their bars."""
+"""Those of the maps under way, by the numbers of their bars."""
 
 
 class _Reports:
-    """What the tasks of one map report, kept while there is no bar for it."""
+    """What the tasks of one map report. Kept until there is a bar to show it."""
 
     def __init__(self) -> None:
         self.number = next(_numbers)
@@ -181,7 +180,7 @@ class _Reports:
         _reports[self.number] = self
 
     def take(self, n: float) -> None:
-        """One more report."""
+        """Take a report."""
         with self._lock:
             if self._bar is None:
                 self._n += n
@@ -189,7 +188,7 @@ class _Reports:
                 self._bar.update(n)
 
     def show_on(self, bar: Bar | None) -> None:
-        """What was kept, and what comes, goes to this bar; with None, to none."""
+        """Show what was kept, and what comes, on this bar. None: on no bar."""
         with self._lock:
             self._bar = bar
             if bar is not None:
@@ -203,8 +202,8 @@ def _on_advance(_pid: int, message: Advance) -> None:
 
 
 def _shown(results: Iterator[Any], bar: Bar, each: float, reports: _Reports) -> Iterator[Any]:
-    """The results, each of which advances the bar by ``each``. The first value is none:
-    it is taken at once, so that whatever becomes of the iterator, the bar is closed."""
+    """The results, each of which advances the bar by ``each``. The first value is none. It is
+    taken at once, so that the bar is closed whatever happens to the iterator."""
     try:
         reports.show_on(bar)
         yield None
@@ -212,7 +211,7 @@ def _shown(results: Iterator[Any], bar: Bar, each: float, reports: _Reports) -> 
             bar.update(each)
             yield result
     finally:
-        reports.show_on(None)  # The executor's thread may be about to hand one on.
+        reports.show_on(None)  # The executor's thread may be about to pass one on.
         bar.close()
 
 
@@ -225,7 +224,7 @@ def _length(results: Iterator[Any]) -> int | None:
 
 
 def _maker(bar: str | Bar) -> Callable[[str, float | None], Bar]:
-    """What makes the bar, given its description and its total."""
+    """A function that makes the bar from its description and its total."""
     if isinstance(bar, Bar):
         return lambda _description, _total: bar
     if not isinstance(bar, str):
@@ -251,7 +250,7 @@ class _RichBar:
         self._progress.start()
 
     def update(self, n: float, /) -> None:
-        """Advance by so much."""
+        """Advance by ``n``."""
         self._progress.advance(self._task, n)
 
     def close(self) -> None:

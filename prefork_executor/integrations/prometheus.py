@@ -22,7 +22,7 @@ from prefork_executor import ExecutorStats, PreforkExecutor
 __all__ = ["ExecutorCollector"]
 
 STATES = ("starting", "idle", "busy", "leaving")
-"""What a worker does. Taking a task is idleness that lasts some microseconds."""
+"""What a worker does. Taking a task lasts microseconds, and counts as idle."""
 
 
 def _longest(stats: ExecutorStats) -> float:
@@ -43,18 +43,18 @@ _COUNTERS: dict[str, tuple[str, Callable[[ExecutorStats], float]]] = {
 
 
 class ExecutorCollector(Collector):
-    """A collector for a registry. One serves any number of executors, which it keeps
-    alive; a registry takes only one, because it refuses the same metric twice.
+    """A collector for a registry. It serves any number of executors, and keeps them alive. A
+    registry takes only one collector, because it refuses the same metric twice.
 
     Args:
-        executors: each by the name that its metrics have as the label ``executor``.
+        executors: each by the name that its metrics have in the label ``executor``.
     """
 
     def __init__(self, **executors: PreforkExecutor) -> None:
         self._executors = executors
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
+        """The present metrics."""
         snapshots = {name: executor.stats() for name, executor in self._executors.items()}
         yield _workers(snapshots)
         for kind, metrics in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):

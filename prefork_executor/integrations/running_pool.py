@@ -1,13 +1,13 @@
 """A raw `pf_*` pool in a child process, watched from outside: for tests.
 
-A raw pool takes its process over, so a test's own process must not become one. Here the
-main process is forked off, whips the kids, and obeys SIGTERM and SIGHUP as servers do.
-What its children yell is written to a file, which the process that started it reads: no
-thread is needed, which would make the next fork doubtful, and nobody waits for a reader.
+A raw pool takes over its process, so a test's own process must not become one. Here the
+main process is forked off, runs ``pf_whip_kids``, and obeys SIGTERM and SIGHUP as servers do.
+What its children yell is written to a file, which the test's process reads. So no thread is
+needed, which would make the next fork doubtful, and no process waits for a reader.
 
-Every process of the pool inherits the writing end of a pipe, the leash. So its end of file
-says that all of them are gone, the hook's included; whoever still holds it is found in
-/proc, as is what they have started in their process group.
+Every process of the pool inherits the writing end of a pipe, the leash. So the pipe's end of file
+says that all of them are gone, the hook's included. Processes that still hold it are found in
+/proc, and so are processes that these have started in their process group.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from ._output import print_lines
 __all__ = ["Left", "RunningPool", "Yell"]
 
 START_TIMEOUT = 60.0
-"""Seconds in which the main process must have set up its pool: far more than it takes."""
+"""Seconds in which the main process must have set up its pool. It takes far less."""
 WAIT_TIMEOUT = 30.0
-"""Seconds to wait for yells, or for the end, unless told otherwise."""
+"""Default seconds to wait for yells, or for the end."""
 POLL = 0.005
-"""Seconds between two looks for what nobody announces: yells in the file, the end of
+"""Seconds between two checks for what is not announced: yells in the file, and the end of
 processes that are not our children."""
 _LENGTH = struct.Struct("<Q")
-"""What stands before each yell in the file: its length in bytes."""
+"""Precedes each yell in the file: its length in bytes."""
 PR_SET_PDEATHSIG = 1
 
 Hook = Callable[[int, Any, int | None], object]
@@ -53,7 +53,7 @@ Hook = Callable[[int, Any, int | None], object]
 
 class Yell(NamedTuple):
     """What a child has yelled: its pid, the data as a hook gets it (or the error, if it
-    could not be unpickled here), and the exit code, None unless the child left with it."""
+    could not be unpickled here), and the exit code: None unless the child left with it."""
 
     pid: int
     data: Any
@@ -62,7 +62,7 @@ class Yell(NamedTuple):
 
 class Left(NamedTuple):
     """What a pool has left at its end: a line for each process that had to be killed, and
-    the paths of shared memory that it used when it was told to end, and nobody uses now."""
+    the paths of shared memory that it used when it was told to end, and that is unused now."""
 
     processes: list[str]
     shared_memory: list[str]
@@ -73,8 +73,8 @@ class RunningPool:
     ``while pf_whip_kids(serve, args): pass``.
 
     Args:
-        serve: a child's life; may be a lambda or a closure.
-        args: its arguments, listening sockets say.
+        serve: what a child runs. May be a lambda or a closure.
+        args: its arguments, for example listening sockets.
         options: those of ``pf_init``. A ``child_data_hook`` is called as well.
 
     Raises:
@@ -115,33 +115,33 @@ class RunningPool:
 
     @property
     def pid(self) -> int:
-        """The main process's."""
+        """That of the main process."""
         return self._pid
 
     @property
     def exitcode(self) -> int | None:
-        """The main process's: None while it lives, -N if signal N has ended it."""
+        """That of the main process. None while it lives, -N if signal N has ended it."""
         return self._process.exitcode if self._exitcode is None else self._exitcode
 
     @property
     def yells(self) -> list[Yell]:
-        """What has been heard so far, in order: a copy."""
+        """What has been yelled so far, in order. This is a copy."""
         if not self._file.closed:
             self._read()
         return list(self._yells)
 
     def wait_for_yells(self, count: int = 1, timeout: float = WAIT_TIMEOUT) -> list[Yell]:
-        """Wait until so many yells have been heard, from the start on.
+        """Wait until there have been ``count`` yells since the start.
 
         Returns:
-            All that have been heard: ``count`` or more.
+            All yells so far, at least ``count``.
 
         Raises:
             TimeoutError: there were fewer after ``timeout`` seconds, or at the pool's end.
         """
         deadline = time.monotonic() + timeout
         while True:
-            is_over = self._is_over()  # Asked first: what came before the end counts.
+            is_over = self._is_over()  # Asked first: yells that came before the end count.
             heard = self.yells
             if len(heard) >= count:
                 return heard
@@ -151,24 +151,24 @@ class RunningPool:
             time.sleep(POLL)
 
     def reload(self) -> None:
-        """Let new children take the places of all, as ``pf_reload`` does. Does not wait."""
+        """Replace all children by new ones, as ``pf_reload`` does. Does not wait."""
         self._signal(signal.SIGHUP)
 
     def terminate(self) -> None:
-        """Have the pool end, as ``pf_done`` does. Does not wait."""
-        # Now, because afterwards nobody can tell whose it was.
+        """End the pool, as ``pf_done`` does. Does not wait."""
+        # Now, because afterwards nothing tells whose memory it was.
         self._shared.update(*map(_shared_memory_of, self._processes()))
         self._signal(signal.SIGTERM)
 
     def stop(self, timeout: float = WAIT_TIMEOUT) -> int:
-        """The same, and wait until all of it is gone.
+        """The same, and wait until all of the pool is gone.
 
         Returns:
             The main process's exit code.
 
         Raises:
-            TimeoutError: something was left after ``timeout`` seconds. The message names
-                it, and it lives on: the fixture ends it.
+            TimeoutError: processes were left after ``timeout`` seconds. The message names
+                them. They live on until the fixture ends them.
         """
         self.terminate()
         left = self._left_after(timeout)
@@ -179,10 +179,10 @@ class RunningPool:
     # --- its end --------------------------------------------------------------------------
 
     def end(self, timeout: float) -> Left:
-        """End the pool, kill what is left after ``timeout`` seconds, and let go of it.
+        """End the pool, kill what is left after ``timeout`` seconds, and close it.
 
         Returns:
-            What it has left; nothing if called again.
+            What it has left. Nothing if called again.
         """
         if self._exitcode is not None:
             return Left([], [])
@@ -194,12 +194,12 @@ class RunningPool:
         return Left(processes, _unused(self._shared))
 
     def _signal(self, number: int) -> None:
-        # Not after its end has been seen: the number may be another's by then.
+        # Not after its end has been seen: by then the id may belong to another process.
         if self._exitcode is None and self._process.is_alive():
             os.kill(self._pid, number)
 
     def _left_after(self, timeout: float) -> list[str]:
-        """What is left after so many seconds: a line for each process."""
+        """What is left after ``timeout`` seconds: a line for each process."""
         deadline = time.monotonic() + timeout
         self._process.join(timeout)
         while (left := self._processes()) or not self._is_over():
@@ -222,12 +222,12 @@ class RunningPool:
         self._leash.close()
 
     def _is_over(self) -> bool:
-        """Whether all its processes have let the leash go. Since its start nothing has been
-        sent through it."""
+        """Whether all its processes have closed the leash. After the start nothing is sent
+        through it."""
         return self._exitcode is not None or self._leash.poll(0)
 
     def _processes(self) -> list[int]:
-        """Its living processes: its group, and whoever holds the leash."""
+        """Its living processes: its process group, and others that hold the leash."""
         if self._exitcode is not None:
             return []
         found = set(_members(self._pid))
@@ -248,7 +248,7 @@ class RunningPool:
     # --- what comes from it -----------------------------------------------------------------
 
     def _read(self) -> None:
-        """Take what has been written, whole, since the last time."""
+        """Read all whole yells that were written since the last time."""
         descriptor = self._file.fileno()
         while len(head := os.pread(descriptor, _LENGTH.size, self._read_to)) == _LENGTH.size:
             [length] = _LENGTH.unpack(head)
@@ -260,7 +260,7 @@ class RunningPool:
 
 
 def _check(serve: object, hook: object) -> None:
-    """Of the rest pf_init judges."""
+    """Check these two. pf_init checks the rest."""
     if not callable(serve):
         raise TypeError(f"serve must be callable, not {type(serve).__name__}")
     if hook is not None and not callable(hook):
@@ -271,7 +271,7 @@ def _yell_from(message: bytes) -> Yell:
     pid, data, exitcode = pickle.loads(message)
     try:
         return Yell(pid, pickle.loads(data), exitcode)
-    except Exception as error:  # noqa: BLE001 - whatever the test's own classes raise
+    except Exception as error:  # noqa: BLE001 - the test's own classes may raise anything
         return Yell(pid, error, exitcode)
 
 
@@ -296,7 +296,7 @@ def _forked(*args: Any) -> multiprocessing.context.ForkProcess:
     context = multiprocessing.get_context("fork")
     process = context.Process(target=_be_main, args=(os.getpid(), *args))
     with warnings.catch_warnings():
-        # With pytest-xdist there are threads. The child has none, as the pool needs it.
+        # pytest-xdist has threads. The child has none of them, as the pool requires.
         warnings.simplefilter("ignore", DeprecationWarning)
         process.start()
     return process
@@ -313,7 +313,7 @@ def _be_main(
     _die_with(parent)
     test_end.close()
     print_lines()
-    # Those of the test keep records in memory, of which this process has but a copy.
+    # The test's handlers keep records in memory, of which this process has only a copy.
     logging.root.handlers[:] = [logging.StreamHandler()]
     problem = _set_up(options)
     leash.send(problem)
@@ -322,7 +322,7 @@ def _be_main(
 
 
 def _set_up(options: dict[str, Any]) -> Exception | None:
-    """Become a pool that obeys signals; or why that is not possible."""
+    """Become a pool that obeys signals. Returns why, if that is not possible."""
     try:
         if not pf_init(**options):
             return OSError(pf_error())
@@ -334,7 +334,7 @@ def _set_up(options: dict[str, Any]) -> Exception | None:
 
 
 def _die_with(parent: int) -> None:
-    """Where the kernel can do it: end with the test's process, whatever ends that."""
+    """If the kernel can do it, end with the test's process, whatever ends that."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -358,14 +358,14 @@ def _text(pid: int, name: str) -> str:
 def _members(group: int) -> Iterator[int]:
     """The living processes of a process group."""
     for pid in _pids():
-        # Behind the command, in parentheses: state, parent, group.
+        # After the command, which is in parentheses: state, parent, group.
         fields = _text(pid, "stat").rpartition(")")[2].split()
         if len(fields) > 2 and fields[0] not in "ZX" and int(fields[2]) == group:
             yield pid
 
 
 def _links(pid: int) -> Iterator[str]:
-    """What a process has open."""
+    """The files that a process has open."""
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
@@ -373,7 +373,7 @@ def _links(pid: int) -> Iterator[str]:
 
 
 def _holders(pipe: str) -> Iterator[int]:
-    """Who has a pipe open, apart from us, who read it."""
+    """The processes that have a pipe open, except this one, which reads it."""
     return (pid for pid in _pids() if pid != os.getpid() and pipe in _links(pid))
 
 
@@ -384,7 +384,7 @@ def _shared_memory_of(pid: int) -> set[str]:
 
 
 def _unused(paths: set[str]) -> list[str]:
-    """Those that still exist though no living process has them mapped or open."""
+    """The paths that still exist, and that no living process has mapped or open."""
     left = {path for path in paths if os.path.exists(path)}
     for pid in _pids() if left else ():
         left -= _shared_memory_of(pid)

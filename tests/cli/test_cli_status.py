@@ -227,13 +227,13 @@ def test_trace_says_what_to_do_where_it_is_not_permitted_or_fails(run: Run, tmp_
     denied = fake_py_spy(tmp_path, 'echo "Error: Permission Denied: sudo" >&2; exit 1')
     code, out, _ = traced(program.pid, denied)
     assert code == 1
-    assert out.count("not to be seen: the system does not permit it. Run this command as root") == 3
+    assert out.count("cannot be shown: the system does not permit it. Run this command") == 3
     (tmp_path / "bin" / "py-spy").write_text('#!/bin/sh\necho "Error: no luck" >&2; exit 1\n')
     code, out, _ = traced(program.pid, denied)
-    assert (code, out.count("not to be seen: Error: no luck")) == (1, 3)
+    assert (code, out.count("cannot be shown: Error: no luck")) == (1, 3)
     (tmp_path / "bin" / "py-spy").write_text("#!/bin/sh\necho garbage\n")
     code, out, _ = traced(program.pid, denied)
-    assert (code, out.count("not to be seen: ")) == (1, 3)
+    assert (code, out.count("cannot be shown: ")) == (1, 3)
     nowhere = {"PATH": str(tmp_path / "empty")}
     code, out, complaint = traced(program.pid, nowhere)
     assert (code, out) == (1, "")
@@ -251,7 +251,7 @@ def test_trace_of_a_pool_at_rest_says_that_nobody_is_busy(run: Run, tmp_path: Pa
     )
     program.hear("ready")
     seen(program.pid, lambda pool: pool.idle == 1)
-    assert command("trace", program.pid).stdout == "none of the 1 workers is busy\n"
+    assert command("trace", program.pid).stdout == "no worker is busy; workers: 1\n"
 
 
 def test_a_pool_whose_process_was_killed_is_on_no_list(run: Run, tmp_path: Path) -> None:
