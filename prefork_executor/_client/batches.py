@@ -96,6 +96,7 @@ class Batches:
                 # Only once: the named task stays in its slot while it runs. And not from the only
                 # worker: no other could take it, and what that worker gives back itself would
                 # come after what has been sent again.
+                if slot.task + slot.tail in self._last_tasks and len(slots) > 1:
                     self._recall(slot)
             elif slot not in news:
                 self._last_tasks.discard(slot.task)
