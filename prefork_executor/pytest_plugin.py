@@ -231,8 +231,8 @@ def prefork_session_executor(request: pytest.FixtureRequest) -> Iterator[Prefork
 
     ``max_workers`` is ``--prefork-max-workers``, else the ini option
     ``prefork_max_workers``, else 2. Markers belong to tests, and do not affect it. If a
-    task still runs in it at the session's end, that is an error, which says after
-    which test the executor was last without work.
+    task still runs in it at the session's end, that is an error, which says since
+    which test the executor has always had work.
     """
     executor = _made(_defaults(request.config))
     yield executor
