@@ -159,7 +159,7 @@ class DirectReader:
             self._enter = self._wake = _nothing
 
     def disown(self, lock: _Lock) -> None:
-        """In a forked process: close its copy, whoever waits or reads in the original."""
+        """In a forked process: close its copy, even if a thread waits or reads in the original."""
         self.is_copy = True
         self._lock, self.reading = lock, threading.RLock()
         self._seats.clear()

@@ -48,7 +48,7 @@ def read_notice(packet: Packet) -> Any:
     parts = channels.open_parts(packet)
     row = _TABLE.get(packet.kind)
     if row is None:
-        raise ProtocolError(f"nobody waits for kind {packet.kind}, number {packet.number}")
+        raise ProtocolError(f"nothing awaits kind {packet.kind}, number {packet.number}")
     return row[0](packet.number, parts)
 
 
