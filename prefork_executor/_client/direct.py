@@ -6,10 +6,11 @@ caller reads the message, and the I/O thread sleeps on.
 
 Which thread wakes
 ------------------
-Both wait for the same channel, each exclusively with an epoll of its own, and the caller's is
-registered first. So the kernel wakes the caller if it is waiting, and otherwise the I/O thread.
-Nothing is switched over, and nothing must be switched back when the caller is interrupted. If a
-caller was woken and does not do its part, it stops waiting there before it wakes the I/O thread.
+The caller and the I/O thread wait for the same channel, each exclusively with an epoll of its
+own, and the caller's is registered first. So the kernel wakes the caller if it is waiting, and
+otherwise the I/O thread. Nothing is switched over, and nothing must be switched back when the
+caller is interrupted. If a caller was woken and does not do its part, it stops waiting there before
+it wakes the I/O thread.
 
 Which thread reads
 ------------------

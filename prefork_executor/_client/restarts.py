@@ -21,11 +21,11 @@ import time
 from .._pool.regulator import FREE_CRASHES, backoff
 
 MAX_START_DEATHS = 3
-"""Workers in a row that may die in their initializer. One more breaks the pool."""
+"""Workers in a row that die in their initializer until the pool is broken."""
 MAX_START_DEATHS_WITHOUT_INITIALIZER = 10
 """The same without an initializer, when only the system can be to blame."""
 MAX_SUPERVISOR_DEATHS = 3
-"""Supervisors in a row that may die before they were ready."""
+"""Supervisors in a row that die before they are ready until the pool is broken."""
 PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """Errors for lack of something that the system may have again later."""
 MAX_NOT_STARTED = 8

@@ -21,8 +21,8 @@ What counts, and what does not:
   already: then each process would begin with that seed.
 * *What only its library knows*: `_UNSEEN` asks.
 
-No entry proves that a fork is wrong; each has been seen to make one wrong. Where there is no
-/proc, nothing can be told, and then the answer is no.
+If none is found, that does not prove that a fork is right. Each of these has been seen to make one
+wrong. Where there is no /proc, nothing can be told, and then the answer is no.
 """
 
 from __future__ import annotations

@@ -495,7 +495,7 @@ class PoolChannels:
 
     def renew(self) -> None:
         """Put new sockets in place of the old ones. Objects of this process that hold an end
-        now hold the new one. Other processes hold none.
+        now hold the new one. No other process has the new ones.
 
         Raises:
             OSError: no descriptor left.

@@ -9,7 +9,7 @@ what it does not know of newer Pythons:
 * The caller of this module decides what goes by reference.
 * A function's code keeps the name of its file, so that a traceback shows its source.
   cloudpickle 3.1.3 replaces the name.
-* A class keeps its qualified name, and its ``__main__`` keeps the name that the caller uses.
+* A class keeps its qualified name. If it is of ``__main__``, it keeps the caller's name of that.
 * ``functools.lru_cache`` objects that their module does not have go by value.
 * A text file that is open for reading is refused. cloudpickle would send all its text.
 """

@@ -5,7 +5,7 @@ say. In some places we take an exception to mean that an object cannot be pickle
 length. There a handler's exception must get through: it is meant for the program, and comes
 only once.
 
-The traceback tells. A handler is called with the number of its signal and the frame that it has
+The traceback shows it. A handler is called with the number of its signal and the frame that it has
 interrupted, and that frame precedes its own in the traceback.
 """
 

@@ -32,7 +32,7 @@ THREADS = "threads"
 MARK = "prefork_executor"
 """The annotation of tasks that ask before they begin."""
 _NEVER = -(10**9)
-"""Deaths of workers that Dask counts for a task at first, so low that none is too many."""
+"""A count of workers' deaths so low that Dask never finds that a task had too many."""
 _MAX_UNWANTED = 10_000
 """Keys to remember of tasks that must be ended but have not begun here."""
 
