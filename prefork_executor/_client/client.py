@@ -86,8 +86,10 @@ class Client:
         settings: Settings,
         on_yell: Callable[[int, Any], object] | None,
     ) -> None:
-        self._context = context
-        self._settings = settings
+        self.context = context
+        """The context that starts the supervisor."""
+        self.settings = settings
+        """What the caller has asked for."""
         self._roster = Roster(self._live_workers, self._end_worker, self._stop)
         self.processes = Processes(self._roster)
         """The workers, in the form in which a ProcessPoolExecutor has them."""
@@ -348,16 +350,6 @@ class Client:
                 self._requests.end_worker(pid, number)
 
     @property
-    def settings(self) -> Settings:
-        """What the caller has asked for."""
-        return self._settings
-
-    @property
-    def context(self) -> Any:
-        """The context that starts the supervisor."""
-        return self._context
-
-    @property
     def broken(self) -> str:
         """Why the pool cannot go on. Empty if it can."""
         return "" if self._lifecycle.broken is None else self._lifecycle.broken[0]
@@ -423,7 +415,7 @@ class Client:
             self._lifecycle.check_open()
             if self._thread is not None:
                 raise RuntimeError("add_initializer() comes before the first task: the pool runs")
-            self._settings.added += ((fn, args),)
+            self.settings.added += ((fn, args),)
 
     @leaves_unlocked
     def stats(self) -> ExecutorStats:
@@ -434,7 +426,7 @@ class Client:
             if board is not None:
                 self._books.history.note_backlog(self._ledger, board)
             reading = self._books.history.read(board, self._ledger)
-        return self._books.history.snapshot(self._settings.limits.max_workers, reading)
+        return self._books.history.snapshot(self.settings.limits.max_workers, reading)
 
     @leaves_unlocked
     def record(self, recorder: Recorder) -> None:
@@ -493,7 +485,7 @@ class Client:
         """With the lock held."""
         faults.at("client.starts_pool")
         processes.import_for_children()
-        channels = PoolChannels(self._settings.limits.max_workers)
+        channels = PoolChannels(self.settings.limits.max_workers)
         try:
             is_green = green.threads_are_green()
             self._poller = GreenPoller() if is_green else Poller()
@@ -501,7 +493,7 @@ class Client:
             channels.close()
             raise
         faults.at("client.made_channels")
-        spares = self._settings.limits.spares
+        spares = self.settings.limits.spares
         channels.board.introduce(sb.EXECUTOR, os.getpid(), **spares)
         self._take(channels, fences.begin(channels.board))
         exit_hooks.look_after(self)
@@ -512,7 +504,7 @@ class Client:
             self._lifecycle.check_open()  # The interpreter may be ending, without this pool.
             # Otherwise multiprocessing passes the tracker on.
             # Else multiprocessing passes it on.
-            tracker = Tracker.new() if self._settings.is_forked else None
+            tracker = Tracker.new() if self.settings.is_forked else None
             if tracker is not None:
                 self._loop.share_tracker(tracker)
             self._supervisors.start()
