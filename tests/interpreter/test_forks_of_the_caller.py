@@ -119,7 +119,7 @@ def test_who_waits_for_a_future_of_the_parents_is_told_whose_it_is(
         _, kind, text = line.split(" ", 2)
         assert kind == "BrokenProcessPool"
         assert "belongs to process" in text
-        assert "was forked from that one" in text
+        assert "was forked from it" in text
     assert "light_tasks.run_until" in told[0]
 
 
