@@ -43,6 +43,36 @@ def test_the_tests_it_names_exist(file: str, words: str) -> None:
     assert re.search(rf"def test_{name}\w*\(", source)
 
 
+# --- the folders of the tests ---------------------------------------------------------------------
+
+TESTS = ROOT / "tests"
+CI = ROOT / ".ci" / "run"
+ROW = re.compile(r"^  ([* ]) ([a-z]+(?:, [a-z]+)*)  ", re.MULTILINE)
+
+
+def folders_by_the_head_of_conftest() -> dict[str, bool]:
+    """Whether every supported Python runs them, by name."""
+    head = (TESTS / "conftest.py").read_text(encoding="utf-8").split('"""')[1]
+    return {name: star == "*" for star, names in ROW.findall(head) for name in names.split(", ")}
+
+
+def test_the_head_of_conftest_has_every_folder_of_tests() -> None:
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name.isalpha()}
+    assert folders_by_the_head_of_conftest().keys() == folders
+
+
+@pytest.mark.skipif(not CI.exists(), reason="only a checkout has it")
+def test_ci_runs_the_folders_on_every_python_that_the_head_of_conftest_marks() -> None:
+    marked = [name for name, star in folders_by_the_head_of_conftest().items() if star]
+    assert f'by_python="{" ".join(f"tests/{name}" for name in marked)}"' in CI.read_text()
+
+
+def test_every_test_lies_in_a_folder_and_its_file_has_a_name_that_no_other_has() -> None:
+    files = [path.name for path in TESTS.glob("*/**/test_*.py")]
+    assert len(files) == len(set(files))
+    assert not list(TESTS.glob("test_*.py"))
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 
