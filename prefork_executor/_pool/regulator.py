@@ -313,7 +313,7 @@ def _shrink(counts: Counts, limits: Limits) -> Decision:
     if retire == 0:
         return Decision(check_in=check_in)
     reason = (
-        f"{counts.spares} spares, over the {limits.max_spare} at most"
+        f"{_so_many(counts.spares, 'spare')}, over the {limits.max_spare} at most"
         if over_max >= timed_out
         else f"{counts.idle_long} idle for over {limits.idle_timeout:g} s"
     )
@@ -333,14 +333,19 @@ def _until_next_idle_timeout(counts: Counts, limits: Limits) -> float | None:
 
 def _why_grow(counts: Counts, start: int) -> str:
     if counts.backlog:
-        return f"{counts.backlog} tasks waiting, {counts.spares} idle"
+        return f"{_so_many(counts.backlog, 'task')} waiting, {counts.spares} idle"
     return f"{counts.spares} idle, {start} lacking"
 
 
 def _why_held(memory: Memory) -> str:
     if memory.failed_forks.until > memory.crashes.until:
-        return f"fork failed {memory.failed_forks.length} times in a row; starting none for now"
+        times = _so_many(memory.failed_forks.length, "time")
+        return f"fork failed {times} in a row; starting none for now"
     return (
-        f"{memory.crashes.length} workers in a row died before they did anything; "
+        f"{_so_many(memory.crashes.length, 'worker')} in a row died before they did anything; "
         "starting none for now"
     )
+
+
+def _so_many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
