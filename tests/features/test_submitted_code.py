@@ -195,7 +195,7 @@ def test_a_worker_that_imports_an_edited_script_for_itself_runs_nothing_of_it(
                 print(ex.submit(g, 1).result())
                 for fn in (f, uses, lambda x: f(x)):
                     error = ex.submit(fn, 2).exception()
-                    print(type(error).__name__, "script has been changed" in str(error))
+                    print(type(error).__name__, "script was changed" in str(error))
 
         if __name__ == "__main__":
             main()
