@@ -123,7 +123,7 @@ cases = st.builds(live_through, limits_of_pools, histories)
 
 def whatever_the_counts(test: Callable[[Case], None]) -> Callable[[], None]:
     """The test for a hundred cases."""
-    return settings(max_examples=100, deadline=None)(given(cases)(test))
+    return settings(max_examples=50, deadline=None)(given(cases)(test))
 
 
 def ask(limits: Limits, memory: Memory, **counts: Any) -> tuple[Decision, Memory]:
