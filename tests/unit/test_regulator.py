@@ -66,6 +66,13 @@ class Case(NamedTuple):
     def held(self) -> bool:
         return self.counts.now < self.after.held_until
 
+    @property
+    def freed(self) -> int:
+        """Places of workers that have ended since a fork failed: only crashes hold these."""
+        if self.counts.now < self.after.crashes.until:
+            return 0
+        return max(0, self.after.live_at_failure - self.counts.live)
+
 
 sized = st.integers(1, MOST)
 few = st.integers(0, 20)
@@ -123,7 +130,7 @@ cases = st.builds(live_through, limits_of_pools, histories)
 
 def whatever_the_counts(test: Callable[[Case], None]) -> Callable[[], None]:
     """The test for a hundred cases."""
-    return settings(max_examples=50, deadline=None)(given(cases)(test))
+    return settings(max_examples=100, deadline=None)(given(cases)(test))
 
 
 def ask(limits: Limits, memory: Memory, **counts: Any) -> tuple[Decision, Memory]:
@@ -390,7 +397,10 @@ def test_a_new_doubt_begins_with_a_short_wait() -> None:
 @whatever_the_counts
 def test_a_held_pool_starts_nobody_and_says_why_and_when(case: Case) -> None:
     if case.held and not case.decision.start:
-        if min(case.room, case.wanted) > 0:
+        if min(case.room, case.wanted) > 0 and case.freed:
+            assert case.decision.check_in is not None
+            assert case.decision.check_in <= RAMP_INTERVAL, "only the ramp has it wait"
+        elif min(case.room, case.wanted) > 0:
             assert case.decision.reason
             assert case.decision.check_in == case.after.held_until - case.counts.now
     elif case.counts.now < case.after.held_until:
