@@ -105,7 +105,7 @@ def dumps(thing: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> 
     if known.is_plain:
         return pickle.dumps(thing, 5, buffer_callback=callback)
     if known.forking is multiprocessing.reduction.ForkingPickler:
-        return _dumps_by(table(), thing, callback)
+        return _dumps_by(_table_of(known), thing, callback)
     file = io.BytesIO()
     known.forking(file, 5, True, callback).dump(thing)
     return file.getvalue()
@@ -148,8 +148,11 @@ def _is_tblib(reducer: Reducer) -> bool:
 def table() -> dict[type, Reducer]:
     """The registered reducers, by type. It is the same object while they are the same. Do not
     change it."""
+    return _table_of(_now())
+
+
+def _table_of(known: _Registered) -> dict[type, Reducer]:
     global _merged
-    known = _now()
     registered, copied, merged = _merged
     if registered is not known or copied != copyreg.dispatch_table:
         copied = dict(copyreg.dispatch_table)
