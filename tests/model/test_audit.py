@@ -26,10 +26,9 @@ from pool_model import (
     Pool,
     Sizes,
     Violation,
-    World,
     check_every_interleaving,
     explore,
-    wander,
+    wander_often,
 )
 from waiting import BOUND, eventually
 
@@ -61,11 +60,6 @@ def test_without_store_buffers_a_recall_would_need_no_fence() -> None:
     pool = Pool(rules=rules, batch=2, in_order=True)
     client = Client(rules, batch=2, looks=1, in_order=True)
     explore(pool, client, pool.new(1, 2, 0))
-
-
-def wander_often(pool: Pool, client: Client, world: World) -> None:
-    for seed in range(1000):
-        wander(pool, client, world, seed)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +121,7 @@ def test_a_task_that_is_sent_again_needs_a_new_number() -> None:
     rules = RULES - {"a task that is sent again has a new number"}
     pool = Pool(rules=rules)
     with pytest.raises(Violation, match="ran twice"):
-        wander_often(pool, Client(rules), pool.new(3, 3, 3))
+        wander_often(pool, Client(rules), pool.new(3, 3, 3), runs=1000)
 
 
 # --- the real worker and the real supervisor take the model's steps ----------------------------

@@ -724,6 +724,12 @@ def wander(pool: Pool, client: Client, world: World, seed: int, most: int = 100_
     raise Violation(f"{UNRESOLVED}: {state}")
 
 
+def wander_often(pool: Pool, client: Client, world: World, runs: int) -> None:
+    """So many runs, each by another chance. Raises what :func:`wander` raises."""
+    for seed in range(runs):
+        wander(pool, client, world, seed)
+
+
 def explore(pool: Pool, client: Client, world: World, most: int = 1_000_000) -> Exploration:
     """Visit every state that can be reached.
 

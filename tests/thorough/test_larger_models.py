@@ -11,7 +11,7 @@ from pool_model import (
     Violation,
     check_every_interleaving,
     explore,
-    wander,
+    wander_often,
 )
 
 
@@ -40,9 +40,7 @@ def test_reads_and_clearing_writes_may_change_places(funeral: tuple[str, ...]) -
 def test_no_run_of_a_larger_pool_loses_a_task_or_runs_one_twice(batch: int, looks: int) -> None:
     pool = Pool(batch=batch)
     client = Client(batch=batch, looks=looks)
-    world = pool.new(3, 3, 3, 2, 2)
-    for seed in range(300):
-        wander(pool, client, world, seed)
+    wander_often(pool, client, pool.new(3, 3, 3, 2, 2), runs=300)
 
 
 def test_the_supervisor_must_tell_of_a_death_before_it_clears_the_slot() -> None:
