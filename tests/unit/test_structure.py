@@ -26,32 +26,43 @@ def trees() -> dict[str, ast.Module]:
     return {file: ast.parse(code) for file, code in structure.sources().items()}
 
 
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+    """What each file of the package imports."""
+    return structure.imports()
+
+
+@functools.cache
+def outside_writes() -> list[structure.Write]:
+    """The package's writes to private attributes from outside."""
+    return structure.writes_from_outside(structure.sources())
+
+
 def writes_in(code: str) -> list[str]:
     files = {"example.py": textwrap.dedent(code)}
     return [write.target for write in structure.writes_from_outside(files)]
 
 
 def test_no_rooms_import_each_other() -> None:
-    assert structure.circles(structure.between_rooms(structure.imports())) == []
+    assert structure.circles(structure.between_rooms(arrows())) == []
 
 
 def test_no_files_of_a_room_import_each_other() -> None:
-    assert structure.circles(structure.within_rooms(structure.imports())) == []
+    assert structure.circles(structure.within_rooms(arrows())) == []
 
 
 def test_no_private_attribute_is_written_from_outside_its_class() -> None:
-    writes = structure.writes_from_outside(structure.sources())
-    assert [str(write) for write in writes if not write.is_of_others] == []
+    assert [str(write) for write in outside_writes() if not write.is_of_others] == []
 
 
 def test_what_is_written_of_others_is_listed_as_long_as_it_is_written() -> None:
-    written = {write.target for write in structure.writes_from_outside(structure.sources())}
+    written = {write.target for write in outside_writes()}
     assert structure.OF_OTHERS.keys() <= written
 
 
 def test_a_circle_is_found_that_leads_by_way_of_others() -> None:
-    arrows = {"a": {"b", "e"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set[str]()}
-    assert structure.circles(arrows) == [["a", "b", "c"]]
+    circle = {"a": {"b", "e"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set[str]()}
+    assert structure.circles(circle) == [["a", "b", "c"]]
 
 
 def test_rooms_may_form_a_circle_though_their_files_form_none() -> None:
