@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from prefork_executor import __version__
@@ -20,12 +21,23 @@ myst_enable_extensions = ["colon_fence"]
 # Headings can be linked to, as on GitHub.
 myst_heading_anchors = 3
 
+
+def link_pages(_app, _what, _name, _obj, _options, lines):
+    """Make links of the pages that docstrings name, as in ``docs/limits.md``."""
+    lines[:] = [re.sub(r"(?<!`)docs/([\w-]+)\.md", r":doc:`\1`", line) for line in lines]
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", link_pages)
+
+
 html_theme = "furo"
 html_title = f"prefork_executor {version}"
 
 # Bridges import what they bridge to. Their pages need the signatures alone.
 autodoc_mock_imports = [
-    *("dask", "distributed", "joblib", "threadpoolctl", "opentelemetry"),
+    *("anyio", "dask", "distributed", "joblib", "threadpoolctl", "opentelemetry"),
     *("prometheus_client", "pytest", "rich", "tqdm"),
 ]
 autodoc_member_order = "bysource"

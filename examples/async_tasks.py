@@ -1,4 +1,4 @@
-"""Work in the pool, awaited: the first answer wins, and ends the work of the others.
+"""Await calls in the pool: when the first one answers, the program ends the others.
 
 python examples/async_tasks.py
 """
@@ -13,7 +13,7 @@ from prefork_executor.integrations.asyncio import run
 
 
 def answer(name: str, seconds: float) -> str:
-    """Think for so long."""
+    """Compute for this many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         pass
@@ -21,7 +21,7 @@ def answer(name: str, seconds: float) -> str:
 
 
 async def first_of(executor: PreforkExecutor, times: dict[str, float]) -> str:
-    """Who answers first. The others are not let to think on."""
+    """The first answer. The other calls are cancelled, which ends their tasks."""
     calls = [
         asyncio.create_task(run(executor, answer, name, seconds, abort_on_cancel=True))
         for name, seconds in times.items()
@@ -34,7 +34,7 @@ async def first_of(executor: PreforkExecutor, times: dict[str, float]) -> str:
 
 
 async def main() -> None:
-    """Ask three at once."""
+    """Ask three tasks at once."""
     with PreforkExecutor(3) as executor:
         print("first:", await first_of(executor, {"tortoise": 3600, "hare": 0.1, "snail": 7200}))
 

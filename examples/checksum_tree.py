@@ -2,10 +2,10 @@
 
     python examples/checksum_tree.py [DIR] [--verify] [--output FILE]
 
-Without DIR it takes this Python's own standard library. The pool starts with one
-worker, grows while files wait, and shrinks again when the work is done; how it did
-so is printed at the end. ``--verify`` hashes everything once more in this process
-and compares.
+Without DIR it hashes the standard library of this Python. The pool starts with one
+worker, grows while files wait, and shrinks again when the work is done. At the end the
+program prints how the pool grew and shrank. ``--verify`` hashes everything once more
+in this process, and compares the digests.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prefork_executor import PreforkExecutor, ScalingDecision
 
 READ_SIZE = 1024 * 1024
-"""Bytes read at a time: large files do not fill the memory."""
+"""Bytes that are read at a time, so that large files do not fill the memory."""
 SHRINK_PATIENCE = 30.0
 """Seconds to wait, at most, for the idle workers to retire at the end."""
 
 
 class Digest(NamedTuple):
-    """One file's outcome: its digest in hexadecimal, or why there is none."""
+    """One file's outcome: its digest in hexadecimal, or the reason why it has none."""
 
     path: str
     size: int
@@ -55,7 +55,7 @@ def digest_file(path: str) -> Digest:
 
 
 def regular_files(directory: Path) -> Iterator[str]:
-    """Every regular file under a directory, in a stable order, links not followed."""
+    """Every regular file under a directory, in a stable order. Links are not followed."""
     for parent, directories, names in os.walk(directory):
         directories.sort()
         for name in sorted(names):
@@ -98,15 +98,15 @@ def print_growth(decisions: tuple[ScalingDecision, ...], console: Console) -> No
 
 
 def verify(digests: list[Digest], console: Console) -> int:
-    """Hash serially and compare: the number of files whose digest differs."""
+    """Hash the files again without a pool. Returns how many digests differ."""
     began = time.perf_counter()
     differing = [one.path for one in digests if digest_file(one.path) != one]
     seconds = time.perf_counter() - began
     for path in differing:
         console.print(f"[red]differs:[/red] {path}", highlight=False)
-    verdict = "same digests" if not differing else f"{len(differing)} digests differ"
+    verdict = f"{len(differing)} differ" if differing else "same digests"
     console.print(
-        f"Verified: {verdict} as the serial run of {len(digests)} files ({seconds:.2f} s)"
+        f"Verified: {verdict}, compared with a serial run of {len(digests)} files ({seconds:.2f} s)"
     )
     return len(differing)
 
@@ -116,14 +116,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     stdlib = Path(sysconfig.get_path("stdlib"))
     parser.add_argument("directory", nargs="?", type=Path, default=stdlib, metavar="DIR")
-    parser.add_argument("--max-workers", type=int, default=None, help="default: the CPUs there are")
+    parser.add_argument("--max-workers", type=int, default=None, help="default: one for each CPU")
     parser.add_argument("--verify", action="store_true", help="compare with a serial run")
-    parser.add_argument("--output", type=Path, help="write the digests here, as sha256sum would")
+    parser.add_argument(
+        "--output", type=Path, help="write the digests here, in the format of sha256sum"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the example; the exit status."""
+    """Run the example. Returns the exit status."""
     options = parse_arguments(arguments)
     console = Console()
     if not options.directory.is_dir():

@@ -1,12 +1,12 @@
-"""The same program on one machine and on a Dask cluster: one line makes the difference.
+"""The same program on one machine and on a Dask cluster. Only one line differs.
 
     python examples/dask_cluster.py                                   # a pool on this machine
     python examples/dask_cluster.py --scheduler tcp://127.0.0.1:8786  # the nodes of a cluster
-    python examples/dask_cluster.py --local-cluster 2                 # a cluster of its own
+    python examples/dask_cluster.py --local-cluster 2                 # a cluster on this machine
 
-A cluster to try it on: ``dask scheduler --host 127.0.0.1`` in one terminal and ``dask
-worker tcp://127.0.0.1:8786`` in another. The program throws darts at a circle to find pi,
-and one of its tasks kills its process on the way, which costs that task and nothing else.
+To make a cluster for trying it, run ``dask scheduler --host 127.0.0.1`` in one terminal and
+``dask worker tcp://127.0.0.1:8786`` in another. The program throws darts at a circle to find
+pi. One of its tasks kills its own process, which costs that task and nothing else.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from typing import Any
 from prefork_executor import PreforkExecutor, WorkerDied
 
 BATCHES = 40
-"""Tasks: enough for a few nodes, and each long enough to be worth its way."""
+"""How many tasks: enough for a few nodes, and each long enough to be worth sending."""
 
 
 def hits(seed: int, samples: int) -> int:
-    """How many of so many darts hit the circle."""
+    """How many of this number of darts hit the circle."""
     throw = random.Random(seed).random
     return sum(throw() ** 2 + throw() ** 2 < 1.0 for _ in range(samples))
 
 
 def crash() -> None:
-    """What a bug in a C library does."""
+    """Die, as from a bug in a C library."""
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -63,7 +63,7 @@ def executor_for(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def estimate(executor: Executor, samples: int) -> float:
-    """Pi, from so many darts a task. Nothing in here knows where it runs."""
+    """Pi, from this many darts in each task. This code does not know where the tasks run."""
     doomed = executor.submit(crash)
     counts = executor.map(hits, range(BATCHES), [samples] * BATCHES)
     pi = 4 * sum(counts) / (BATCHES * samples)
@@ -75,11 +75,11 @@ def estimate(executor: Executor, samples: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the example; the exit status."""
+    """Run the example. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of the scheduler of a Dask cluster")
     parser.add_argument("--local-cluster", metavar="N", type=int, help="start N Dask workers here")
-    parser.add_argument("--samples", type=int, default=500_000, help="darts a task")
+    parser.add_argument("--samples", type=int, default=500_000, help="darts in each task")
     options = parser.parse_args(arguments)
     with executor_for(options) as executor:
         began = time.perf_counter()

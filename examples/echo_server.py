@@ -1,10 +1,10 @@
-"""A prefork echo server, in both of the ways that Parallel::MPM::Prefork offers.
+"""A prefork echo server, in the two variants that Parallel::MPM::Prefork offers.
 
     python examples/echo_server.py [--port N] [--variant whip|new] [--max-servers N]
 
-Sends every line back; ``quit`` ends the child that reads it. SIGTERM or Ctrl-C stops
-the server when the connections there are have been served (ten seconds at most);
-SIGHUP replaces every child by a new one.
+It sends every line back. The line ``quit`` ends the child that reads it. At SIGTERM or
+Ctrl-C the server serves its open connections to their ends (for ten seconds at most) and
+stops. At SIGHUP it replaces every child by a new one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from prefork_executor.raw import (
 )
 
 PATIENCE = 60.0
-"""Seconds that a client may say nothing: it keeps a whole child from other work."""
+"""Seconds for which a client may be silent. Meanwhile its child can do no other work."""
 
 
 def serve(listener: socket.socket) -> None:
@@ -40,7 +40,7 @@ def serve(listener: socket.socket) -> None:
         with connection:
             try:
                 lines = echo(connection)
-            except OSError as error:  # The client has gone, or sleeps.
+            except OSError as error:  # The client has gone, or is silent.
                 pf_kid_yell({"failed": str(error)}, thaw=True)
                 continue
         pf_kid_yell({"lines": lines}, thaw=True)
@@ -59,7 +59,7 @@ def echo(connection: socket.socket) -> int:
 
 
 def report(pid: int, data: Any, exitcode: int | None) -> None:
-    """The hook: called in a process of its own for everything that children yell."""
+    """The hook. It runs in a process of its own, for everything that the children yell."""
     left = "" if exitcode is None else f", left with {exitcode}"
     print(f"child {pid}: {data}{left}", flush=True)
 

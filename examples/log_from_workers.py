@@ -1,4 +1,4 @@
-"""Log records and warnings of workers, in the caller's log.
+"""Log records and warnings of workers appear in the caller's log.
 
 python examples/log_from_workers.py
 """
@@ -15,7 +15,7 @@ logger = logging.getLogger("shop")
 
 
 def sell(item: str) -> int:
-    """Log in every way."""
+    """Log a message, a warning and an exception."""
     logger.info("selling %s", item)
     if item == "lamp":
         warnings.warn("lamps will not be sold any more", FutureWarning, stacklevel=1)
@@ -27,12 +27,12 @@ def sell(item: str) -> int:
 
 
 def main() -> None:
-    """Sell some things; the total."""
+    """Sell some things, and log the total."""
     logging.basicConfig(format="%(levelname)s %(processName)s %(name)s: %(message)s", level="INFO")
     with PreforkExecutor(2) as executor:
         forward_logging(executor)
         total = sum(executor.map(sell, ["book", "lamp", "dragon"]))
-    logger.info("sold for %d in all", total)
+    logger.info("sold for %d in total", total)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Messages from tasks that still run: the best solution so far.
+"""Running tasks send messages: the best solution so far.
 
 python examples/messages.py
 """
@@ -11,7 +11,7 @@ from prefork_executor import PreforkExecutor, yell
 
 
 def search(seed: int) -> float:
-    """Look for a small number, and tell of every smaller one at once."""
+    """Look for a small number, and report every smaller one at once."""
     numbers = random.Random(seed)
     best = 1.0
     for _ in range(10_000):
@@ -23,18 +23,18 @@ def search(seed: int) -> float:
 
 
 def main() -> None:
-    """Search in several workers, and print what improves on all of them."""
+    """Search in several workers, and print each number that is smaller than all before."""
     best = [1.0]
 
     def hear(pid: int, number: float) -> None:
-        # Called in the executor's own thread, one message after the other.
+        # The executor calls this in a thread of its own, for one message after the other.
         if number < best[0]:
             best[0] = number
             print(f"worker {pid} has found {number:.6f}")
 
     with PreforkExecutor(on_yell=hear) as executor:
         results = list(executor.map(search, range(8)))
-    print(f"the best of all is {min(results):.6f}, and was told: {best[0] == min(results)}")
+    print(f"the best of all is {min(results):.6f}, and a message had it: {best[0] == min(results)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An executor's metrics, served to Prometheus.
+"""Serve the metrics of an executor to Prometheus.
 
 python examples/metrics.py [--port N] [--seconds S]
 """
@@ -15,7 +15,7 @@ from prefork_executor.integrations.prometheus import ExecutorCollector
 
 
 def main() -> None:
-    """Work for a while; http://127.0.0.1:PORT/metrics tells how it goes."""
+    """Work for a while. Meanwhile http://127.0.0.1:PORT/metrics has the metrics."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     parser.add_argument("--seconds", type=float, default=60.0)

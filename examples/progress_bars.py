@@ -1,4 +1,4 @@
-"""Two bars: one that counts tasks, one that the tasks advance themselves.
+"""Two progress bars: one counts tasks, and the tasks themselves advance the other.
 
 python examples/progress_bars.py [rich|tqdm]
 """
@@ -12,11 +12,11 @@ from prefork_executor import PreforkExecutor
 from prefork_executor.integrations.progress import advance, progress_map
 
 BLOCK = 1_000_000
-"""Bytes hashed at a time."""
+"""How many bytes are hashed at a time."""
 
 
 def digest(size: int) -> str:
-    """Hash so many zeros, and advance the bar by every block of them."""
+    """Hash this many zero bytes, and advance the bar after every block of them."""
     hasher = hashlib.sha256()
     for start in range(0, size, BLOCK):
         block = min(BLOCK, size - start)
@@ -26,7 +26,7 @@ def digest(size: int) -> str:
 
 
 def main(bar: str) -> None:
-    """Hash some sizes, twice."""
+    """Hash zeros of several sizes, twice."""
     sizes = [n * BLOCK for n in range(1, 21)]
     with PreforkExecutor() as executor:
         counted = list(progress_map(executor, digest, sizes, bar=bar, description="Sizes"))

@@ -1,4 +1,4 @@
-"""Tests of pools with the fixtures that the package brings for pytest.
+"""Test pools with the pytest fixtures of the package.
 
 python -m pytest examples/test_fixtures.py
 """
@@ -34,7 +34,7 @@ def test_an_executor_of_its_own(
 
 
 def serve(listener: socket.socket) -> None:
-    """A raw child's life: answer, and say so."""
+    """A raw child's life: answer a client, and yell that it has done so."""
     while taken := pf_kid_accept(listener):
         with taken[0] as connection:
             connection.sendall(connection.recv(100).upper())

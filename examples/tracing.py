@@ -1,4 +1,4 @@
-"""Spans made in workers, with the caller's span as their parent.
+"""Workers make spans that have the caller's span as their parent.
 
 python examples/tracing.py
 """
@@ -16,20 +16,20 @@ from prefork_executor.integrations.opentelemetry import ContextExecutor
 
 
 def show(span: ReadableSpan) -> str:
-    """A span in one line. Who exports to a collector needs no such thing."""
-    parent = f"{span.parent.span_id:016x}" if span.parent else "nobody"
-    return f"{span.name} {span.context.span_id:016x}, child of {parent}, in {os.getpid()}\n"
+    """A span in one line. If you export to a collector, you do not need this."""
+    place = f"child of {span.parent.span_id:016x}" if span.parent else "root span"
+    return f"{span.name} {span.context.span_id:016x}, {place}, in process {os.getpid()}\n"
 
 
 def trace_spans() -> None:
-    """Set tracing up, in this process."""
+    """Set up tracing in this process."""
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(formatter=show)))
     trace.set_tracer_provider(provider)
 
 
 def price(item: str) -> int:
-    """Look a price up, within a span."""
+    """Look up a price, within a span."""
     with trace.get_tracer("shop").start_as_current_span(f"price of {item}"):
         return len(item)
 

@@ -7,43 +7,41 @@ import os
 import signal
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 
 from ._client.process_pool import ProcessPool
 from ._server import contexts
 from ._server.settings import Settings, TaskOptions
 from ._support.arguments import (
-    brief,
     check_callable,
     check_count,
     check_function,
-    check_int,
     check_iterable,
     check_order,
     check_seconds,
-    time_limit,
+    has_future,
 )
-from ._system import machine
 from .maps import Maps, cancel_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any, Literal, ParamSpec, TypeVar, overload
 
     from ._client.client import Client
-    from ._pool.regulator import Limits
     from ._server.contexts import Context
     from .recording import Recording
     from .stats import ExecutorStats
 
+    P = ParamSpec("P")
+    A = TypeVar("A")
+    B = TypeVar("B")
+    C = TypeVar("C")
     T = TypeVar("T")
     M = TypeVar("M")
 
 __all__ = ["ExecutorView", "PreforkExecutor"]
 
-MAX_WORKERS = 4096
-"""Workers at most. Beyond this number, the default limits of every system interfere."""
 _INTERRUPTED = "the program was interrupted"
 _ENDED_BY = "the workers were ended at the caller's request: {}_workers() was called"
 
@@ -64,18 +62,45 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         """The executor itself."""
         raise NotImplementedError
 
+    if TYPE_CHECKING:  # Up to three positional arguments may be futures of what is taken.
+
+        @overload
+        def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+        @overload
+        def submit(self, fn: Callable[[A], T], one: A | Future[A], /) -> Future[T]: ...
+        @overload
+        def submit(
+            self, fn: Callable[[A, B], T], one: A | Future[A], two: B | Future[B], /
+        ) -> Future[T]: ...
+        @overload
+        def submit(
+            self,
+            fn: Callable[[A, B, C], T],
+            one: A | Future[A],
+            two: B | Future[B],
+            three: C | Future[C],
+            /,
+        ) -> Future[T]: ...
+
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Schedule ``fn(*args, **kwargs)``. Never blocks.
+        """Schedule ``fn(*args, **kwargs)``. Does not wait, unless as many tasks wait as
+        ``max_backlog`` allows.
 
         The call is pickled before this returns, except for large buffers that
         pickle takes out of band, NumPy arrays of over 32 KiB above all: those are
         copied when the task is sent.
 
+        If a future is among the arguments, the call begins when that future is done, with its
+        result. If that future fails, or is cancelled, so does the call's, and the call never
+        begins. It is then pickled when all futures are done.
+
         Returns:
             The call's future. Its exception is what the call raised, with its remote
             traceback; ``pickle.PicklingError``, if the call or its result cannot be pickled;
             :class:`~prefork_executor.WorkerDied`, if its worker died while it held this task;
-            or :class:`~prefork_executor.TaskTimeout`, if it ran for too long.
+            :class:`~prefork_executor.TaskTimeout`, if it ran for too long; or
+            :class:`~prefork_executor.TaskMemoryExceeded`, if it took more than ``max_memory``
+            by itself.
 
         Raises:
             TypeError: ``fn`` is not callable.
@@ -85,7 +110,21 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
                 ``initargs`` or ``preload`` cannot travel to it.
         """
         check_function("fn", fn)
+        if has_future(args, kwargs):
+            return self._client.submit_after(fn, args, kwargs, self._task_options)
         return self._client.submit(fn, args, kwargs, self._task_options)
+
+    def submit_nowait(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As :meth:`submit`, but never waits.
+
+        Raises:
+            BacklogFull: as many tasks wait as ``max_backlog`` allows. The call is not accepted.
+            TypeError, RuntimeError, BrokenProcessPool, pickle.PicklingError: as :meth:`submit`.
+        """
+        check_function("fn", fn)
+        if has_future(args, kwargs):
+            return self._client.submit_after(fn, args, kwargs, self._task_options)
+        return self._client.submit(fn, args, kwargs, self._task_options, waits=False)
 
     def submit_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
         if self._has_another_submit():
@@ -167,6 +206,9 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         *,
         timeout: float | _Keep | None = _Keep.KEEP,
         retries: int | _Keep = _Keep.KEEP,
+        memory: int | _Keep | None = _Keep.KEEP,
+        priority: int | _Keep = _Keep.KEEP,
+        resources: Mapping[str, int] | _Keep | None = _Keep.KEEP,
     ) -> ExecutorView:
         """The same pool, for tasks with other options.
 
@@ -176,6 +218,16 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
                 gets :class:`~prefork_executor.TaskTimeout`. None: no limit.
             retries: how often a task is run again after its worker has died or its
                 time was up. Earlier runs may then have done part of its work.
+            memory: bytes that a task adds to its worker at most, where the executor has
+                ``max_memory``: it begins only when so much is free. None: what its
+                function's tasks have added so far.
+            priority: of the tasks that wait, those with the highest priority begin first. 0 is
+                that of all others. One in ten tasks that begin is the one that has waited
+                longest, so nothing starves. See docs/priorities.md.
+            resources: how many units a task needs of what the executor has, for example
+                ``{"gpu": 1}``. It begins when they are free, and
+                :func:`~prefork_executor.held_resources` says which units are its own. See
+                docs/places.md. None: no unit.
 
         Returns:
             A view with the same ``submit``, ``map`` and ``starmap``. Options that are not
@@ -184,11 +236,16 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         Raises:
             TypeError, ValueError: at this call, for a bad argument.
         """
+        from ._client.options import task_options
+
         kept = self._task_options
-        options = _make_options(
-            "timeout",
+        options = task_options(
+            self._client.settings,
             kept.timeout if timeout is _Keep.KEEP else timeout,
             kept.retries if retries is _Keep.KEEP else retries,
+            kept.memory if memory is _Keep.KEEP else memory,
+            kept.priority if priority is _Keep.KEEP else priority,
+            kept.resources if resources is _Keep.KEEP else resources,
         )
         return ExecutorView(self._owner(), options)
 
@@ -205,6 +262,9 @@ class ExecutorView(_Submitter):
 
     def _owner(self) -> PreforkExecutor:
         return self._executor
+
+    def __repr__(self) -> str:
+        return f"<ExecutorView {self._task_options.described()} of {self._executor!r}>"
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Shut down the executor itself: see :meth:`PreforkExecutor.shutdown`."""
@@ -243,9 +303,26 @@ class PreforkExecutor(_Submitter):
             as ``max_workers``.
         start_workers: workers started with the pool. None: ``min_spare_workers``.
         idle_timeout: seconds after which an idle worker above ``min_spare_workers``
-            retires. None: never.
+            retires. None: never. ``"auto"``: after as long as its start and its work are
+            worth, from half a second to ten minutes; see docs/regulation.md.
         max_memory_per_child: bytes of resident memory, shared pages included, above
             which a worker is replaced after the task it holds. None: no limit.
+        max_memory: bytes that all workers together may take, or as a float the part of what
+            the machine or the control group has. A task begins when what its function's tasks
+            have taken so far is free, and one always runs. If more is taken all the same,
+            nothing begins, and if that does not help, the task that began last is ended and
+            run again, if ``retries`` allows for it. See docs/memory.md. None: no limit.
+        max_backlog: how many tasks may wait for a worker. ``submit`` then waits until there is
+            room for one more, except in callbacks and signal handlers, which the pool would
+            have to wait for. None: no limit, and ``submit`` never waits.
+        resources: how many units there are of what tasks need, for example ``{"gpu": 2}``; see
+            :meth:`with_options`.
+        cpu_affinity: the CPUs that workers run on. ``"spread"``: each on one CPU, in turn. Or a
+            list of CPUs and of sets of CPUs: a worker takes the one with its
+            :func:`~prefork_executor.worker_index`, and from the front again if there are more
+            workers. None: all run where the caller may.
+        nice: how much nicer workers are to other processes than the caller is, from 0 to 19. None
+            is 0.
         task_timeout: seconds that a task may run before it is ended; see
             :meth:`with_options`. None: no limit.
         retries: how often a task is run again after its worker has died or its time
@@ -278,8 +355,13 @@ class PreforkExecutor(_Submitter):
         min_spare_workers: int = 1,
         max_spare_workers: int | None = None,
         start_workers: int | None = None,
-        idle_timeout: float | None = 10.0,
+        idle_timeout: float | Literal["auto"] | None = "auto",
         max_memory_per_child: int | None = None,
+        max_memory: int | float | None = None,
+        max_backlog: int | None = None,
+        resources: Mapping[str, int] | None = None,
+        cpu_affinity: Literal["spread"] | Iterable[int | Iterable[int]] | None = None,
+        nice: int | None = None,
         task_timeout: float | None = None,
         retries: int = 0,
         preload: str | Iterable[str] | Callable[[], object] | None = None,
@@ -287,9 +369,10 @@ class PreforkExecutor(_Submitter):
         on_yell: Callable[[int, Any], object] | None = None,
     ) -> None:
         # Not with this module: many programs import it and start no pool.
+        from ._client import options
         from ._client.client import Client
 
-        limits = _limits(
+        limits = options.pool_limits(
             max_workers, min_spare_workers, max_spare_workers, start_workers, idle_timeout
         )
         context = contexts.find_context(mp_context)
@@ -300,7 +383,12 @@ class PreforkExecutor(_Submitter):
             check_count("max_tasks_per_child", max_tasks_per_child, minimum=1, takes_bool=True)
         if max_memory_per_child is not None:
             check_count("max_memory_per_child", max_memory_per_child, minimum=1)
-        self._task_options = _make_options("task_timeout", task_timeout, retries)
+        bound = options.memory_bound(max_memory)
+        if bound is not None and max_memory_per_child is not None:
+            check_order("max_memory_per_child", max_memory_per_child, "max_memory", bound)
+        self._task_options = options.task_options(
+            None, task_timeout, retries, timeout_name="task_timeout"
+        )
         settings = Settings(
             is_forked=context.get_start_method() == "fork",
             context=context,
@@ -311,8 +399,13 @@ class PreforkExecutor(_Submitter):
             finalargs=tuple(check_iterable("finalargs", finalargs)),
             max_tasks_per_child=max_tasks_per_child,
             max_memory_per_child=max_memory_per_child,
-            preload=_preload(preload),
-            share_main=_share_main(share_main),
+            max_memory=bound,
+            max_backlog=options.check_backlog(max_backlog),
+            resources=options.executor_resources(resources),
+            cpu_sets=options.cpu_sets(cpu_affinity),
+            nice=options.check_nice(nice),
+            preload=options.check_preload(preload),
+            share_main=options.check_share_main(share_main),
         )
         self._client = Client(context, settings, on_yell)
         # dask and others read this attribute of any executor that uses processes.
@@ -323,6 +416,9 @@ class PreforkExecutor(_Submitter):
 
     def _owner(self) -> PreforkExecutor:
         return self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {id(self):#x} {self._client.describe()}>"
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, finish those there are, and end every process.
@@ -441,86 +537,3 @@ class PreforkExecutor(_Submitter):
 
 
 # --- arguments -----------------------------------------------------------------------------
-
-
-def _limits(
-    max_workers: int | None,
-    min_spare: int,
-    max_spare: int | None,
-    start: int | None,
-    idle_timeout: float | None,
-) -> Limits:
-    from ._pool.regulator import Limits
-
-    if max_workers is None:
-        max_workers = machine.available_cpus()
-    _check_max_workers(max_workers)
-    max_workers = int(max_workers)
-    check_count("min_spare_workers", min_spare, minimum=0)
-    if max_spare is None:
-        max_spare = max_workers
-    check_count("max_spare_workers", max_spare, minimum=0)
-    if start is None:
-        start = min(min_spare, max_workers)
-    check_count("start_workers", start, minimum=0)
-    check_order("min_spare_workers", min_spare, "max_workers", max_workers)
-    check_order("min_spare_workers", min_spare, "max_spare_workers", max_spare)
-    check_order("start_workers", start, "max_workers", max_workers)
-    check_order("max_spare_workers", max_spare, "max_workers", max_workers)
-    return Limits(
-        max_workers=max_workers,
-        min_spare=int(min_spare),
-        max_spare=int(max_spare),
-        start_workers=int(start),
-        idle_timeout=_idle_timeout(idle_timeout),
-    )
-
-
-def _check_max_workers(max_workers: int) -> None:
-    check_int("max_workers", max_workers, takes_bool=True)
-    if max_workers <= 0:
-        # The standard library's message, which programs may look for.
-        raise ValueError("max_workers must be greater than 0")
-    if max_workers > MAX_WORKERS:
-        raise ValueError(f"max_workers must be at most {MAX_WORKERS}, not {brief(max_workers)}")
-
-
-def _idle_timeout(value: float | None) -> float | None:
-    seconds = check_seconds("idle_timeout", value)
-    if seconds is not None and seconds < 0:
-        raise ValueError(f"idle_timeout must be at least 0 seconds, not {seconds:g}")
-    return seconds
-
-
-def _make_options(timeout_name: str, timeout: float | None, retries: int) -> TaskOptions:
-    timeout = time_limit(timeout_name, timeout)
-    check_count("retries", retries, minimum=0)
-    return TaskOptions(timeout, int(retries))
-
-
-def _share_main(share_main: bool | str) -> bool | None:
-    if isinstance(share_main, bool):
-        return share_main
-    if not isinstance(share_main, str):
-        kind = type(share_main).__name__
-        raise TypeError(f'share_main must be "auto", True or False, not {kind}')
-    if share_main != "auto":
-        raise ValueError(f'share_main must be "auto", True or False, not {share_main!r}')
-    return None
-
-
-def _preload(value: object) -> Callable[[], object] | tuple[str, ...]:
-    if value is None:
-        return ()
-    if callable(value):
-        return value
-    names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, Iterable):
-        raise TypeError(f"preload must be module names or a callable, not {type(value).__name__}")
-    names = tuple(names)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"preload must hold module names, not {type(name).__name__}")
-        if not name or name.startswith("."):
-            raise ValueError(f"preload must hold absolute module names, not {name!r}")
-    return names

@@ -30,9 +30,12 @@ from ._support.named_tuples import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any, TypeVar, overload
 
     T = TypeVar("T")
+    A = TypeVar("A")
+    B = TypeVar("B")
+    C = TypeVar("C")
     Submit = Callable[..., Future[Any]]
     Call = tuple[Any, ...]
     """A function, and its positional arguments."""
@@ -81,6 +84,63 @@ class Maps:
             cancel_all(futures)
             raise
         return futures
+
+    if TYPE_CHECKING:  # For up to three iterables the types of their items are checked.
+
+        @overload
+        def map(
+            self,
+            fn: Callable[[A], T],
+            items_1: Iterable[A],
+            /,
+            *,
+            timeout: float | None = None,
+            chunksize: int = 1,
+            buffersize: int | None = None,
+            ordered: bool = True,
+        ) -> Iterator[T]: ...
+        @overload
+        def map(
+            self,
+            fn: Callable[[A, B], T],
+            items_1: Iterable[A],
+            items_2: Iterable[B],
+            /,
+            *,
+            timeout: float | None = None,
+            chunksize: int = 1,
+            buffersize: int | None = None,
+            ordered: bool = True,
+        ) -> Iterator[T]: ...
+        @overload
+        def map(
+            self,
+            fn: Callable[[A, B, C], T],
+            items_1: Iterable[A],
+            items_2: Iterable[B],
+            items_3: Iterable[C],
+            /,
+            *,
+            timeout: float | None = None,
+            chunksize: int = 1,
+            buffersize: int | None = None,
+            ordered: bool = True,
+        ) -> Iterator[T]: ...
+        @overload
+        def map(
+            self,
+            fn: Callable[..., T],
+            items_1: Iterable[Any],
+            items_2: Iterable[Any],
+            items_3: Iterable[Any],
+            items_4: Iterable[Any],
+            /,
+            *more: Iterable[Any],
+            timeout: float | None = None,
+            chunksize: int = 1,
+            buffersize: int | None = None,
+            ordered: bool = True,
+        ) -> Iterator[T]: ...
 
     def map(
         self,

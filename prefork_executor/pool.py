@@ -33,12 +33,18 @@ from .maps import Maps, at_hand, calls_of, length_of, starred_calls_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TypeVar, overload
 
     from .recording import Recording
     from .stats import ExecutorStats
 
     T = TypeVar("T")
+    A = TypeVar("A")
+    B = TypeVar("B")
+    C = TypeVar("C")
+    Many = list[Any] | tuple[Any, Any, Any, Any, *tuple[Any, ...]]
+    """Arguments whose types are not checked: those in a list, and more than three."""
+    NoKeywords = Mapping[str, NoReturn]
 
 __all__ = ["AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Pool"]
 
@@ -230,6 +236,73 @@ class Pool(multiprocessing.pool.Pool):
         """``func(*args, **kwds)``, in a worker. Waits for the result."""
         result: T = self.apply_async(func, args, kwds).get()
         return result
+
+    if TYPE_CHECKING:  # Without keywords, up to three arguments in a tuple are checked.
+
+        @overload  # type: ignore[override]
+        def apply_async(
+            self,
+            func: Callable[[], T],
+            args: tuple[()] = ...,
+            kwds: NoKeywords = ...,
+            callback: Callable[[T], object] | None = ...,
+            error_callback: Callable[[BaseException], object] | None = ...,
+        ) -> AsyncResult: ...
+        @overload
+        def apply_async(
+            self,
+            func: Callable[[A], T],
+            args: tuple[A],
+            kwds: NoKeywords = ...,
+            callback: Callable[[T], object] | None = ...,
+            error_callback: Callable[[BaseException], object] | None = ...,
+        ) -> AsyncResult: ...
+        @overload
+        def apply_async(
+            self,
+            func: Callable[[A, B], T],
+            args: tuple[A, B],
+            kwds: NoKeywords = ...,
+            callback: Callable[[T], object] | None = ...,
+            error_callback: Callable[[BaseException], object] | None = ...,
+        ) -> AsyncResult: ...
+        @overload
+        def apply_async(
+            self,
+            func: Callable[[A, B, C], T],
+            args: tuple[A, B, C],
+            kwds: NoKeywords = ...,
+            callback: Callable[[T], object] | None = ...,
+            error_callback: Callable[[BaseException], object] | None = ...,
+        ) -> AsyncResult: ...
+        @overload
+        def apply_async(
+            self,
+            func: Callable[..., T],
+            args: Many,
+            kwds: Mapping[str, Any] = ...,
+            callback: Callable[[T], object] | None = ...,
+            error_callback: Callable[[BaseException], object] | None = ...,
+        ) -> AsyncResult: ...
+        @overload
+        def apply_async(
+            self,
+            func: Callable[..., T],
+            args: Iterable[Any] = ...,
+            *,
+            kwds: Mapping[str, Any],
+            callback: Callable[[T], object] | None = ...,
+            error_callback: Callable[[BaseException], object] | None = ...,
+        ) -> AsyncResult: ...
+        @overload
+        def apply_async(
+            self,
+            func: Callable[..., T],
+            args: Iterable[Any],
+            kwds: Mapping[str, Any],
+            callback: Callable[[T], object] | None = ...,
+            error_callback: Callable[[BaseException], object] | None = ...,
+        ) -> AsyncResult: ...
 
     def apply_async(
         self,
@@ -497,7 +570,8 @@ class Pool(multiprocessing.pool.Pool):
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__}.{type(self).__qualname__}"
-        return f"<{name} state={self._state} processes={self._processes}>"
+        size = f"state={self._state} pool_size={self._processes}"
+        return f"<{name} {size} of {self._life.executor!r}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         life = getattr(self, "_life", None)

@@ -27,13 +27,17 @@ import socket
 import traceback
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from ._raw import options
-from ._raw.child import YellFlags
-from ._raw.data_hook import DataHook
+from ._raw import given, options
+from ._raw.child import Child, YellFlags
+from ._raw.events import Watchers
 from ._raw.main_process import MainProcess
-from ._raw.options import ChildSignals, Spares
+from ._raw.options import ChildSignals, Count, DataHook, Settings, Spares
+from ._raw.threads import require_main_thread
+from ._raw.wear import ChildLimits
+from ._support.arguments import check_callable, check_function, check_seconds
+from .stats import ScalingDecision
 
 __all__ = [
     "PreforkPool",
@@ -46,10 +50,15 @@ __all__ = [
     "pf_kid_idle",
     "pf_kid_leaving",
     "pf_kid_new",
+    "pf_kid_take",
+    "pf_kid_wait",
     "pf_kid_yell",
+    "pf_listeners",
     "pf_reload",
     "pf_whip_kids",
 ]
+
+T = TypeVar("T")
 
 
 class PreforkPool:
@@ -59,7 +68,8 @@ class PreforkPool:
 
     Args:
         min_spare_servers: idle children kept ready if there is room. Default 5,
-            or what the other options allow.
+            or what the other options allow. Like the next two, a number, or a part of
+            ``max_servers`` such as "10%", rounded up.
         max_spare_servers: idle children above this are retired. Default 10.
         start_servers: children forked at first. Default 5.
         max_servers: children at most, including those that are leaving.
@@ -73,7 +83,33 @@ class PreforkPool:
             whip_kids and kid_new return None, as the original does.
         term_timeout: seconds after which a child that was told to end, and has not,
             gets SIGKILL.
+        handshake_timeout: seconds that a TLS client's handshake may take in
+            :meth:`kid_accept`.
+        hook_timeout: seconds for which the hook may go on at the end, beyond the children's
+            ``term_timeout``. Then it is ended, and the yells that it has not read are lost.
+            None: it may go on for ever.
+        max_requests_per_child: how often a child may be busy before another takes its place.
+        max_memory_per_child: bytes of resident memory that a child may have before another
+            takes its place. Only on Linux; it has no effect elsewhere.
+        max_lifetime: seconds that a child may live before another takes its place.
+        busy_timeout: seconds that a child may be busy. After that its stack is logged, and it
+            is killed. :meth:`kid_busy` restarts the time.
+        limits_jitter: each child's limits of requests and lifetime are lower by a random part,
+            this at most, so that the children do not all reach them at once.
+        idle_timeout: seconds that an idle child above ``max_spare_servers`` stays. 0: it is
+            retired at once, as in the original.
+        listeners: the pool's listening sockets. The connections that wait in their queues, as
+            Linux tells it, are the pool's backlog: it starts more children for them, and
+            `status` and metrics show their number.
+        on_child_start: called as ``on_child_start(pid)`` when a child was forked. This and the
+            next two are called in the main process between two steps.
+        on_child_exit: called as ``on_child_exit(pid, status, reason)`` when a child has ended.
+            ``status`` is its exit status, or minus the number of the signal that has ended it.
+            ``reason`` is a word: see docs/raw.md.
+        on_decision: called with a :class:`~prefork_executor.stats.ScalingDecision` when the pool
+            starts or retires children, or has decided something else.
     Raises:
+        RuntimeError: this is not the main thread.
         TypeError, ValueError: a bad option, which the message names.
         OSError: no descriptors or no memory for the channels.
     """
@@ -81,28 +117,59 @@ class PreforkPool:
     def __init__(
         self,
         *,
-        min_spare_servers: int | None = None,
-        max_spare_servers: int | None = None,
-        start_servers: int | None = None,
+        min_spare_servers: Count | None = None,
+        max_spare_servers: Count | None = None,
+        start_servers: Count | None = None,
         max_servers: int = options.MAX_SERVERS,
         child_sigh: ChildSignals | None = None,
         child_data_hook: DataHook | None = None,
         data_hook_in_main: bool = False,
         on_fork_failure: str = "retry",
         term_timeout: float = 10.0,
+        handshake_timeout: float = 10.0,
+        hook_timeout: float | None = 30.0,
+        max_requests_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        max_lifetime: float | None = None,
+        busy_timeout: float | None = None,
+        limits_jitter: float = 0.1,
+        idle_timeout: float = 5.0,
+        listeners: Iterable[socket.socket] = (),
+        on_child_start: Callable[[int], object] | None = None,
+        on_child_exit: Callable[[int, int, str], object] | None = None,
+        on_decision: Callable[[ScalingDecision], object] | None = None,
     ) -> None:
-        spares = Spares(min_spare_servers, max_spare_servers, start_servers, max_servers)
-        limits, handlers = spares.limits(), options.handlers(child_sigh)
+        require_main_thread()
+        spares = Spares.given(min_spare_servers, max_spare_servers, start_servers, max_servers)
+        options.check_idle_timeout(idle_timeout)
+        limits, handlers = spares.limits(idle_timeout), options.handlers(child_sigh)
         options.check_hook(child_data_hook)
         options.check_on_fork_failure(on_fork_failure)
-        options.check_term_timeout(term_timeout)
+        options.check_timeout("term_timeout", term_timeout)
+        options.check_timeout("handshake_timeout", handshake_timeout)
+        if hook_timeout is not None:
+            options.check_timeout("hook_timeout", hook_timeout)
+        child_limits = ChildLimits(
+            max_requests_per_child, max_memory_per_child, max_lifetime, busy_timeout, limits_jitter
+        )
+        options.check_child_limits(child_limits)
+        watchers = Watchers(on_child_start, on_child_exit, on_decision)
+        for name, function in watchers._asdict().items():
+            check_callable(name, function)
         self._main = MainProcess(
-            limits,
-            handlers,
-            child_data_hook,
-            hook_in_main=bool(data_hook_in_main),
-            return_on_failure=on_fork_failure == "return",
-            term_timeout=term_timeout,
+            Settings(
+                limits,
+                handlers,
+                hook=child_data_hook,
+                hook_in_main=bool(data_hook_in_main),
+                return_on_failure=on_fork_failure == "return",
+                term_timeout=term_timeout,
+                handshake_timeout=handshake_timeout,
+                hook_timeout=hook_timeout,
+                child_limits=child_limits,
+                watchers=watchers,
+                listeners=options.check_listeners(listeners),
+            )
         )
 
     # --- in the main process ------------------------------------------------------------
@@ -128,23 +195,30 @@ class PreforkPool:
         """What :func:`pf_error` returns for this pool."""
         return self._main.error
 
-    def whip_kids(self, code: Callable[..., object], args: tuple[Any, ...] = ()) -> int | None:
+    def whip_kids(
+        self,
+        code: Callable[..., object],
+        args: tuple[Any, ...] = (),
+        timeout: float | None = None,
+    ) -> int | None:
         """Fork missing children, retire surplus ones, then wait until a child changes its
         status, yells or exits. Call it in a loop.
 
         Args:
             code: run as ``code(*args)`` in every new child, which exits with 0
-                when it returns. If it raises, the child prints the traceback and exits with 1.
+                when it returns. If it raises, the child logs the traceback and exits with 1.
             args: its arguments.
+            timeout: seconds to wait at most, for periodic work of your own. None: until
+                something has happened.
 
         Returns:
-            1 after something has happened, including a signal that you handle. 0
-            once :meth:`done` has been called. None if a fork failed and
+            1 after something has happened, including a signal that you handle, or after
+            ``timeout``. 0 once :meth:`done` has been called. None if a fork failed and
             ``on_fork_failure`` is "return".
         """
         if not callable(code):
             raise TypeError(f"pf_whip_kids needs a callable, not {type(code).__name__}")
-        return self._main.whip_kids(code, args)
+        return self._main.whip_kids(code, args, _wait_at_most(timeout))
 
     def kid_new(self) -> int | None:
         """Wait until another child is needed, then fork it.
@@ -188,23 +262,76 @@ class PreforkPool:
         if self._main.child is not None:
             self._main.child.idle()
 
-    def kid_accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
+    def kid_accept(
+        self, listener: socket.socket, *more: socket.socket
+    ) -> tuple[socket.socket, Any] | None:
         """In a child: wait for a connection, take it, and be busy. At no moment can a
         retiring SIGTERM lose the connection.
 
         Marks the child idle first. From the first call on, SIGTERM only makes the
         next call return None. Before that it calls the handler that you gave in
-        child_sigh, if any. The listener becomes non-blocking, the connection does not.
+        child_sigh, if any. Listeners become non-blocking, connections do not.
+
+        Args:
+            listener, more: the listening sockets, of any families. Those that have
+                connections take turns. For one made by ``SSLContext.wrap_socket``, the
+                handshake is done when the child is busy. If it fails or takes longer than
+                ``handshake_timeout``, the connection is closed and the child waits on.
 
         Returns:
-            What ``listener.accept()`` returns, or None if the child should leave.
+            What ``accept()`` of one of them returns, or None if the child should leave.
 
         Raises:
             RuntimeError: called outside a child.
+            TypeError, ValueError: one of them is no socket, or is closed.
         """
+        return self._child("pf_kid_accept").accept((listener, *more))
+
+    def kid_wait(
+        self, fileobjs: Iterable[Any] = (), timeout: float | None = None
+    ) -> list[Any] | None:
+        """In a child: wait until there may be work to take. Marks the child idle first. From
+        the first call on, SIGTERM only makes a call return None, as for :meth:`kid_accept`.
+
+        Args:
+            fileobjs: objects with ``fileno()``, or descriptors: listeners, datagram
+                sockets, pipes, selectors.
+            timeout: seconds; None: until there is work.
+
+        Returns:
+            Those that can be read. An empty list after ``timeout`` seconds. None if the
+            child should leave.
+
+        Raises:
+            RuntimeError: called outside a child.
+            TypeError, ValueError: a bad argument.
+        """
+        return self._child("pf_kid_wait").wait(tuple(fileobjs), _wait_at_most(timeout))
+
+    def kid_take(self, function: Callable[[], T | None]) -> T | None:
+        """In a child: take work by calling ``function``, and be busy. At no moment can a
+        retiring SIGTERM lose what it takes. Marks the child idle first.
+
+        Args:
+            function: returns what it has taken, or None if there is nothing. Instead of
+                None it may raise BlockingIOError or queue.Empty. It should not wait: while
+                it runs, the child cannot leave.
+
+        Returns:
+            What the function returned. None if there was nothing, or if the child should
+            leave: then the next :meth:`kid_wait` returns None, too.
+
+        Raises:
+            RuntimeError: called outside a child.
+            Exception: what the function raised. The child counts as busy then.
+        """
+        check_function("function", function)
+        return self._child("pf_kid_take").take(function)
+
+    def _child(self, name: str) -> Child:
         if self._main.child is None:
-            raise RuntimeError("pf_kid_accept works only in a child of the pool")
-        return self._main.child.accept(listener)
+            raise RuntimeError(f"{name} works only in a child of the pool")
+        return self._main.child
 
     def kid_leaving(self) -> bool:
         """In a child: whether it should take nothing more after what it holds, because it
@@ -251,6 +378,11 @@ class PreforkPool:
         self._main.child.exit(exitcode & 0xFF)
 
 
+def _wait_at_most(timeout: float | None) -> float | None:
+    seconds = check_seconds("timeout", timeout)
+    return None if seconds is None else max(0.0, seconds)
+
+
 # --- the functions ------------------------------------------------------------------------------
 
 _pool: PreforkPool | None = None
@@ -289,9 +421,11 @@ def pf_init(**options: Any) -> bool:
     return _pool is not None
 
 
-def pf_whip_kids(code: Callable[..., object], args: Iterable[Any] = ()) -> int | None:
+def pf_whip_kids(
+    code: Callable[..., object], args: Iterable[Any] = (), timeout: float | None = None
+) -> int | None:
     """See :meth:`PreforkPool.whip_kids`."""
-    return _current().whip_kids(code, tuple(args))
+    return _current().whip_kids(code, tuple(args), timeout)
 
 
 def pf_kid_new() -> int | None:
@@ -309,9 +443,21 @@ def pf_kid_idle() -> None:
     _current().kid_idle()
 
 
-def pf_kid_accept(listener: socket.socket) -> tuple[socket.socket, Any] | None:
+def pf_kid_accept(
+    listener: socket.socket, *more: socket.socket
+) -> tuple[socket.socket, Any] | None:
     """See :meth:`PreforkPool.kid_accept`."""
-    return _current().kid_accept(listener)
+    return _current().kid_accept(listener, *more)
+
+
+def pf_kid_wait(fileobjs: Iterable[Any] = (), timeout: float | None = None) -> list[Any] | None:
+    """See :meth:`PreforkPool.kid_wait`."""
+    return _current().kid_wait(fileobjs, timeout)
+
+
+def pf_kid_take(function: Callable[[], T | None]) -> T | None:
+    """See :meth:`PreforkPool.kid_take`."""
+    return _current().kid_take(function)
 
 
 def pf_kid_leaving() -> bool:
@@ -337,6 +483,17 @@ def pf_reload() -> None:
 def pf_done(exitcode: int | None = None) -> None:
     """See :meth:`PreforkPool.done`."""
     _current().done(exitcode)
+
+
+def pf_listeners() -> list[socket.socket]:
+    """The listening sockets that this process was started with, by ``prefork-executor serve`` or by
+    systemd's socket activation, in the order in which they were named there. Empty if there are
+    none. Each call returns the same sockets.
+
+    Raises:
+        OSError: what was given is no socket.
+    """
+    return given.listeners()
 
 
 def pf_error() -> bytes | str:

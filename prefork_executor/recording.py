@@ -42,7 +42,7 @@ class Recording:
         # A signal handler may call close() within close().
         self._lock = threading.RLock()
         self._is_closed = False
-        recorder.on_shutdown = self._close_quietly
+        recorder.call_on_shutdown(self._close_quietly)
 
     def close(self) -> None:
         """Stop recording and write the files, each in one step, so that there is never half a
@@ -97,7 +97,7 @@ def start(
     """See PreforkExecutor.record."""
     check_count("max_tasks", max_tasks, minimum=1)
     if not paths:
-        raise TypeError('record() needs a path, as "run.json" or "run.html"')
+        raise TypeError('record() needs a path, such as "run.json" or "run.html"')
     checked = [_checked(f"paths[{i}]", path) for i, path in enumerate(paths)]
     recorder = Recorder(max_tasks, max_workers)
     recording = Recording(recorder, checked, functools.partial(client.end_record, recorder))

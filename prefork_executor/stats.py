@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-__all__ = ["ExecutorStats", "PoolStats", "ScalingDecision", "Waits", "WorkerStats"]
+__all__ = [
+    "ExecutorStats",
+    "MemoryStats",
+    "PoolStats",
+    "ScalingDecision",
+    "Waits",
+    "WorkerStats",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class WorkerStats:
 @dataclass(frozen=True, slots=True)
 class ScalingDecision:
     """A decision of the regulator that changed the pool, or that says what keeps the pool from
-    growing.
+    growing; or one about memory, whose reason begins with "memory".
 
     Attributes:
         time: when, in seconds since the epoch.
@@ -74,6 +81,33 @@ class Waits:
     samples: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """The memory of a pool with ``max_memory``, as it was when that was last looked at: some
+    tenths of a second ago, if tasks run. docs/memory.md has what it means.
+
+    Attributes:
+        bound: bytes that all workers may take together.
+        taken: bytes that they take. A page that several share counts for each of them in part.
+        left: bytes that the machine, or the tightest of its control groups, has left.
+        stalled: percent of the last ten seconds in which everybody waited for memory; 0 where
+            the kernel does not tell.
+        held: tasks that wait for memory.
+        ended: runs that were ended because the pool was above its bound; the tasks run again.
+        exceeded: tasks that failed because they were above it by themselves.
+        peaks: what a function's tasks add to their workers at most, by its name, largest first.
+    """
+
+    bound: int
+    taken: int
+    left: int
+    stalled: float
+    held: int
+    ended: int
+    exceeded: int
+    peaks: tuple[tuple[str, int], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
     """What is known of every pool at one moment, from inside and outside.
@@ -82,7 +116,8 @@ class PoolStats:
         max_workers: the limit.
         workers: a row for each live worker.
         peak_workers: the most that there have been.
-        backlog: tasks that no worker has begun. 0 for raw pools, which cannot know.
+        backlog: tasks that no worker has begun. For raw pools: connections that wait in the
+            queues of the ``listeners`` that the pool was given.
         max_backlog: the largest backlog so far.
         times_at_max: how often the pool has reached ``max_workers``.
         seconds_at_max: how long it has been there, in total.
@@ -93,6 +128,8 @@ class PoolStats:
         other_deaths: workers that ended unexpectedly without a task, for example while they
             started, or because they were killed while idle.
         decisions: the latest scaling decisions, oldest first.
+        start_cost: seconds from a worker's fork until it is ready, its initializer included:
+            a mean in which later starts count for more. None: none was seen, as in raw pools.
     """
 
     max_workers: int
@@ -108,6 +145,7 @@ class PoolStats:
     deaths: int
     other_deaths: int
     decisions: tuple[ScalingDecision, ...]
+    start_cost: float | None = None
 
     @property
     def idle(self) -> int:
@@ -138,9 +176,12 @@ class ExecutorStats(PoolStats):
         main_not_shared: why each worker imports the main module for itself, under spawn and
             forkserver. Each phrase names a thing in the module that workers must not share.
             Empty: workers share one import, or there is none.
+        memory: if the executor has ``max_memory`` and has begun, what there is to be said of
+            that; else None.
     """
 
     waiting: int
     in_flight: int
     finished: int
     main_not_shared: tuple[str, ...] = ()
+    memory: MemoryStats | None = None

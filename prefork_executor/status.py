@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from ._board import decisions
 from ._board import reader as reading
 from ._board import scoreboard as sb
 from ._board.reader import BoardReader
@@ -37,6 +38,10 @@ from ._board.scoreboard import Sections, Slot
 from ._system import machine
 from .errors import NoSuchPool, PoolEnded, SeveralPools, StatusError, UnreadablePool
 from .stats import PoolStats, WorkerStats
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
 
 __all__ = [
     "PoolStatus",
@@ -88,11 +93,17 @@ class PoolStatus(PoolStats):
         started: when the pool was opened, in seconds since the epoch.
         time: when this was read, in seconds since the epoch.
         min_spare, max_spare, idle_timeout: the pool's options. The last is in seconds; None
-            means that no idle worker retires.
+            means that no idle worker retires, "auto" that each stays as long as its start
+            is worth.
         outstanding: tasks accepted and not yet resolved. 0 for raw pools.
         tasks_done: tasks that the pool's workers have finished so far, past workers
             included.
         generation: how often the pool was told to reload.
+        listeners: for raw pools: how many listeners it was given, whose queues are its backlog.
+        memory_bound: bytes that all workers may take together; None: any.
+        memory_taken: bytes that they took when that was last looked at; 0 without a bound.
+        held: tasks that wait for memory.
+        memory_ended: runs that were ended because the pool was above its bound.
     """
 
     pid: int
@@ -103,12 +114,17 @@ class PoolStatus(PoolStats):
     time: float
     min_spare: int
     max_spare: int
-    idle_timeout: float | None
+    idle_timeout: float | Literal["auto"] | None
     outstanding: int
     tasks_done: int
     generation: int
     # A narrower type than the base's: each row is a WorkerStatus.
     workers: tuple[WorkerStatus, ...]
+    memory_bound: int | None = None
+    memory_taken: int = 0
+    held: int = 0
+    memory_ended: int = 0
+    listeners: int = 0
 
 
 def pools() -> list[PoolStatus]:
@@ -217,7 +233,7 @@ def _proc() -> list[str]:
         return os.listdir(PROC)
     except OSError as error:
         raise StatusError(
-            f"pools are found by way of {PROC}, which this system does not have: {error}"
+            f"pools are found through {PROC}, which this system does not have: {error}"
         ) from error
 
 
@@ -256,8 +272,8 @@ def _board_of(pid: int) -> _Board:
     if len(boards) > 1:
         raise _several(pid, list(boards.values()))
     raise refused or NoSuchPool(
-        f"process {pid} has no pool, or none that has had a task yet; "
-        "`prefork-executor list` shows those there are"
+        f"process {pid} has no pool, or its pool has not had a task yet; "
+        "prefork-executor list shows the pools that there are"
     )
 
 
@@ -272,7 +288,7 @@ def _check_process(pid: int) -> None:
         owner = -1
     if owner != os.geteuid():
         raise UnreadablePool(
-            f"process {pid} is not this user's: a pool can be watched by the user who runs it"
+            f"process {pid} belongs to another user: only the user who runs a pool can watch it"
         )
 
 
@@ -325,7 +341,7 @@ class _Board:
     def _checked_file(self, path: str) -> tuple[tuple[int, int], int]:
         found = os.fstat(self._descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise UnreadablePool(f"{path} has the name of a scoreboard, and is none of this user's")
+            raise UnreadablePool(f"{path} has the name of a scoreboard, but is not this user's")
         return (found.st_dev, found.st_ino), found.st_size
 
     def _bytes(self, start: int, size: int) -> bytes:
@@ -346,8 +362,8 @@ class _Board:
         self._check_alive()
         header, slots = self._reader.look(self._header)
         now = time.monotonic_ns()
-        backlog = reading.backlog(header[sb.OUTSTANDING], slots)
-        timeout = header[sb.IDLE_TIMEOUT]
+        outstanding = header[sb.OUTSTANDING] + header[sb.HELD]
+        backlog = reading.backlog(outstanding, slots) or header[sb.LISTEN_QUEUE]
         return PoolStatus(
             pid=self._client,
             supervisor=header[sb.MAIN] or None,
@@ -358,8 +374,8 @@ class _Board:
             max_workers=self._slots,
             min_spare=header[sb.MIN_SPARE],
             max_spare=header[sb.MAX_SPARE],
-            idle_timeout=None if timeout == sb.NEVER else timeout / 1e3,
-            outstanding=header[sb.OUTSTANDING],
+            idle_timeout=sb.unpack_timeout(header[sb.IDLE_TIMEOUT]),
+            outstanding=outstanding,
             backlog=backlog,
             max_backlog=max(backlog, header[sb.PEAK_BACKLOG]),
             tasks_done=header[sb.DONE_BEFORE] + sum(slot.done for slot in slots),
@@ -369,6 +385,11 @@ class _Board:
             seconds_at_max=reading.seconds_at_max(header, now),
             waits=self._reader.waits(header, now),
             decisions=self._reader.decisions(header),
+            memory_bound=header[sb.MEMORY_BOUND] or None,
+            memory_taken=header[sb.MEMORY_TAKEN],
+            held=header[sb.HELD],
+            memory_ended=header[sb.MEMORY_ENDED],
+            listeners=header[sb.LISTENERS],
             **reading.of_past(header, len(slots)),
         )
 
@@ -392,16 +413,16 @@ def _checked_slots(path: str, header: Sequence[int], size: int) -> int:
     """How many slots the board has. Raises UnreadablePool if we do not know its layout."""
     slots = header[sb.SLOTS]
     if header[sb.MAGIC] != sb.MAGIC_WORD:
-        raise UnreadablePool(f"{path} has the name of a scoreboard, and is none, or not yet")
+        raise UnreadablePool(f"{path} has the name of a scoreboard, but is none, or not yet")
     if header[sb.LAYOUT] != sb.LAYOUT_VERSION:
         raise UnreadablePool(
             f"process {header[sb.CLIENT]} runs another version of prefork_executor: its "
-            f"scoreboard has layout {header[sb.LAYOUT]}, this one reads {sb.LAYOUT_VERSION}. Use "
-            "the command of the environment in which that process runs"
+            f"scoreboard has layout {header[sb.LAYOUT]}, and this version reads "
+            f"{sb.LAYOUT_VERSION}. Use the command of the environment in which that process runs"
         )
     is_sound = 0 < slots <= MAX_SLOTS and Sections.of(slots).minimum_end <= size
     if not is_sound or header[sb.KIND] not in _KINDS or not 0 < header[sb.CLIENT] <= MAX_PID:
-        raise UnreadablePool(f"{path} is no sound scoreboard")
+        raise UnreadablePool(f"{path} is not a valid scoreboard")
     return slots
 
 
@@ -436,4 +457,4 @@ def _command(pid: int) -> str:
             words = file.read(_COMMAND_BYTES).rstrip(b"\0").split(b"\0")
     except OSError:
         return ""
-    return reading.printable(b" ".join(words))
+    return decisions.printable(b" ".join(words))

@@ -14,10 +14,10 @@ thread or shared memory behind. Checked after every test, whatever it tested, an
     processes     what the supervisor and the workers hold, share and leave
     faults        faults from outside, and what a pool makes of them
     load          what much work costs: system calls, memory, requests that are lost
-    integrations  other packages; most of it needs the extra "integrations"
+    integrations  other packages; most of it needs the group "integrations"
     cli, plugin   the command; the pytest plugin
     docs          what the pages say, and the programs that they give
-    programs      real programs with both pools; needs the extra "programs"
+    programs      real programs with both pools; needs the group "programs"
     thorough      as unit and model, where it takes longer: larger models, other systems' means
     benchmarks    no tests: measurements
     support       what the tests share, and the tests of the suite itself
@@ -52,6 +52,7 @@ pytest.register_assert_rewrite(
 )
 
 _NEEDS = {
+    "integrations/test_integration_anyio.py": "uvloop",
     "integrations/test_integration_dask.py": "distributed",
     "integrations/test_integration_examples.py": "distributed",
     "integrations/test_integration_joblib.py": "sklearn",
@@ -59,7 +60,7 @@ _NEEDS = {
     "integrations/test_integration_progress.py": "tqdm",
     "integrations/test_integration_prometheus.py": "prometheus_client",
 }
-"""Tests that need what only the extra "integrations" brings. That is large: they are
+"""Tests that need what only the group "integrations" brings. That is large: they are
 left out where it is not installed."""
 
 

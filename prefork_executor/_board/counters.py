@@ -15,7 +15,7 @@ USED            slots from this one on have never had a worker
 FULL_TIMES      how often there came to be as many workers as there may be
 FULL_FOR        how long in all (ns) there were, before FULL_SINCE
 FULL_SINCE      since when there are now (ns, monotonic clock); 0: there are not
-DECISIONS       decisions written so far to the ring of the latest
+DECISIONS       decisions written so far to the pool's ring of the latest
 ==============  ==================================================================
 
 Every fork is a live worker or in one of the three counts of ends, whatever ended it. They
@@ -24,16 +24,10 @@ live on the board, so they outlive a supervisor.
 
 from __future__ import annotations
 
-import struct
 import time
 
 from . import scoreboard as sb
 from .scoreboard import Scoreboard, Slot
-
-ENTRY = struct.Struct("<qIIIH")
-"""A decision: when (ns since the epoch), live workers before it, started, retired, and how
-many bytes of text follow: why."""
-MAX_TEXT = sb.DECISION_BYTES - ENTRY.size
 
 
 class Counters:
@@ -68,12 +62,6 @@ class Counters:
         if since := words[sb.FULL_SINCE]:
             words[sb.FULL_SINCE] = 0
             words[sb.FULL_FOR] += max(0, time.monotonic_ns() - since)
-
-    def decided(self, live: int, start: int, retire: int, reason: str) -> None:
-        """So many of those alive are started or retired now, or none for this reason."""
-        text = reason.encode(errors="replace")[:MAX_TEXT]
-        entry = ENTRY.pack(time.time_ns(), live, start, retire, len(text))
-        self._board.write_decision(entry + text)
 
 
 def count_end(board: Scoreboard, slot: Slot, *, was_told: bool, is_crash: bool) -> None:

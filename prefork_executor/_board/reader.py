@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..stats import ScalingDecision, Waits, WorkerStats
 from . import scoreboard as sb
-from .counters import ENTRY, MAX_TEXT
+from .decisions import printable, read_decision
 from .scoreboard import Sections, Slot
 from .worker_states import State
 
@@ -53,7 +53,7 @@ class BoardReader:
         self._all = slots
         self._sections = Sections.of(slots)
         self._names: dict[int, str] = {}
-        self._decisions: tuple[int, tuple[ScalingDecision, ...]] = (0, ())
+        self._decisions: dict[int, tuple[int, tuple[ScalingDecision, ...]]] = {}
 
     def _used(self, header: Sequence[int]) -> int:
         return min(self._all, header[sb.USED])
@@ -88,16 +88,25 @@ class BoardReader:
 
     def decisions(self, header: Sequence[int]) -> tuple[ScalingDecision, ...]:
         """The latest, oldest first. Those that were overwritten meanwhile are left out."""
-        count = header[sb.DECISIONS]
-        if count != self._decisions[0]:
+        scaling = self._in_ring(header, sb.DECISIONS, self._sections.decisions)
+        memory = self._in_ring(header, sb.MEMORY_SAID, self._sections.memory_decisions)
+        if not memory:
+            return scaling
+        return tuple(sorted((*scaling, *memory), key=lambda decision: decision.time))
+
+    def _in_ring(
+        self, header: Sequence[int], counter: int, start: int
+    ) -> tuple[ScalingDecision, ...]:
+        count = header[counter]
+        if count != self._decisions.get(counter, (0, ()))[0]:
             size = sb.DECISIONS_KEPT * sb.DECISION_BYTES
-            ring = self._source(self._sections.decisions, size).ljust(size, b"\0")
-            now = read_header(self._source)[sb.DECISIONS]
+            ring = self._source(start, size).ljust(size, b"\0")
+            now = read_header(self._source)[counter]
             # The one after these may be being written, over the oldest.
             first = max(0, now - sb.DECISIONS_KEPT + 1)
             kept = range(first, min(count, first + sb.DECISIONS_KEPT))
-            self._decisions = count, tuple(_entry(ring, number) for number in kept)
-        return self._decisions[1]
+            self._decisions[counter] = count, tuple(_entry(ring, number) for number in kept)
+        return self._decisions.get(counter, (0, ()))[1]
 
     def waits(self, header: Sequence[int], now: int) -> Waits:
         """Those of the last minute."""
@@ -105,22 +114,9 @@ class BoardReader:
         return waits_of(self._source(self._sections.waits, size), now)
 
 
-def printable(text: bytes) -> str:
-    """The text without anything that would do something to a terminal."""
-    decoded = text.decode(errors="replace")
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in decoded)
-
-
 def _entry(ring: bytes, number: int) -> ScalingDecision:
     start = number % sb.DECISIONS_KEPT * sb.DECISION_BYTES
     return read_decision(ring[start : start + sb.DECISION_BYTES])
-
-
-def read_decision(entry: bytes) -> ScalingDecision:
-    """What `Counters.decided` has written."""
-    at, live, start, retire, size = ENTRY.unpack_from(entry)
-    text = entry[ENTRY.size : ENTRY.size + min(size, MAX_TEXT)]
-    return ScalingDecision(at / 1e9, live, start, retire, printable(text))
 
 
 def waits_of(rings: bytes, now: int) -> Waits:
@@ -158,6 +154,7 @@ def of_past(header: Sequence[int], live: int) -> dict[str, Any]:
         "retirements": header[sb.RETIREMENTS],
         "deaths": header[sb.DEATHS],
         "other_deaths": header[sb.OTHER_DEATHS],
+        "start_cost": header[sb.START_COST] / 1e9 or None,
     }
 
 

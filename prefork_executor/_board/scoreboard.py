@@ -18,8 +18,9 @@ header MAIN         supervisor the process that forks, or that its forks will; r
 header STARTED      creator    when the board was made (ns since the epoch)
 header SPARED       creator    1: who is hot may leave out its fences (see below)
 header MIN_SPARE,   creator    as the user has asked for; IDLE_TIMEOUT in milliseconds, NEVER
-MAX_SPARE,                     if there is none
+MAX_SPARE,                     if there is none, AUTO if the regulator is to choose it
 IDLE_TIMEOUT
+header START_COST   pool       how long a start takes (ns), as far as was seen; 0: none was
 header OUTSTANDING  client     tasks accepted and not yet resolved
 header BELL         pool       1: a worker that goes idle rings the doorbell
 header ENOUGH       pool       the client rings when OUTSTANDING is above this
@@ -27,7 +28,15 @@ header GENERATION   pool       how often all workers were told to make way for n
 header RECORDING    client     1: a recording is on; workers tell when tasks began
 header SIGN         pool       what the client has asked for a sign of, up to this number, is
                                done; NEVER: all is, and the pool ends
-header PEAK_BACKLOG client     the most tasks there have been that nobody had begun
+header PEAK_BACKLOG client     the most tasks there have been that nobody had begun; raw: the
+                               most in LISTEN_QUEUE; written by the pool
+header MEMORY_BOUND creator    bytes that all workers may take together; 0: any
+header MEMORY_TAKEN client     bytes that they took when that was last seen
+header HELD         client     tasks beyond OUTSTANDING that do not begin for lack of memory
+header MEMORY_ENDED client     tasks that were ended because the pool was above MEMORY_BOUND
+header MEMORY_SAID  client     decisions written so far to the ring of those about memory
+header LISTENERS    pool       raw: how many listeners it knows
+header LISTEN_QUEUE pool       raw: connections that wait to be accepted, when it last looked
 header FORKS to     pool       what has been so far; :mod:`.counters` has them one by one.
 DECISIONS                      While there is no pool, between two supervisors, the client
                                counts what the first has left behind
@@ -46,6 +55,8 @@ slot HOLDS          worker     a state (`worker_states.py`), and a number (see
 slot SINCE          worker     when it last became IDLE or BUSY, or began a task (ns,
                                monotonic); written before HOLDS
 slot DONE           worker     tasks it has finished
+slot READY          worker     when it was ready for its first task (ns, monotonic); 0: it is not
+slot IDLE_FOR       worker     how long it has been idle in all (ns), but for now
 slot RECALL         client     the last task of a message: begin no other of that
 slot UNSENT         worker     bytes of outcomes in the slot's *area* that have not
                                been sent yet
@@ -64,7 +75,8 @@ which only as much takes memory as has been written:
 * *waits*, a ring a slot, written by its worker: of one task in some, how long it waited from
   its submission to its beginning, and when it began (ns, monotonic). A new worker in the
   slot goes on with it from the beginning.
-* *decisions*, a ring written by the pool: see :mod:`.counters`.
+* *decisions*, a ring written by the pool: see :mod:`.decisions`; and behind it another of the
+  same kind, written by the client, of decisions about memory.
 * *names* of functions, written by the client when the first task of a function is sent. A
   name's index is told to the worker with the call.
 
@@ -141,25 +153,33 @@ from .._support.named_tuples import NamedTuple
 from . import worker_states
 from .worker_states import Event, State
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
 # Plain ints for the loops that run once a task, where an enum costs a look-up each.
 FREE, STARTING, IDLE, TAKING, BUSY, LEAVING = (int(state) for state in State)
 
 FILE_NAME = "prefork-scoreboard"
 """How the board's file is called, for those who look for boards."""
 MAGIC_WORD = int.from_bytes(b"preforkX", "little")
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 EXECUTOR, RAW = 1, 2
 MAGIC, LAYOUT, KIND, SLOTS, CLIENT, MAIN, STARTED, SPARED = range(8)
 # The words that are written all the time have a cache line of their own.
 OUTSTANDING, BELL, ENOUGH, GENERATION, RECORDING, SIGN = range(8, 14)
 PEAK_BACKLOG, MIN_SPARE, MAX_SPARE, IDLE_TIMEOUT = range(16, 20)
+MEMORY_BOUND, MEMORY_TAKEN, HELD, MEMORY_ENDED = range(20, 24)
+MEMORY_SAID, START_COST = 35, 36
+LISTENERS, LISTEN_QUEUE = 37, 38
 FORKS, RETIREMENTS, DEATHS, OTHER_DEATHS, DONE_BEFORE = range(24, 29)
 PEAK, USED, FULL_TIMES, FULL_FOR, FULL_SINCE, DECISIONS = range(29, 35)
 NEVER = 2**64 - 1
 """In ENOUGH: whatever OUTSTANDING is, do not ring."""
+AUTO = NEVER - 1
 HEADER_WORDS = 40
 PID, BORN, RETIRE, HOLDS, SINCE, DONE, RECALL, UNSENT, NAME, ASKED, DOOMED = range(11)
-ENDED, HEARD = 11, 12
+ENDED, HEARD, READY, IDLE_FOR = range(11, 15)
 SLOT_WORDS = 16
 """One slot fills two 64-byte cache lines: workers do not slow each other's marks."""
 WORD_BYTES = 8
@@ -190,6 +210,19 @@ def pack_holds(state: int, number: int = 0, head: int = 0, tail: int = 0) -> int
     after it in its message, MAX_BESIDE at most. One word, so that nobody can read a state
     with another's task, or a number with another's rest."""
     return number << NUMBER_SHIFT | head << STATE_BITS + COUNT_BITS | tail << STATE_BITS | state
+
+
+def _pack_timeout(seconds: float | Literal["auto"] | None) -> int:
+    if seconds is None:
+        return NEVER
+    return AUTO if seconds == "auto" else int(min(seconds, 1e9) * 1000)
+
+
+def unpack_timeout(word: int) -> float | Literal["auto"] | None:
+    """What the word IDLE_TIMEOUT says."""
+    if word == NEVER:
+        return None
+    return "auto" if word == AUTO else word / 1e3
 
 
 class Slot(NamedTuple):
@@ -227,6 +260,7 @@ class Sections(NamedTuple):
     areas: int
     waits: int
     decisions: int
+    memory_decisions: int
     names: int
     end: int
 
@@ -240,8 +274,9 @@ class Sections(NamedTuple):
         areas = (HEADER_WORDS + slots * SLOT_WORDS) * WORD_BYTES
         waits = areas + slots * AREA
         decisions = waits + slots * WAITS * 2 * WORD_BYTES
-        names = decisions + DECISIONS_KEPT * DECISION_BYTES
-        return cls(areas, waits, decisions, names, names + MAX_NAMES * NAME_BYTES)
+        memory_decisions = decisions + DECISIONS_KEPT * DECISION_BYTES
+        names = memory_decisions + DECISIONS_KEPT * DECISION_BYTES
+        return cls(areas, waits, decisions, memory_decisions, names, names + MAX_NAMES * NAME_BYTES)
 
 
 class Scoreboard:
@@ -278,7 +313,13 @@ class Scoreboard:
         )
 
     def introduce(
-        self, kind: int, client: int, *, min_spare: int, max_spare: int, idle_timeout: float | None
+        self,
+        kind: int,
+        client: int,
+        *,
+        min_spare: int,
+        max_spare: int,
+        idle_timeout: float | Literal["auto"] | None,
     ) -> None:
         """Say on a new board whose it is, for those who look from outside."""
         words = self.words
@@ -286,7 +327,7 @@ class Scoreboard:
         words[CLIENT], words[MAIN] = client, client if kind == RAW else 0
         words[STARTED] = time.time_ns()
         words[MIN_SPARE], words[MAX_SPARE] = min_spare, max_spare
-        words[IDLE_TIMEOUT] = NEVER if idle_timeout is None else int(min(idle_timeout, 1e9) * 1000)
+        words[IDLE_TIMEOUT] = _pack_timeout(idle_timeout)
         words[MAGIC] = MAGIC_WORD
 
     @staticmethod
@@ -322,12 +363,21 @@ class Scoreboard:
         """So many bytes of the file."""
         return bytes(self._bytes[start : start + size])
 
-    def write_decision(self, entry: bytes) -> None:
-        """Put the next entry into the ring of decisions."""
-        count = self.words[DECISIONS]
-        start = self.sections.decisions + count % DECISIONS_KEPT * DECISION_BYTES
-        self._bytes[start : start + DECISION_BYTES] = entry.ljust(DECISION_BYTES, b"\0")
-        self.words[DECISIONS] = count + 1
+    def write_decision(self, packed: bytes) -> None:
+        """Put a decision (`decisions.py`) into the pool's ring, or as much of it as there is room
+        for."""
+        self._write_entry(DECISIONS, self.sections.decisions, packed)
+
+    def write_memory_decision(self, packed: bytes) -> None:
+        """The same for the client's ring."""
+        self._write_entry(MEMORY_SAID, self.sections.memory_decisions, packed)
+
+    def _write_entry(self, counter: int, ring: int, packed: bytes) -> None:
+        count = self.words[counter]
+        start = ring + count % DECISIONS_KEPT * DECISION_BYTES
+        entry = packed[:DECISION_BYTES].ljust(DECISION_BYTES, b"\0")
+        self._bytes[start : start + DECISION_BYTES] = entry
+        self.words[counter] = count + 1
 
     def enter_name(self, name: str) -> int:
         """Put the next name into the table, cut if need be. Returns its index."""

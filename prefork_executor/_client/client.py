@@ -2,7 +2,7 @@
 
 Any thread may submit. The I/O thread (`io_loop.py`) reads what comes upstream (except what
 `direct.py` reads), resolves futures, sends waiting tasks, and looks after the supervisor.
-`books.py` has what both write, and the order of the locks.
+`shared_state.py` has what both write, and the order of the locks.
 
 The client holds both ends of the task pipe and of the yell channel. So they
 outlive a supervisor, and tasks in the pipe can be taken back. When a marker that the client
@@ -13,39 +13,38 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
 from .._board import fences
 from .._board import scoreboard as sb
-from .._messages import wire
 from .._messages.channels import PoolChannels
 from .._messages.wire import Kind
-from .._pickling import calls
 from .._server.settings import Settings, TaskOptions
 from .._support import exit_hooks, faults
-from .._support.handlers import let_through
 from .._support.locks import depth, leaves_unlocked, release_to
 from .._system import green, processes
 from .._system.descriptors import Poller
 from .._system.green import GreenPoller
-from .books import Books
+from ..errors import BacklogFull
+from .backpressure import Backpressure
+from .dependents import Dependents
 from .direct import DirectReader
 from .dispatch import Dispatcher, Failed
 from .futures import ReloadFuture, TaskFuture
 from .io_loop import ClientParts, IoLoop
 from .ledger import Task
-from .outcomes import fail_all, is_about_the_task
+from .outcomes import fail_all
 from .phases import Event, Phase
 from .reloads import Reloads
 from .requests import Requests
 from .resource_tracking import Tracker
 from .roster import Processes, Roster, WorkerId
+from .shared_state import SharedState
+from .submits import Submits
 from .supervisors import Supervisors
 from .upstream import YellHooks
 from .workers_main import WorkersMain
@@ -57,16 +56,9 @@ if TYPE_CHECKING:
     from ..stats import ExecutorStats
     from .recorder import Recorder
 
-MEASURE_EVERY, MEASURE_SHORT_EVERY = 16, 64
-"""How many tasks share one measurement of a wait, if other tasks wait already: the second number
-for functions known to be short, the first for others. A task that finds none waiting is always
-measured: then there is time for it."""
-MAX_WAITING_BYTES = 64 * 1024 * 1024
-"""When so many bytes of pickled calls wait, further calls are kept as they are, and pickled when
-their turn comes."""
-MAX_ACCEPTED_TOGETHER, ACCEPT_WITHIN = 64, 0.001
+MAX_ACCEPTED_TOGETHER = 64
 """When many calls are submitted, at most this many are pickled before the first of them is
-accepted. After this many seconds no more are added: workers may be waiting."""
+accepted."""
 
 
 class Client:
@@ -94,22 +86,28 @@ class Client:
         self.processes = Processes(self._roster)
         """The workers, in the form in which a ProcessPoolExecutor has them."""
         self._yell_hooks = YellHooks(on_yell)
-        self._books = Books()
-        self._lock = self._books.lock
-        self._ledger = self._books.ledger
-        self._lifecycle = self._books.lifecycle
-        self._main = WorkersMain(self._books, is_forked=settings.is_forked)
-        self._reloads = Reloads(self._books)
+        self._shared = SharedState()
+        self._lock = self._shared.lock
+        self._ledger = self._shared.ledger
+        self._lifecycle = self._shared.lifecycle
+        self._main = WorkersMain(self._shared, is_forked=settings.is_forked)
+        self._reloads = Reloads(self._shared)
         self._direct = DirectReader(self._ledger, self._lock)
+        limit = settings.max_backlog
+        self._backpressure = None if limit is None else Backpressure(limit, self._shared)
+        self._submits = Submits(self._shared, self._main, self._direct, self._backpressure)
+        self._dependents = Dependents(self._shared, self._main, self._direct)
         self._thread: threading.Thread | None = None
         self._is_starting = False
         self._parts = ClientParts(
             context=context,
             settings=settings,
-            books=self._books,
+            shared=self._shared,
             direct=self._direct,
             main=self._main,
             reloads=self._reloads,
+            backpressure=self._backpressure,
+            dependents=self._dependents,
             roster=self._roster,
             yell_hooks=self._yell_hooks,
             stop=self._stop,
@@ -125,54 +123,37 @@ class Client:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: TaskOptions,
+        *,
+        waits: bool = True,
     ) -> Future[Any]:
-        """See PreforkExecutor.submit."""
+        """See PreforkExecutor.submit, and with ``waits=False`` submit_nowait."""
         before = depth(self._lock)
         try:
             if self._thread is None:
                 self._start()
-            future, task = self._prepare(fn, args, kwargs, options)
-            if task is not None:
-                if task.bulk and self._dispatcher.is_to_send_now():
-                    self._wrap(task)
-                self._accept(task)
-            return future
+            return self._submits.submit(fn, args, kwargs, options, waits=waits)
+        except BacklogFull:
+            raise
         except BaseException:
-            # A signal handler may have raised half-way. The I/O thread does the rest.
-            release_to(self._lock, before)
-            if self._thread is not None:
-                self._wake()
+            self._leave_interrupted(before)
             raise
 
-    def _prepare(
+    def submit_after(
         self,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: TaskOptions,
-    ) -> tuple[TaskFuture, Task | None]:
-        """A call's future and task. There is no task if the call cannot be pickled."""
-        future = TaskFuture()
-        future.client = self._direct
-        snapshot = self._main.snapshot
-        payload = None
+    ) -> Future[Any]:
+        """See PreforkExecutor.submit, for a call with futures among its arguments."""
+        before = depth(self._lock)
         try:
-            if self._ledger.waiting_bytes < MAX_WAITING_BYTES:
-                payload = calls.dump_call(fn, args, kwargs, snapshot, self._main.modules)
-        except pickle.PicklingError as error:
-            let_through(error)
-            self._lifecycle.check_open()
-            # Its traceback would refer to this frame, and so to the future.
-            future.set_exception(error.with_traceback(None))
-            return future, None
-        # Without the lock: this may run user code, that of a proxy for example.
-        task = Task(future, self._ledger.timing_of(fn), options, payload, snapshot)
-        future.task = task
-        if payload is None:
-            task.defer((fn, args, kwargs))
-        if (recorder := self._books.recorder) is not None:
-            recorder.submitted(task)
-        return future, task
+            if self._thread is None:
+                self._start()
+            return self._dependents.submit((fn, args, kwargs), options)
+        except BaseException:
+            self._leave_interrupted(before)
+            raise
 
     def submit_all(
         self, calls: Iterable[tuple[Any, ...]], options: TaskOptions, futures: list[Future[Any]]
@@ -181,88 +162,27 @@ class Client:
         the list. Calls that will have to wait are accepted several at a time."""
         calls = iter(calls)
         for call in calls:
-            if self._thread is None or self._dispatcher.is_to_send_now():
+            is_alone = self._thread is None or self._backpressure is not None
+            if is_alone or self._dispatcher.is_to_send_now():
                 futures.append(self.submit(call[0], call[1:], {}, options))
                 continue
             following = itertools.islice(calls, MAX_ACCEPTED_TOGETHER - 1)
             before = depth(self._lock)
             try:
-                self._submit_batch(itertools.chain((call,), following), options, futures)
+                self._submits.submit_batch(itertools.chain((call,), following), options, futures)
             except BaseException:
-                release_to(self._lock, before)  # As in submit().
-                self._wake()
+                self._leave_interrupted(before)
                 raise
 
-    def _submit_batch(
-        self, batch: Iterable[tuple[Any, ...]], options: TaskOptions, futures: list[Future[Any]]
-    ) -> None:
-        end = time.monotonic() + ACCEPT_WITHIN
-        prepared = []
-        for call in batch:
-            prepared.append(self._prepare(call[0], call[1:], {}, options))
-            if time.monotonic() > end:
-                break
-        tasks = [task for _, task in prepared if task is not None]
-        with self._lock:
-            self._lifecycle.check_open()
-            is_next = self._dispatcher.is_to_send_now()
-            for task in tasks:
-                self._enqueue(task)
-            futures.extend(future for future, _ in prepared)
-            if is_next:
-                self._wake()  # All that was in flight has ended meanwhile.
-            self._dispatcher.report()
-
-    def _enqueue(self, task: Task) -> None:
-        """With the lock held: accept the task, which then waits."""
-        if task.names is not None and task.snapshot is not self._main.snapshot:
-            task.unbind()  # Another supervisor has started since it was pickled.
-        waiting = len(self._ledger.waiting)
-        if not waiting % MEASURE_EVERY and (not waiting % MEASURE_SHORT_EVERY or not task.is_short):
-            task.submitted = time.monotonic_ns() >> wire.TICK
-        self._ledger.enqueue(task)
-
-    def _wrap(self, task: Task) -> None:
-        """In the caller's thread, before the task is in the books."""
-        try:
-            task.wrap(self._channels.files)
-        except BaseException as error:
-            if not is_about_the_task(error):
-                raise
-            # The I/O thread will get the same error, and set it on the future.
-
-    def _accept(self, task: Task) -> None:
-        failed: Failed = []
-        with self._lock:
-            ledger = self._ledger
-            self._lifecycle.check_open()
-            if self._is_starting:
-                # This is a signal handler or a finalizer: the I/O thread will send the task.
-                self._enqueue(task)
-                return
-            is_next = self._dispatcher.is_to_send_now()
-            self._enqueue(task)
-            # Meanwhile a signal handler or a finalizer may have submitted or shut down.
-            if is_next and ledger.waiting and ledger.waiting[0] is task:
-                if (not task.bulk and task.deferred is None) or task.parcel is not None:
-                    ledger.number(task)
-                    task.future.begin_unshared()
-                    self._dispatcher.send(task, failed)
-                else:
-                    self._wake()  # The I/O thread prepares it.
-            elif task.deferred is not None and not ledger.in_flight:
-                self._wake()  # What it waited for may be known by now.
-            parcel = None
-            if task.parcel is not None and task.number not in ledger.in_flight:
-                parcel = task.unwrap()
-            self._dispatcher.report()
-        if parcel is not None:
-            # Another thread was quicker. A waiting task must not be in memory twice.
-            parcel.give_to(self._channels.files)
-        if task.bulk:
-            self._dispatcher.close_sent()
-        if failed:
-            fail_all(failed)
+    def _leave_interrupted(self, before: int) -> None:
+        """A signal handler may have raised in the middle of a submit. The I/O thread does the
+        rest. ``before`` is how often this thread had the lock before the submit."""
+        release_to(self._lock, before)
+        self._direct.note_interruption()
+        if self._backpressure is not None:
+            self._backpressure.ring_all()
+        if self._thread is not None:
+            self._wake()
 
     def _wake(self) -> None:
         """Make the I/O thread look for work."""
@@ -297,7 +217,7 @@ class Client:
         """See PreforkExecutor.join."""
         with self._lock:
             if self._lifecycle.phase is Phase.OPEN:
-                raise RuntimeError("join() needs shutdown() first: the executor is open")
+                raise RuntimeError("call shutdown() before join(): the executor is open")
             thread = self._thread
         if thread is not None and self._may_wait_for(thread):
             thread.join(timeout)
@@ -363,6 +283,14 @@ class Client:
         """The I/O thread. None before the first task."""
         return self._thread
 
+    def describe(self) -> str:
+        """State and size, for the executor's repr."""
+        from .description import describe  # A pool's start does not need it.
+
+        board = None if self._thread is None else self._channels.board
+        workers = self.settings.limits.max_workers
+        return describe(self._lifecycle, self._ledger, board, workers)
+
     @leaves_unlocked
     def unfinished(self) -> tuple[list[Task], list[Task]]:
         """The tasks that were sent to workers, and those that wait to be sent."""
@@ -387,14 +315,16 @@ class Client:
             task = future.task
             if task is None or future.has_ended:
                 return False
-            self._requests.abort(task)
+            if isinstance(task, Task):
+                self._requests.abort(task)
+                return True
+            self._dependents.abort(task)  # It waits for other futures.
         return True
 
     @leaves_unlocked
     def reload(self) -> Future[None]:
         """See PreforkExecutor.reload."""
-        reloaded = ReloadFuture()
-        reloaded.client = self._direct
+        reloaded = ReloadFuture(self._direct)
         with self._lock:
             if self._thread is not None:
                 self._lifecycle.check_open()
@@ -414,8 +344,8 @@ class Client:
         with self._lock:
             self._lifecycle.check_open()
             if self._thread is not None:
-                raise RuntimeError("add_initializer() comes before the first task: the pool runs")
-            self.settings.added += ((fn, args),)
+                raise RuntimeError("add_initializer() comes before the first task: this pool runs")
+            self.settings.add_initializer(fn, args)
 
     @leaves_unlocked
     def stats(self) -> ExecutorStats:
@@ -424,18 +354,20 @@ class Client:
             is_open = self._thread is not None and self._channels.is_open
             board = self._channels.board if is_open else None
             if board is not None:
-                self._books.history.note_backlog(self._ledger, board)
-            reading = self._books.history.read(board, self._ledger)
-        return self._books.history.snapshot(self.settings.limits.max_workers, reading)
+                self._shared.history.note_backlog(self._ledger, board)
+            reading = self._shared.read(board)
+        return self._shared.history.snapshot(self.settings.limits.max_workers, reading)
 
     @leaves_unlocked
     def record(self, recorder: Recorder) -> None:
         """See PreforkExecutor.record."""
         with self._lock:
             self._lifecycle.check_open()
-            if self._books.recorder is not None:
-                raise RuntimeError("the executor is being recorded: close that recording first")
-            self._books.record(recorder)
+            if self._shared.recorder is not None:
+                raise RuntimeError(
+                    "the executor already has a recording: close that recording first"
+                )
+            self._shared.record(recorder)
             for task in (*self._ledger.in_flight.values(), *self._ledger.waiting):
                 recorder.submitted(task)
             if self._thread is not None:
@@ -445,9 +377,9 @@ class Client:
     def end_record(self, recorder: Recorder) -> None:
         """Tell the recorder what runs now, and nothing after that. Safe to call again."""
         with self._lock:
-            if self._books.recorder is not recorder:
+            if self._shared.recorder is not recorder:
                 return
-            self._books.record(None)
+            self._shared.record(None)
             is_open = self._thread is not None and self._channels.is_open
             board = self._channels.board.read_all() if is_open else []
             recorder.end(board, self._ledger.in_flight)
@@ -503,7 +435,6 @@ class Client:
             self._poller.register(self._channels.yells.fileno(), shared=True)
             self._lifecycle.check_open()  # The interpreter may be ending, without this pool.
             # Otherwise multiprocessing passes the tracker on.
-            # Else multiprocessing passes it on.
             tracker = Tracker.new() if self.settings.is_forked else None
             if tracker is not None:
                 self._loop.share_tracker(tracker)
@@ -511,6 +442,8 @@ class Client:
             thread = threading.Thread(target=self._run, name="prefork-executor-io")
             thread.start()
             self._thread = thread
+            self._submits.open(self._channels, self._dispatcher, self._requests)
+            self._dependents.open(self._channels)
         except BaseException:
             if self._thread is None:
                 self._close()
@@ -519,7 +452,7 @@ class Client:
 
     def _take(self, channels: PoolChannels, fence: Callable[[], object] | None) -> None:
         self._channels = channels
-        if self._books.recorder is not None:
+        if self._shared.recorder is not None:
             channels.board.words[sb.RECORDING] = 1
         self._loop = loop = IoLoop(self._parts, channels, self._poller, fence)
         self._dispatcher, self._requests = loop.dispatcher, loop.requests
@@ -537,10 +470,12 @@ class Client:
             lifecycle = self._lifecycle
             if lifecycle.phase is Phase.ENDED:
                 return  # A signal handler has meanwhile closed the pool.
-            self._books.history.note_backlog(self._ledger, self._channels.board)
+            self._shared.history.note_backlog(self._ledger, self._channels.board)
             if self._ledger.settle(number, duration) is not None:
-                self._books.history.finished += 1
+                self._shared.history.count_finished(1)
             self._dispatcher.report()
+            if self._backpressure is not None:
+                self._backpressure.ring_for_room(len(self._dispatcher.ready))
             is_more_to_do = (
                 self._ledger.waiting or lifecycle.phase is not Phase.OPEN or lifecycle.is_abandoned
             )
@@ -561,12 +496,13 @@ class Client:
         with self._lock:
             self._lifecycle.break_off(reason, cause)
             tasks = self._ledger.clear()
-            if self._books.recorder is not None:
-                self._books.recorder.gave_up(tasks, self._channels.board.read_all())
+            if self._shared.recorder is not None:
+                self._shared.recorder.gave_up(tasks, self._channels.board.read_all())
             self._loop.forget_recoveries()
             self._supervisors.make_it_kill()
         error = self._lifecycle.broken_error()
         fail_all([(task, self._lifecycle.broken_error()) for task in tasks])
+        self._dependents.fail_all(self._lifecycle.broken_error)
         self._reloads.end_all(error)
 
     def _end(self) -> None:
@@ -574,15 +510,17 @@ class Client:
         with self._lock:
             # A signal handler may have closed the pool in the middle of a submit.
             left = self._ledger.clear()
-            self._books.history.close(self._channels.board)
+            self._shared.history.close(self._channels.board)
             self._close()
             self._lifecycle.after(Event.ALL_CLOSED)
+            if self._backpressure is not None:
+                self._backpressure.ring_for_room(0)
         fail_all([(task, BrokenProcessPool("the executor was shut down")) for task in left])
         self._direct.close()
         self._roster.all_ended()
         self._reloads.end_all()
-        if (recorder := self._books.recorder) is not None:
-            recorder.on_shutdown()
+        if (recorder := self._shared.recorder) is not None:
+            recorder.pool_has_ended()
 
     # --- a fork of the caller's process --------------------------------------------------------
 
@@ -592,6 +530,6 @@ class Client:
         self._channels.close()
         self._poller.close()
         self._supervisors.disown()
-        self._books.disown()
-        self._lock = self._books.lock
+        self._shared.disown()
+        self._lock = self._shared.lock
         self._direct.disown(self._lock)

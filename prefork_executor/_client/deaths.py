@@ -1,4 +1,4 @@
-"""What the deaths of workers cost, and what is done about them."""
+"""Decides which tasks a worker's death has cost, and which are sent again."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from .._messages.wire import Death, Kind
 from .._support import faults
 from .._system import processes
 from ..errors import ReloadFailed, WorkerDied, describe_end
-from .books import Books
 from .dispatch import Dispatcher
 from .outcomes import Outcome
 from .recovery import Recoveries
 from .reloads import Reloads
 from .restarts import StartFailures
 from .roster import Roster
+from .shared_state import SharedState
 from .supervisors import Supervisors
+from .task_states import IN_FLIGHT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .memory_watch import MemoryWatch
 
 logger = logging.getLogger("prefork_executor")
 
 
 class Deaths:
-    """All in the I/O thread.
+    """Handles the deaths of workers. Call all methods in the I/O thread.
 
     Args:
-        books, recoveries, dispatcher, reloads, roster, supervisors: the client's.
+        shared, recoveries, dispatcher, reloads, roster, supervisors: the client's.
         has_initializer: whether the caller has given one.
-        break_off: called with a reason, and what was raised, if the pool cannot go on.
+        break_off: called with a reason, and an exception or None, if the pool cannot go on.
     """
 
     def __init__(
         self,
-        books: Books,
+        shared: SharedState,
         recoveries: Recoveries,
         dispatcher: Dispatcher,
         reloads: Reloads,
@@ -44,8 +49,8 @@ class Deaths:
         has_initializer: bool,
         break_off: Callable[[str, BaseException | None], None],
     ) -> None:
-        self._books = books
-        self._ledger = books.ledger
+        self._shared = shared
+        self._ledger = shared.ledger
         self._recoveries = recoveries
         self._dispatcher = dispatcher
         self._reloads = reloads
@@ -56,26 +61,28 @@ class Deaths:
         self._failures: dict[int, tuple[str, BaseException]] = {}
 
     def worker_is_ready(self, pid: int) -> None:
+        """Note that this worker takes tasks."""
         self._dispatcher.ready.add(pid)
         self._start_failures.succeeded()
 
     def failed_to_start(self, pid: int, phrase: str, error: BaseException) -> None:
-        """It has said why. What comes of it waits for the worker's death, which lets it log
-        in peace."""
+        """Note why this worker could not start. The client acts on it only when the worker has
+        died, so that the worker can finish its log messages."""
         self._failures[pid] = (phrase, error)
 
     def forget(self) -> None:
-        """No worker lives."""
+        """Forget all workers: none lives."""
         self._dispatcher.ready.clear()
         self._failures.clear()
 
     def died(self, death: Death, outcomes: list[Outcome]) -> None:
-        """The supervisor tells of this death. ``outcomes`` are not in the books yet."""
+        """Act on a death notice of the supervisor. ``outcomes`` have been read, and are not in the
+        books yet."""
         self._dispatcher.ready.discard(death.pid)
         exitcode, signal = processes.split_status(death.status)
         self._roster.ended(death.pid, death.born, -(signal or 0) if exitcode is None else exitcode)
         failure = self._failures.pop(death.pid, None)
-        if (recorder := self._books.recorder) is not None:
+        if (recorder := self._shared.recorder) is not None:
             recorder.died(death, self._ledger.in_flight)
         is_at_start = failure is not None or death.state == sb.STARTING
         if is_at_start and not death.flags & wire.TOLD:
@@ -83,22 +90,31 @@ class Deaths:
             self._died_at_start(death.pid, how, failure, bool(death.flags & wire.NEW))
         elif death.state == sb.BUSY:
             reason = "out of memory" if death.flags & wire.OUT_OF_MEMORY else ""
+            if reason and self._shared.memory is not None:
+                self._learn_of_kill(death, self._shared.memory)
             self.lose(death.task, outcomes, death.pid, exitcode, signal, reason)
             self.requeue_unbegun(death.task + 1, death.tail)
         elif death.state == sb.TAKING:
-            with self._books.lock:
+            with self._shared.lock:
                 self._recoveries.open()
         elif death.state == sb.IDLE:
-            # A message may have woken it, and nobody else, just before it died.
-            with self._books.lock:
+            # A message may have woken only this worker, just before it died.
+            with self._shared.lock:
                 self._recoveries.drain_pipe()
 
+    def _learn_of_kill(self, death: Death, watch: MemoryWatch) -> None:
+        """Expect more memory of the task's function, because the system has killed its worker."""
+        with self._shared.lock:
+            task = self._ledger.in_flight.get(death.task)
+            if task is not None and task.state is IN_FLIGHT:
+                watch.killed(task, death.pid)
+
     def requeue_unbegun(self, number: int, count: int) -> None:
-        """These have been taken by a worker and will not begin there."""
+        """Requeue these tasks, which a worker had taken and has not begun."""
         numbers = range(number, number + min(count, wire.MAX_CALLS))
-        with self._books.lock:
-            # Most often they have been recalled before. Then the pipe is left alone: what a
-            # worker took meanwhile would begin before what had been sent before that.
+        with self._shared.lock:
+            # Most often the client has recalled them before. Then it does not empty the pipe: a
+            # worker could meanwhile take a later task, which would begin before earlier ones.
             if unbegun := [n for n in numbers if n in self._ledger.in_flight]:
                 self._recoveries.drain_pipe(unbegun)
         faults.at("client.took_back")
@@ -112,8 +128,8 @@ class Deaths:
         signal: int | None,
         reason: str = "",
     ) -> None:
-        """This task has ended with its worker, if its outcome has not come before."""
-        # Outcomes of this batch come first: its result may be among them.
+        """Append the outcome WorkerDied for this task, unless its own outcome has come before."""
+        # The task's own outcome may be among those that are not in the books yet.
         task = self._ledger.in_flight.get(number)
         if task is None or any(done.number == number for done in outcomes):
             return
@@ -133,7 +149,7 @@ class Deaths:
             self._break_off(what, error)
 
     def _give_up_reloads(self, what: str, error: BaseException | None) -> None:
-        with self._books.lock:
+        with self._shared.lock:
             last = self._reloads.last
             self._supervisors.tell(Kind.KEEP_OLD)
         logger.error("the reload was given up, the old workers stay: %s", what)

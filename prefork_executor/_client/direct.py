@@ -1,33 +1,34 @@
-"""A result that the waiting caller itself reads from the channel.
+"""Lets a caller that waits for a result read it from the channel itself.
 
-If a caller waits for the result of the only task in flight, the worker's message would wake the
-I/O thread, and that would wake the caller. Waking is most of what a round trip costs. So here the
-caller reads the message, and the I/O thread sleeps on.
+Without this, the worker's message would wake the I/O thread, and the I/O thread would wake the
+caller. Waking threads is most of what a round trip costs. So if the caller waits for the only task
+in flight, the caller reads the message, and the I/O thread sleeps on.
 
 Which thread wakes
 ------------------
-The caller and the I/O thread wait for the same channel, each exclusively with an epoll of its
-own, and the caller's is registered first. So the kernel wakes the caller if it is waiting, and
-otherwise the I/O thread. Nothing is switched over, and nothing must be switched back when the
-caller is interrupted. If a caller was woken and does not do its part, it stops waiting there before
-it wakes the I/O thread.
+The caller and the I/O thread wait for the same channel, each with an epoll of its own, and both
+with EPOLLEXCLUSIVE. The caller's epoll is registered first. So the kernel wakes the caller if that
+waits, and otherwise the I/O thread. This holds at all times, so nothing must be changed when a
+caller begins to wait or is interrupted. If a caller was woken and leaves the message unread, it
+first stops waiting for the channel, and then wakes the I/O thread.
 
 Which thread reads
 ------------------
-One at a time, until what it has read is in the books. Otherwise one thread could read a marker
-(`recovery.py`) before the other has entered the outcome that came before it. The lock for that is
-``reading``. The I/O thread always has it, except while it waits.
+Only one thread reads at a time, and it goes on until what it has read is in the books. Otherwise
+one thread could read a marker (`barriers.py`) before the other has entered the outcome that came
+before it. The lock ``reading`` ensures that. The I/O thread always holds it, except while it waits.
 
 What the caller leaves to the I/O thread
 ----------------------------------------
-All except a small result of the task that it waits for. What the caller reads is noted in the
-same step that reads it, and stays noted until all is done. So nothing is lost when a signal
-handler raises, at whatever line: the I/O thread then does it, or does it again.
+The caller handles only a small result of the task that it waits for, and leaves every other message
+to the I/O thread. What the caller reads is noted in the same step that reads it, and stays noted
+until it is handled. So nothing is lost if a signal handler raises, at whatever line: the I/O thread
+then handles the message, or handles it again.
 
-A signal handler may itself wait for a future's result or exception: it lets the I/O thread
-finish what it has interrupted. If it waits by other means (``concurrent.futures.wait``, an
-event that a callback sets) within the microseconds in which a result is read, it waits for
-ever, as it does within a submit.
+A signal handler may itself wait for a future's result or exception. It then lets the I/O thread
+finish what the handler has interrupted. If the handler waits in another way (with
+``concurrent.futures.wait``, or for an event that a callback sets), and it has interrupted the few
+microseconds in which a result is read, it waits for ever. The same is true within a submit.
 """
 
 from __future__ import annotations
@@ -113,12 +114,12 @@ class DirectReader:
         enter: Callable[[int, int], None],
         wake: Callable[[], None],
     ) -> None:
-        """Wait for these channels from now on. No other thread waits for them yet.
+        """Open the reader for these channels. No other thread waits for them yet.
 
         Args:
             channels: the client's.
-            enter: enters into the books that this task has ended, and the nanoseconds it took.
-                May be called again if it was interrupted.
+            enter: enters into the books that the task with this number has ended, and how many
+                nanoseconds it took. It may be called again if it was interrupted.
             wake: makes the I/O thread look for work.
         """
         if not platform.WAKES_ONE:
@@ -137,15 +138,15 @@ class DirectReader:
             undo.pop_all()
 
     def watch_again(self) -> None:
-        """The channel has a new socket, under the same descriptor."""
+        """Wait for the channel's new socket, which has the same descriptor."""
         if self._is_open:
             with contextlib.suppress(OSError):
                 self._poller.unregister(self._receiver.end.fileno())
             self._poller.register(self._receiver.end.fileno(), shared=True)
 
     def close(self) -> None:
-        """Call this when every future has its end. If a caller is still leaving, it closes the
-        reader. Safe to call again."""
+        """Close the reader, when every future has ended. If a caller is just leaving the reader,
+        that caller closes it. Safe to call again."""
         self._io_thread = None
         if self._is_open:
             self._is_open = False
@@ -166,18 +167,27 @@ class DirectReader:
         self._seats.clear()
         self.close()
 
+    def note_interruption(self) -> None:
+        """A caller may have left something half done: the I/O thread is to count again."""
+        self.was_interrupted = True
+
     def forget_interruption(self) -> None:
-        """The I/O thread has finished what was interrupted."""
+        """Note that the I/O thread has finished what was interrupted."""
         self.was_interrupted = False
 
     def is_reading(self) -> bool:
-        """Whether this thread is reading. Then this is a handler that has interrupted it."""
+        """Whether this thread is reading. If so, the code that asks is a signal handler, which has
+        interrupted the reading."""
         return _is_owned(self.reading)
 
     def is_needed(self) -> bool:
-        """Whether the I/O thread cannot go on while this thread waits. That is so in a handler
-        that has interrupted it as it was reading, or was working on the books."""
+        """Whether the I/O thread cannot go on while this thread waits. That is so in a signal
+        handler that has interrupted this thread while it read or had the lock of the books."""
         return self.is_reading() or _is_owned(self._lock)
+
+    def may_wait(self) -> bool:
+        """Whether this thread may wait for what the I/O thread does."""
+        return _thread.get_ident() != self._io_thread and not self.is_needed()
 
     # --- for futures --------------------------------------------------------------------
 
@@ -197,12 +207,13 @@ class DirectReader:
 
     @contextlib.contextmanager
     def others_may_read(self) -> Iterator[None]:
-        """For a signal handler that waits. If it has interrupted this thread while that was
-        reading, or had just been woken to read, let the I/O thread do the work."""
+        """Let the I/O thread do the reading within the block, in which a signal handler waits.
+        That is needed if the handler has interrupted this thread while it read, or just after it
+        was woken to read."""
         released: list[tuple[_Lock, Any]] = []
         try:
             if self.is_reading():
-                # The books' lock as well: what was read may be about to be entered.
+                # Also release the lock of the books: what was read may just be being entered.
                 locks = filter(_is_owned, (self._lock, self.reading))
                 released.extend((lock, lock._release_save()) for lock in locks)
             if released or self._sits_here():
@@ -214,7 +225,8 @@ class DirectReader:
                 lock, count = released.pop()
                 lock._acquire_restore(count)
             if was_released:
-                self._leave_all()  # What is now done twice may be counted twice.
+                # Both threads may have handled the message, and counted it: count anew.
+                self._leave_all()
 
     def _sits_here(self) -> bool:
         bell = self._seats.get(_SEAT)
@@ -253,11 +265,11 @@ class DirectReader:
     # --- in the I/O thread ----------------------------------------------------------------
 
     def serve(self) -> None:
-        """This is the I/O thread."""
+        """Note that the calling thread is the I/O thread."""
         self._process, self._io_thread = os.getpid(), _thread.get_ident()
 
     def receive(self, upstream: Receiver) -> Packet:
-        """The next message. A message that a caller has read and left comes first.
+        """The next message. A message that a caller has read and not handled comes first.
 
         Raises:
             BlockingIOError, ProtocolError: as :meth:`Receiver.receive`.
@@ -269,13 +281,14 @@ class DirectReader:
     # --- in the caller's thread -------------------------------------------------------------
 
     def wait(self, bell: DirectBell, timeout: float) -> bool:
-        """Wait for the end of the bell's future; for ever if ``timeout`` is negative. Returns
-        False if another thread waits here, or must go on meanwhile."""
+        """Wait until the bell's future has ended, ``timeout`` seconds at most, or for ever if that
+        is negative. Returns False if this thread cannot wait here: another thread does, or the
+        I/O thread could not go on meanwhile."""
         if self.is_needed():
             return False
         seats: list[object] = []
         try:
-            # In one step that also notes the result: a handler may raise right after it.
+            # This is one step, which also notes the result: a handler may raise right after it.
             seats.extend(map(self._seats.setdefault, (_SEAT,), (bell,)))
             if seats[0] is bell:
                 self._wait(bell, None if timeout < 0 else time.monotonic() + timeout)
@@ -300,7 +313,7 @@ class DirectReader:
         own_bell, left = self._bell.read_end, None
         reads = not self._taken
         if not reads:
-            self._wake()  # The caller that left this told no thread: it was interrupted twice.
+            self._wake()  # The caller that left a message did not: it was interrupted twice.
         while not bell.future.has_ended:
             if deadline is not None and (left := deadline - time.monotonic()) <= 0:
                 return
@@ -312,16 +325,16 @@ class DirectReader:
             if own_bell in ready:
                 self._bell.hush()
                 ready.remove(own_bell)
-            # Whatever has come: only this thread was woken for it.
+            # Only this thread was woken, so it must handle the message or wake the I/O thread.
             if ready and not self._read(bell):
                 reads = False
                 self._wake()
 
     def _read(self, bell: DirectBell) -> bool:
-        """Read a message. Returns False if it is left to the I/O thread."""
+        """Read a message. Returns False if this thread leaves it to the I/O thread."""
         acquired: list[bool] = []
         try:
-            # Only if the I/O thread is waiting: otherwise it may be at work for long.
+            # Do not wait for the lock: if the I/O thread has it, it may be busy for long.
             acquired.extend(map(self.reading.acquire, (False,)))
             is_done = acquired[0] and self._take(bell)
             if faults.points and acquired[0]:
@@ -346,11 +359,13 @@ class DirectReader:
         if task is None or size < HEADER.size or future.is_watched:
             return False
         if ancillary:
-            task.timing.is_left_to_io = True  # It is big, and the next result probably is, too.
+            # The result is big, and the next of this function probably is, too.
+            task.timing.leave_to_io(True)
             return False
         packet = self._receiver.packet(size, ancillary)
         if packet.number != task.number or packet.kind != Kind.RESULT:
-            task.timing.is_left_to_io = packet.kind == Kind.YELL  # It will yell next time, too.
+            # A task that yells probably yells the next time, too.
+            task.timing.leave_to_io(packet.kind == Kind.YELL)
             return False
         try:
             result = calls.loads([packet.body])
@@ -365,11 +380,12 @@ class DirectReader:
 
 
 class DirectBell:
-    """An acquired lock, with which a caller waits for a future's end. ``is_direct``: the caller
-    may read itself.
+    """An acquired lock, with which a caller waits until a future has ended. ``is_direct``: the
+    caller may read the result itself.
 
-    ``doubt`` is what was raised while the result was unpickled, by the result or by a signal
-    handler. The I/O thread, which no handler interrupts, finds out which."""
+    ``doubt`` is an exception that was raised while the caller unpickled the result. Either the
+    result or a signal handler has raised it. The I/O thread unpickles the result again. No handler
+    interrupts that thread, so its error shows which it was."""
 
     __slots__ = ("_is_direct", "_lock", "_reader", "doubt", "future", "thread")
 
@@ -383,7 +399,8 @@ class DirectBell:
         self._lock.acquire()
 
     def acquire(self, *, timeout: float) -> None:
-        """Wait until it is released, ``timeout`` seconds at most; for ever if negative."""
+        """Wait until the bell rings, ``timeout`` seconds at most, or for ever if that is
+        negative."""
         if not (self._is_direct and self._reader.wait(self, timeout)):
             with self._reader.others_may_read():
                 self._lock.acquire(timeout=timeout)
@@ -392,8 +409,9 @@ class DirectBell:
             raise doubt
 
     def _is_of_the_result(self, doubt: BaseException) -> bool:
-        """Whether the I/O thread got the same error. Also True if only this thread would get it,
-        for lack of room, or if the time is up and the I/O thread has not read it yet."""
+        """Whether the result has raised this error: whether the I/O thread has got the same error.
+        Also True for any Exception if the error may concern only this thread (MemoryError,
+        RecursionError), or if the timeout was reached before the I/O thread had the result."""
         if isinstance(doubt, MemoryError | RecursionError) or not self.future.has_ended:
             return isinstance(doubt, Exception)
         error = self.future.error

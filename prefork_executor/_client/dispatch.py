@@ -1,10 +1,10 @@
 """Sends tasks, as far ahead as the window and the pipe allow.
 
-A task is sent in the thread that submits it, if it is the next and there is room; else
-by the I/O thread, as outcomes come in. Nobody ever waits for room, and there is no need
-to watch for the pipe to become writable: what fills it are tasks in flight, so an
-outcome is bound to come. All of this happens with the client's lock held; so nothing is
-pickled and nothing big is copied here, but beforehand, without the lock.
+If a task is the next and there is room, the thread that submits it also sends it. Otherwise the I/O
+thread sends it later, as outcomes come in. No thread waits for room, and the client need not watch
+for the pipe to become writable: only tasks in flight fill the pipe, so an outcome will come. All of
+this happens with the client's lock held. So nothing is pickled and nothing big is copied here; that
+was done before, without the lock.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ from . import batches
 from .batches import Batches
 from .deadlines import Deadlines
 from .ledger import AHEAD, Ledger, Task
-from .outcomes import begin, is_about_the_task
+from .outcomes import EndedForMemory, begin, is_about_the_task
 from .task_states import TO_FAIL, WAITING
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .gate import Gate
+
 Failed = list[tuple[Task, BaseException]]
-"""Tasks that cannot travel, with what their futures get once the lock is free."""
+"""Tasks that are not sent, with the errors that their futures get when the lock is free."""
 
 
 class Dispatcher:
-    """Brings tasks from the books to the pipe.
+    """Sends tasks from the books into the pipe.
 
     Args:
         ledger, channels, deadlines, batches: the client's.
-        wake: makes the I/O thread look around.
-        fence: makes what was written to the board visible before the next access; None: that
-            is done elsewhere.
+        wake: wakes the I/O thread.
+        fence: makes what was written to the board visible before the next access; None: the
+            supervisor makes the fences for both sides.
+        gate: decides which tasks may begin; None: each task needs only a worker.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Dispatcher:
         batches: Batches,
         wake: Callable[[], None],
         fence: Callable[[], object] | None,
+        gate: Gate | None,
     ) -> None:
         self._ledger = ledger
         self._channels = channels
@@ -54,24 +60,30 @@ class Dispatcher:
         self._batches = batches
         self._wake = wake
         self._fence = fence
+        self.gate = gate
         self.ready: set[int] = set()
-        """The workers that have said they take tasks."""
+        """The process ids of the workers that have said that they are ready."""
         self.is_held = False
         """Whether nothing may be sent, because workers are about to be ended."""
         self.was_interrupted = False
-        """Whether a signal handler has raised while a task was being sent. Whether it
-        has left is not known then, as after a death in TAKING."""
+        """Whether a signal handler has raised while a task was being sent. Then it is not known
+        whether the task is in the pipe, as after a death in TAKING."""
         self.is_cut = False
-        """Whether the pipe was found to be shut down; nothing more is sent then."""
+        """Whether the pipe was found to be shut down. Then nothing more is sent."""
         self._tries_again = False
         self._sent: list[Parcel] = []
         self._last_end = self._last_end_told = 0
 
     def report(self) -> None:
-        """Tell the supervisor how much there is, and ring if it is more than it
-        sees workers for. It goes on looking by itself while they lack."""
+        """Write the number of unfinished tasks on the board, and ring if that is more than the
+        supervisor has said are enough for the present workers. While workers lack, the supervisor
+        looks again without being rung."""
         outstanding = self._ledger.outstanding
         words = self._channels.board.words
+        if self.gate is not None:
+            # The supervisor must not start workers for tasks that are held back.
+            held = words[sb.HELD] = self.gate.held()
+            outstanding -= held
         words[sb.OUTSTANDING] = outstanding
         if self._fence is not None:
             self._fence()
@@ -81,39 +93,46 @@ class Dispatcher:
     # --- whether anything may be sent --------------------------------------------------------
 
     def hold(self) -> None:
-        """Send nothing before there is another supervisor."""
+        """Send nothing until there is another supervisor."""
         self.is_held = True
 
     def hold_for_end(self) -> int:
-        """Send nothing before all who are meant have been told to end. Returns the number of
-        this end."""
+        """Send nothing until the supervisor has told all present workers to end. Returns the
+        number of this command."""
         self.is_held = True
         self._last_end += 1
         return self._last_end
 
     def end_is_told(self, end: int) -> None:
-        """The supervisor, if there is one, has been told of this end."""
+        """Note that the supervisor, if there is one, has been sent the command with this number."""
         self._last_end_told = end
 
+    def outlive(self, tasks: list[Task]) -> None:
+        """Note that these tasks are no longer in the books, although workers that are being ended
+        may still run them."""
+        if self.gate is not None:
+            self.gate.outlive(tasks)
+
     def release(self, end: int) -> None:
-        """All who are meant by this end have been told."""
+        """Send tasks again: the supervisor has carried out the command with this number."""
         if end == self._last_end:
             self.is_held = False
 
     def release_unless_asked(self) -> None:
-        """There is another supervisor: go on, unless it is still to be told of an end."""
+        """Send tasks again, under a new supervisor, unless a command to end workers must still be
+        sent to it."""
         self.is_held = self._last_end != self._last_end_told
 
     def cut(self) -> None:
-        """The pipe was shut down."""
+        """Send nothing, because the pipe was shut down."""
         self.is_cut = True
 
     def mend(self) -> None:
-        """There is another pipe."""
+        """Send tasks again: there is another pipe."""
         self.is_cut = False
 
     def forget_interruption(self) -> None:
-        """What was interrupted has been looked after."""
+        """Note that the I/O thread has dealt with the interrupted send."""
         self.was_interrupted = False
 
     # --- sending -----------------------------------------------------------------------------
@@ -122,34 +141,44 @@ class Dispatcher:
         return not self.is_held and not self.is_cut and self._ledger.has_room(len(self.ready))
 
     def is_to_send_now(self) -> bool:
-        """Whether a task that is submitted now had better be sent at once. If others
-        are in flight, enough for every worker, one of their outcomes is soon to come,
-        and then more can be sent at less cost."""
+        """Whether a task that is submitted now should be sent at once. If enough tasks for every
+        worker are in flight, one of their outcomes will come soon. Then the I/O thread sends
+        several tasks together, which costs less."""
         enough = AHEAD * max(1, len(self.ready)) + 1
         ledger = self._ledger
         return not ledger.waiting and len(ledger.in_flight) < enough and self.has_room()
 
     @property
     def is_to_try_again(self) -> bool:
-        """Whether the I/O thread has to try again though nobody will tell it to."""
+        """Whether the I/O thread must try to send again although no message will wake it."""
         return self._tries_again and bool(self._ledger.waiting)
 
     def send_waiting(self, failed: Failed) -> None:
-        """Send what may be sent."""
-        ledger = self._ledger
+        """Send as many waiting tasks as there is room for."""
+        ledger, gate = self._ledger, self.gate
         while ledger.waiting and self.has_room():
             task = ledger.waiting[0]
             if task.state is not WAITING:
+                if isinstance(task.verdict, EndedForMemory) and task.state is TO_FAIL:
+                    ledger.reprieve(task)  # It had not begun, so it took no memory.
+                    continue
                 if task.state is TO_FAIL and task.verdict is not None:
                     failed.append((task, task.verdict))
                 ledger.dequeue()
                 continue
+            if gate is not None:
+                if not gate.lets_first(or_another=True):
+                    return
+                if ledger.waiting[0] is not task:
+                    continue
             if not self.is_ready(task):
                 if task.future.cancelled() and not begin(task):
                     ledger.dequeue()
                     continue
-                return  # Until it is, see next_to_prepare.
-            if (limit := self._fair_share()) > 1 and batches.batchable_body(task) is not None:
+                return  # The I/O thread makes it ready first: see next_to_prepare.
+            may_batch = gate is None or gate.may_travel_with_others(task)
+            limit = self._fair_share() if may_batch else 1
+            if limit > 1 and batches.batchable_body(task) is not None:
                 if not self._send_batch(limit):
                     return
                 continue
@@ -161,27 +190,29 @@ class Dispatcher:
                 return
 
     def is_ready(self, task: Task) -> bool:
-        """Whether it can be sent without work that takes its time."""
+        """Whether it can be sent without pickling or copying."""
         return task.parts is not None and (not task.bulk or task.parcel is not None)
 
     def next_to_prepare(self) -> list[Task]:
-        """The tasks whose turn has come, if the first has to be made ready: pickled, or
-        copied into its file. That is not done with the lock held, nor before there is room
-        for it."""
+        """The next tasks, if the first must be made ready (pickled, or copied into its shared
+        file) and there is room for it. The I/O thread does that without the lock."""
         waiting = self._ledger.waiting
         if not waiting or self.is_ready(waiting[0]) or not self.has_room():
             return []
         if waiting[0].state is not WAITING:
             return []
+        gate = self.gate
+        if gate is not None and (not gate.lets_first(or_another=True) or self.is_ready(waiting[0])):
+            return []
         return list(itertools.islice(waiting, batches.MAX_TASKS))
 
     def _fair_share(self) -> int:
-        """How many of the tasks that wait one worker may get in one message."""
+        """How many of the waiting tasks one worker may get in one message."""
         return min(batches.MAX_TASKS, self._ledger.backlog // max(1, len(self.ready)))
 
     def _send_batch(self, limit: int) -> bool:
-        """Send the tasks that are the next to wait in one message, as far as they may
-        share it. False: the pipe is full."""
+        """Send the next waiting tasks in one message, as many as may share it. Returns False if
+        the pipe is full."""
         ledger = self._ledger
         batch, bodies = self._gather(limit)
         if not batch:
@@ -193,20 +224,24 @@ class Dispatcher:
                 faults.at("client.sends_batch", first, len(batch))
             self._channels.tasks.send(wire.pack_calls(first, bodies, meta, names), DONTWAIT)
         except OSError as error:
-            # Full; or the system has no memory for it, which comes to the same.
+            # The pipe is full, or the system has no memory for the message now.
             ledger.requeue(range(first, last + 1))
             self._on_full_pipe(error)
             return False
         self._tries_again = False
         self._batches.sent(last)
+        if self.gate is not None:
+            # The I/O thread itself runs this, so it need not be woken.
+            self.gate.sent(batch[0])
         for task in batch:
             if task.options.timeout is not None:
                 self._deadlines.watch(task.options.timeout)
         return True
 
     def _gather(self, limit: int) -> tuple[list[Task], list[bytes]]:
-        """Tasks for one message, told to run and in the books, and their calls."""
-        ledger, span = self._ledger, 0
+        """The tasks for one message, and their pickled calls. Their futures run, and the tasks are
+        in flight."""
+        ledger, gate, span = self._ledger, self.gate, 0
         batch: list[Task] = []
         bodies: list[bytes] = []
         while ledger.waiting and len(batch) < limit and span < batches.MAX_SPAN_NS:
@@ -214,19 +249,21 @@ class Dispatcher:
             body = batches.batchable_body(task)
             if task.state is not WAITING or body is None:
                 break
+            if gate is not None and not gate.may_travel_with_others(task):
+                break
             if not begin(task):
                 ledger.dequeue()
                 continue
             ledger.number(task)
-            ledger.send_next()
+            ledger.send_next(task)
             batch.append(task)
             bodies.append(body)
             span += task.timing.mean
         return batch, bodies
 
     def _batch_meta(self, batch: list[Task]) -> tuple[int, list[int]]:
-        """What is told beside these calls: see `_messages.wire.pack_call_meta`; and their
-        names, if they have not all the same. The wait of one of them is measured at most."""
+        """What travels beside these calls (`_messages.wire.pack_call_meta`), and the indices of
+        their names, if these differ. The wait of at most one of these tasks is measured."""
         names = [task.timing.index or self._enter_name(task) for task in batch]
         submitted = max([task.submitted for task in batch])
         if names.count(names[0]) == len(names):
@@ -235,26 +272,27 @@ class Dispatcher:
 
     def _enter_name(self, task: Task) -> int:
         timing = task.timing
-        timing.index = self._channels.board.enter_name(timing.name)
+        timing.enter(self._channels.board.enter_name(timing.name))
         return timing.index
 
     def send(self, task: Task, failed: Failed) -> bool:
-        """Send the task that is the next to wait, ready and numbered. False: the pipe is
-        full."""
+        """Send the first waiting task, which is ready and has its number. Returns False if the
+        pipe is full."""
         ledger = self._ledger
         try:
-            # In the books before it is sent: its outcome may be there at once.
-            ledger.send_next()
+            # Enter it into the books before it is sent: its outcome may come at once.
+            ledger.send_next(task)
             meta = task.timing.index or self._enter_name(task)
             if task.submitted:
                 meta = wire.pack_call_meta(meta, task.submitted)
             if faults.points:
                 faults.at("client.sends_task")
+            held = b"" if self.gate is None else self.gate.units_of(task)
             if task.parcel is not None:
-                self._send_parcel(task, task.parcel, meta)
+                self._send_parcel(task, task.parcel, meta, held)
             elif task.parts is not None:
                 tasks = self._channels.tasks
-                channels.send(tasks, Kind.CALL, task.number, meta, task.parts, DONTWAIT)
+                channels.send(tasks, Kind.CALL, task.number, meta, task.parts, DONTWAIT, held=held)
             if faults.points:
                 faults.at("client.sent_task")
         except (BlockingIOError, ConnectionError) as error:
@@ -271,30 +309,33 @@ class Dispatcher:
         self._tries_again = False
         if task.options.timeout is not None and self._deadlines.watch(task.options.timeout):
             self._wake()
+        if self.gate is not None and self.gate.sent(task):
+            self._wake()
         return True
 
-    def _send_parcel(self, task: Task, parcel: Parcel, meta: int) -> None:
-        parcel.send(self._channels.tasks, Kind.CALL, task.number, meta, DONTWAIT)
+    def _send_parcel(self, task: Task, parcel: Parcel, meta: int, held: bytes) -> None:
+        parcel.send(self._channels.tasks, Kind.CALL, task.number, meta, DONTWAIT, held)
         self._sent.append(parcel)
         task.unwrap()
 
     def close_sent(self) -> None:
-        """Close the parcels that have been sent. Without the client's lock: the worker may
-        have been quicker, and to free hundreds of megabytes takes long."""
+        """Close the shared files that have been sent. Call this without the client's lock: if the
+        worker has closed its copy already, closing this one frees the memory, which takes long."""
         while self._sent:
-            with contextlib.suppress(IndexError):  # Another thread does the same.
+            with contextlib.suppress(IndexError):  # Another thread may do the same.
                 self._sent.pop().close()
 
     def _on_interrupted_send(self, task: Task) -> None:
-        # The rest is left to the I/O thread, where no handler can raise again.
+        # The I/O thread does the rest, because no signal handler interrupts it.
         self.was_interrupted = True
         self._ledger.complete_send(task)
 
     def _on_full_pipe(self, error: OSError) -> None:
-        """What fills the pipe are tasks in flight, and their outcomes make us try
-        again. With none in flight it is the limit on the descriptors under way,
-        which all pools of one user share: then the I/O thread tries again by itself.
-        If it is not full but was shut down, the I/O thread must see to that."""
+        """Plan what comes after a send that has failed with this error. If tasks are in flight,
+        they fill the pipe, and their outcomes make the client try again. If none is in flight, the
+        limit is that on descriptors in transit, which all pools of one user share. Then the I/O
+        thread tries again after a pause. If the pipe was shut down, the I/O thread deals with
+        that."""
         if isinstance(error, ConnectionError):
             self.is_cut = True
             self._wake()

@@ -1,44 +1,44 @@
-"""Futures that make their condition only when a thread waits.
+"""Futures that make their condition only when a thread needs it.
 
-Most futures are asked for their result when it is there, and until then no thread waits.
-For these, making the condition and taking its lock at each step is most of what a future costs.
-So the I/O thread takes its two steps, from PENDING to RUNNING and from there to FINISHED,
-without the condition, unless a thread has asked for it.
+Most programs ask a future for its result when that has arrived, and no thread waits before. For
+such a future, making the condition and taking its lock at each step would be most of the cost. A
+future takes two *steps*: from PENDING to RUNNING, and from RUNNING to FINISHED. The I/O thread
+takes them without the condition, unless another thread has asked for it.
 
-A thread asks for the condition to wait, to cancel or to add a callback. It and the I/O thread must
-agree which was first. They do so by ``dict.setdefault``, which is one step for all threads:
-each puts something into a cell of the future, and what is there afterwards tells.
+A thread asks for the condition to cancel the future, or to wait for several futures. That thread
+and the I/O thread must agree on which was first. They use ``dict.setdefault``, which is atomic:
+each thread puts something into a cell of the future, and both then see what was put there first.
 
-* If the condition was first, a thread that takes a step takes it as in any Future.
-* If a step was first, a thread that asks for the condition gets it only when the step is done, and
-  finds the future in its new state. In the I/O thread a step is two assignments. A caller that
-  takes the second step may be interrupted between them by a signal handler. So it puts the
-  result into the cell, and any thread can complete the step.
+* If the condition was first, the I/O thread takes the step with the condition, as in any Future.
+* If the step was first, the thread that asks for the condition gets it only when the step is done,
+  and finds the future in its new state. In the I/O thread, a step is two assignments. If a caller
+  takes the second step, a signal handler may interrupt it between the two. So it puts the result
+  into the cell, and any thread can complete the step.
 
 Each step has a cell of its own, because a thread may need a condition after the first step.
 
-Callbacks are in a list. The thread that calls one takes it out of the list, so it is called once.
-So adding a callback needs no condition either.
+Callbacks are in a list. The thread that calls a callback takes it out of the list, so each is
+called once. So adding a callback needs no condition either.
 
-A thread that waits for a result needs no condition. It waits with a plain lock, its *bell*. It
-puts the bell there, and looks at the state again. The thread that ends the future changes the
-state, and then looks for bells. One of the two notices the other. The first waiting thread has a
-place of its own, as its bell may be of a better kind; the other bells are in a list. So no signal
-handler that raises in ``result()`` can leave the condition's lock acquired, for which the
-I/O thread would wait for ever. Where a condition is needed, its lock is released when a
-handler has raised.
+A thread that waits for the result of one future needs no condition. It waits with a plain lock, its
+*bell*. It puts the bell into the future, and looks at the state again. The thread that ends the
+future changes the state, and then looks for bells. So one of the two notices the other. The bell of
+the first waiting thread has a place of its own, because it may be a `direct.DirectBell`; the other
+bells are in a list. As ``result()`` does not take the condition's lock, a signal handler that
+raises there cannot leave it locked. (Otherwise the I/O thread would wait for it for ever.) Where
+the condition is needed, its lock is released after a handler has raised.
 
 In a fork
 ---------
-A process that was forked from the caller's has copies of its futures. Copies of futures that had
-ended are as good as the originals. The others never end there. Code that asks for their result, or
-waits for them in any way, gets an error that says so. Nothing is done for that at the fork, because
-there may be very many. A copy is noticed when it is used: the methods here check for it, and
-``concurrent.futures.wait`` and ``as_completed`` begin with the condition. Then the copy of a
-future that had not ended loses its state, and reading the state raises the error. (Reading the
-condition may not raise: ``wait`` acquires those of many futures, and would leave them locked.) The
-copy also gets a condition of its own, because the I/O thread may have held the other's lock at the
-fork.
+A process that was forked from the caller's process has copies of its futures. The copy of a future
+that had ended is as good as the original. The copy of any other future never ends. If code asks for
+its result, or waits for it in any way, it gets an error that says so. Nothing is done about that at
+the fork, because there may be very many futures. Instead each use of a copy notices that it is one:
+the methods here check for it, and ``concurrent.futures.wait`` and ``as_completed`` first ask for
+the condition. When a copy's condition is asked for, the copy of a future that had not ended loses
+its state, and reading the state raises the error. (Asking for the condition must not raise:
+``wait`` acquires the conditions of many futures, and would leave those locked.) The copy also gets
+a condition of its own, because the I/O thread may have held the original's lock at the fork.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Client(Protocol):
-        """What has made a future: `direct.DirectReader`."""
+        """What a future needs of its client: `direct.DirectReader`."""
 
         def bell_for(self, future: TaskFuture) -> Bell: ...
 
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         def check_wait(self, future: TaskFuture, timeout: float | None) -> None: ...
 
     class Bell(Protocol):
-        """What is needed of a lock."""
+        """What a future needs of a bell: the methods of a lock."""
 
         def acquire(self, *, timeout: float) -> object: ...
 
@@ -96,7 +96,8 @@ _CONDITION, _CONDITION_OF_COPY = "_condition", "_condition_of_copy"
 _IS_KNOWN = hasattr(Future, "_invoke_callbacks") and vars(Future()).keys() == {
     *("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks")
 }
-"""Whether Future has the attributes that we know. If not, ours are made as Future makes them."""
+"""Whether Future has exactly the attributes that this file relies on. If not, a TaskFuture makes
+its condition at once, as Future does."""
 
 
 def _seconds(timeout: float | None) -> float:
@@ -107,14 +108,17 @@ def _seconds(timeout: float | None) -> float:
 class TaskFuture(_Future):
     """A future of a pool's task.
 
-    ``client`` is an object that only its client has, so it identifies the client. It may offer
-    a better bell than a lock."""
+    Args:
+        client: the DirectReader of its client. It identifies the client, and makes the bells.
+    """
 
     client: Client | None = None
     task: Any = None
-    """The client's Task. Dropped at the end, because the task refers to the future."""
+    """The client's Task. The future drops it when it ends, because the task refers to the
+    future."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client | None = None) -> None:
+        self.client = client
         if not _IS_KNOWN:
             super().__init__()
             self.__dict__[_FIRST] = self._condition
@@ -126,7 +130,7 @@ class TaskFuture(_Future):
         self._done_callbacks: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
-        # Called for attributes that are not there.
+        # Python calls this for attributes that do not exist.
         if name == "_state" and self.client is not None:
             raise self.client.error_of_copy(self)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -153,7 +157,8 @@ class TaskFuture(_Future):
         if self._is_left_behind:
             cells.pop("_state", None)
         elif self._state == CANCELLED:
-            self._state = CANCELLED_AND_NOTIFIED  # The I/O thread, which does so, is not here.
+            # The I/O thread would do this, but a forked process has none.
+            self._state = CANCELLED_AND_NOTIFIED
         own: threading.Condition = cells.setdefault(_CONDITION_OF_COPY, threading.Condition())
         return own
 
@@ -167,7 +172,9 @@ class TaskFuture(_Future):
     def __repr__(self) -> str:
         if self._is_left_behind:
             return f"<{type(self).__name__} at {id(self):#x} state=known to another process>"
-        return super().__repr__()
+        task = self.task
+        name = "" if task is None else f" task={task.name}"
+        return f"{super().__repr__()[:-1]}{name}>"
 
     def _made_condition(self) -> threading.Condition:
         cells = self.__dict__
@@ -193,17 +200,24 @@ class TaskFuture(_Future):
         (self._result,) = step
         self._state = FINISHED
 
+    def attach(self, task: Any) -> None:
+        """Note the client's task whose future this is."""
+        self.task = task
+
     def is_task_of(self, client: Client) -> bool:
-        """Whether this is the client's, and is that of a task."""
+        """Whether this is the future of a task of this client."""
         return self.client is client
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Without a lock in it, pickle would accept it, and make a future that never resolves.
-        raise TypeError("a future cannot be pickled; pass its result on")
+        # Without a condition in it, pickle would accept the future, and the copy would never end.
+        raise TypeError(
+            "a future cannot be pickled: give it to submit() as an argument of its own, and the "
+            "task gets its result"
+        )
 
     def result(self, timeout: float | None = None) -> Any:
         """See Future.result."""
-        # Most often the result is there. The properties below would take longer than this check.
+        # Most often the result has arrived. This check is quicker than the properties below.
         if self._state in (PENDING, RUNNING):
             self._wait(timeout)
         if self._state == FINISHED and self._exception is None:
@@ -233,7 +247,7 @@ class TaskFuture(_Future):
         return self._exception
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait until it has ended, ``timeout`` seconds at most."""
+        """Wait until the future has ended, ``timeout`` seconds at most."""
         if self.client is not None:
             self.client.check_wait(self, timeout)
         if not _IS_KNOWN:
@@ -243,7 +257,7 @@ class TaskFuture(_Future):
         if not self._waits_for_bell(timeout):
             self._waits_with_others(timeout)
 
-    # These take no lock, because the state is a single word.
+    # These methods take no lock: each reads the state once.
 
     def done(self) -> bool:
         """See Future.done. Always True in a fork, where there is nothing to wait for."""
@@ -264,8 +278,8 @@ class TaskFuture(_Future):
         if not _IS_KNOWN or (self.client is not None and self.client.is_copy):
             self._unlocked_after(super().add_done_callback, fn)
             return
-        # The thread that takes it out of the list calls it: the one that ends the future, or,
-        # if that has not seen it, this one.
+        # The thread that takes the callback out of the list calls it. That is the thread that
+        # ends the future, or this one if the other has not seen it.
         callbacks = self._done_callbacks
         callbacks.append(fn)
         if self._state not in (PENDING, RUNNING):
@@ -274,6 +288,7 @@ class TaskFuture(_Future):
                 self._call(fn)
 
     def _unlocked_after(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call this. If a signal handler raises in it, release the condition's lock."""
         lock: Any = self._condition
         before = depth(lock._lock)
         try:
@@ -288,8 +303,8 @@ class TaskFuture(_Future):
         return self.client.others_may_read()
 
     def _waits_for_bell(self, timeout: float | None) -> bool:
-        """Wait until the bell rings, ``timeout`` seconds at most. Returns False if another
-        thread waits at this place."""
+        """Wait as the first thread, until its bell rings, ``timeout`` seconds at most. Returns
+        False if another thread is the first."""
         bell, cells = self._new_bell(), self.__dict__
         if cells.setdefault(_BELL, bell) is not bell:
             return False
@@ -301,6 +316,7 @@ class TaskFuture(_Future):
         return True
 
     def _waits_with_others(self, timeout: float | None) -> None:
+        """Wait with a bell in the list, ``timeout`` seconds at most."""
         bell, cells = self._plain_bell(), self.__dict__
         bells = cells.setdefault(_MORE_BELLS, [])
         bells.append(bell)
@@ -335,15 +351,15 @@ class TaskFuture(_Future):
 
     @property
     def is_watched(self) -> bool:
-        """Whether its end must do more than wake one thread that waits for its result."""
+        """Whether the thread that ends it must do more than wake one waiting thread."""
         cells = self.__dict__
         return bool(self._done_callbacks) or "_condition" in cells or _MORE_BELLS in cells
 
     def wake(self) -> None:
-        """Wake the threads that wait for its result, now that it has ended."""
+        """Wake the threads that wait for its result: it has ended."""
         cells = self.__dict__
         if _BELL in cells and (bell := cells.get(_BELL)) is not None:
-            with contextlib.suppress(RuntimeError):  # It has rung already.
+            with contextlib.suppress(RuntimeError):  # The bell has rung already.
                 bell.release()
         if _MORE_BELLS in cells:
             self._ring_others()
@@ -360,7 +376,7 @@ class TaskFuture(_Future):
         return bool(self._unlocked_after(super().cancel))
 
     def _invoke_callbacks(self) -> None:
-        # Every way of ending a future calls this first.
+        # The methods of Future that end a future all call this.
         self.task = None
         self.wake()
         self._call_back()
@@ -371,7 +387,7 @@ class TaskFuture(_Future):
             try:
                 fn = callbacks.pop(0)
             except IndexError:
-                return  # The thread that has added it calls it.
+                return  # The thread that has added the callback calls it.
             self._call(fn)
 
     def _call(self, fn: Callable[[Future[Any]], object]) -> None:
@@ -383,13 +399,13 @@ class TaskFuture(_Future):
     # --- the two steps ------------------------------------------------------------------
 
     def begin_unshared(self) -> None:
-        """Mark it as running before another thread has it. Takes no lock: if a signal handler
-        raised while a future's lock is taken, the lock would stay locked for ever."""
+        """Mark the future as running, before another thread has it. Takes no lock: if a signal
+        handler raised while the lock is being taken, the lock could stay locked for ever."""
         self._state = RUNNING
 
     def begin(self) -> bool:
-        """In the I/O thread, which no signal handler interrupts: mark it as running. Returns
-        False if it was cancelled, or other code has resolved it."""
+        """Mark the future as running. Returns False if it was cancelled, or if other code has
+        resolved it. Called in the I/O thread, which no signal handler interrupts."""
         if self.__dict__.setdefault(_FIRST, _BEGINNING) is _BEGINNING:
             self._state = RUNNING
             return True
@@ -399,15 +415,16 @@ class TaskFuture(_Future):
             return False
 
     def finish(self, result: Any) -> None:
-        """In the I/O thread: set its result, and wake the threads that wait for it. Raises what
-        :meth:`set_result` raises."""
+        """Set the result, and wake the threads that wait for it. Raises what :meth:`set_result`
+        raises. Called in the I/O thread."""
         ended: list[TaskFuture] = []
         self.finish_among(ended, result)
         wake_all(ended)
 
     def finish_among(self, ended: list[TaskFuture], result: Any) -> None:
-        """As :meth:`finish`, but :func:`wake_all` wakes the threads that wait for it later,
-        together with those that wait for ``ended``. All are woken before a callback runs."""
+        """As :meth:`finish`, but the future is appended to ``ended``, and :func:`wake_all` later
+        wakes the threads that wait for any of these futures. If the future has a callback, they
+        are all woken at once, before the callback runs."""
         cells = self.__dict__
         cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
         step = cells.setdefault(cell, _FINISHING)
@@ -426,8 +443,9 @@ class TaskFuture(_Future):
             self._call_back()
 
     def finish_unwatched(self, result: Any) -> bool:
-        """In a caller's thread: set its result, unless a thread has asked for the condition.
-        May be called again if a signal handler has raised. Does not wake the first waiter."""
+        """Set the result, unless a thread has asked for the condition: then this returns False.
+        Called in a caller's thread, which is the first waiter itself and is not woken. May be
+        called again if a signal handler has raised."""
         cells = self.__dict__
         cell = _SECOND if cells.get(_FIRST) is _BEGINNING else _FIRST
         step = cells.setdefault(cell, (result,))
@@ -436,7 +454,7 @@ class TaskFuture(_Future):
             cells[cell] = _FINISHING
             self.task = None
             self._ring_others()
-            self._call_back()  # One may just have been added.
+            self._call_back()  # A callback may just have been added.
         return type(step) is tuple or step is _FINISHING
 
 

@@ -1,37 +1,40 @@
-"""The client's books: which task waits, and which is in flight.
+"""The client's books: which tasks wait, and which are in flight.
 
-Pure bookkeeping: no sockets, no processes, no futures' locks. The client feeds
-it events and does what it answers.
+The ledger only keeps books. It has no socket, no process and no lock of a future. The client tells
+it what has happened, and does what it answers.
 
-A task is *waiting* until it is sent, then *in flight* under a number of its own
-until its outcome has been read. A task that comes back, because it has not begun
-or because its caller asked for retries, gets a new number when it is sent again,
-so that an old mark can never be taken for a new one. `task_states.py` has all the states
-of a task. The ledger makes the transitions, and nobody else.
+A task is *waiting* until it is sent. Then it is *in flight*, under a number of its own, until its
+outcome has been read. A task may come back, because it has not begun or because its caller asked
+for retries. It then gets a new number when it is sent again, so that a slot that still has the old
+number is never taken for the new run. `task_states.py` has all states of a task. Only the ledger
+makes the transitions.
 
 The window
 ----------
-What lies in the task pipe is late-bound: any idle worker takes it. It is also
-past cancelling, so only about two tasks a worker are sent ahead. That is counted
-in weights: a task of unknown or long duration weighs FULL_WEIGHT, a task whose function
-was measured to be short weighs as much less as it is shorter, so that short
-tasks keep the pipe filled and the client out of the way.
+Any idle worker takes a task from the task pipe. But a task in the pipe can no longer be cancelled.
+So the client sends only about two tasks for each worker ahead. It counts them by weight. A task of
+unknown or long duration weighs FULL_WEIGHT. A task whose function was measured to be short weighs
+less, in proportion to its duration. So short tasks keep the pipe filled, and workers do not wait
+for the client.
 """
 
 from __future__ import annotations
 
 import collections
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterable
 
-from .._messages import channels
+from .._messages import channels, wire
 from .._messages.wire import INLINE_LIMIT
 from .._pickling.calls import Chunk, Part, dump_call, dump_for, task_name, user_function
 from .._server.settings import TaskOptions
 from ..errors import IllegalTransition
 from .futures import TaskFuture
+from .ranking import Ranks
 from .task_states import GIVEN_UP, NEXT, TO_FAIL, WAITING, Event
+from .timings import FULL_WEIGHT, Timing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,54 +46,20 @@ if TYPE_CHECKING:
 
     Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
     Payload = tuple[list[Part], Any]
-    """Its parts, and what they refer to in ``__main__``."""
+    """The parts of a pickled call, and what they refer to in ``__main__``."""
 
-FULL_WEIGHT = 64
-"""The weight of a task that is not known to be short."""
-FULL_WEIGHT_NS = 500_000
-"""Nanoseconds from which on a task weighs FULL_WEIGHT: much more than a round trip, so
-that a worker never waits for the client, and far less than anybody would notice
-when a cancelled task runs all the same."""
-SMOOTHING = 8
-"""The mean duration follows one observation by an eighth of the difference."""
 AHEAD = 2
-"""Tasks of weight FULL_WEIGHT in flight for each worker: one that runs, one that waits."""
+"""Tasks of weight FULL_WEIGHT in flight for each worker: one runs, one waits."""
 BYTES_PER_WEIGHT = 128 * 1024
-"""Bytes of a payload that weigh 1, so that one of 8 MiB weighs FULL_WEIGHT at least: what is sent
-ahead lies in memory twice."""
+"""Bytes of a payload that weigh 1. So a payload of 8 MiB or more weighs FULL_WEIGHT, because a
+payload that is sent ahead is in memory twice."""
 _MAX_TIMINGS = 4096
-"""Functions whose duration is remembered."""
+"""The number of functions whose durations are remembered."""
 _SENT, _SETTLED = Event.SENT, Event.SETTLED
 
 
-class Timing:
-    """One function's name and the measured duration of its tasks."""
-
-    __slots__ = ("code", "index", "is_left_to_io", "mean", "name", "weight")
-
-    def __init__(self, name: str, code: types.CodeType | None = None) -> None:
-        self.name = name
-        # Only kept, so that its id cannot become another's.
-        self.code = code
-        self.mean = 0
-        self.weight = FULL_WEIGHT
-        self.index = 0
-        """Of the name in the board's table; 0: it is not there yet."""
-        self.is_left_to_io = False
-        """Whether the I/O thread had better read what its tasks send; see `direct.py`."""
-
-    def observe(self, duration: int) -> None:
-        """Take a task's duration in nanoseconds into account."""
-        # The first is taken whole; a longer one weighs in at once, for caution.
-        if duration > self.mean:
-            self.mean = duration if not self.mean else (self.mean + duration) // 2
-        else:
-            self.mean += (duration - self.mean) // SMOOTHING
-        self.weight = min(FULL_WEIGHT, max(1, self.mean * FULL_WEIGHT // FULL_WEIGHT_NS))
-
-
 class UnpickledCall:
-    """A call that is not pickled yet, because enough are that wait."""
+    """A call that is not pickled yet, because enough pickled calls wait."""
 
     __slots__ = ("_call",)
 
@@ -98,13 +67,13 @@ class UnpickledCall:
         self._call = call
 
     def payload(self, _task: str, snapshot: MainSnapshot, modules: HeldModules) -> Payload:
-        """What is to be sent. Raises pickle.PicklingError, or what the user's code raises."""
+        """The payload to send. Raises pickle.PicklingError, or what the user's code raises."""
         return dump_call(*self._call, snapshot, modules)
 
 
 class UnboundPayload:
-    """A payload of which it is to be seen whether the workers have what it refers to. It was
-    made for others, that held ``made_for``, or were expected to."""
+    """A payload that was pickled for workers whose main module is, or was expected to be,
+    ``made_for``. It must be checked whether the present workers have what it refers to."""
 
     __slots__ = ("_made_for", "_names", "_parts")
 
@@ -114,27 +83,35 @@ class UnboundPayload:
         self._made_for = made_for
 
     def payload(self, task: str, snapshot: MainSnapshot, modules: HeldModules) -> Payload:
-        """What is to be sent. Raises pickle.PicklingError, or what the user's code raises."""
+        """The payload to send. Raises pickle.PicklingError, or what the user's code raises."""
         return dump_for(self._parts, self._names, self._made_for, snapshot, modules, task)
 
 
 class Task:
-    """One submitted call. ``parts`` is its payload; None while it is still to be made, from
-    ``deferred``. ``names`` is what the payload refers to in ``__main__``, and ``snapshot`` the
-    workers' main module for which that is right. ``size`` is how many bytes were made to
-    pickle it at submit, ``bulk`` how many are to be copied if it needs a file, else 0;
-    ``parcel`` is that file, ready to be sent.
+    """One submitted call.
 
-    ``state`` is the ledger's to change, see `task_states.py`. ``verdict`` is what its future gets
-    if it is to be ended and does not end well by itself. ``lost_runs`` counts those of its runs
-    that were lost, for :class:`TaskOptions`.
-    ``record`` is what a recording keeps of it, if one is on. ``submitted`` says when it
-    was, if its wait is to be measured; see `_messages.wire.pack_call_meta`."""
+    Its payload:
+
+    * ``parts`` is the payload. None while it must still be made, from ``deferred``.
+    * ``names`` is what the payload refers to in ``__main__``. ``snapshot`` is the workers' main
+      module for which the payload was made.
+    * ``size`` is how many bytes pickling it at submit has taken.
+    * ``bulk`` is how many bytes must be copied into a shared file; 0: it needs none. ``parcel`` is
+      that file, ready to be sent.
+
+    Its course:
+
+    * ``state``: only the ledger changes it (`task_states.py`).
+    * ``verdict`` is the error that its future gets if the task must be ended and has no result.
+    * ``lost_runs`` counts the runs that were lost, for :class:`TaskOptions`.
+    * ``record`` is what a recording keeps of it, if one is on.
+    * ``submitted`` is when it was submitted, if its wait is measured; see
+      `_messages.wire.pack_call_meta`."""
 
     __slots__ = (
         *("bulk", "deferred", "future", "lost_runs", "names", "number", "options", "parcel"),
-        *("parts", "record", "size", "snapshot", "state", "submitted", "timing", "verdict"),
-        "weight",
+        *("order", "parts", "rank", "record", "size", "snapshot", "state", "submitted", "timing"),
+        *("verdict", "weight"),
     )
 
     def __init__(
@@ -156,6 +133,8 @@ class Task:
         self.state = WAITING
         self.number = 0
         self.lost_runs = 0
+        self.rank: float = options.priority
+        self.order = 0
         self.submitted = 0
         self.verdict: BaseException | None = None
         self.record: Any = None
@@ -167,8 +146,8 @@ class Task:
             self.size = self.bind(payload, snapshot)
 
     def bind(self, payload: Payload, snapshot: MainSnapshot) -> int:
-        """This is its payload, right for these workers. Returns how many bytes of it are in
-        no other's hands."""
+        """Set the payload, which was made for workers with this main module. Returns the size of
+        its first part in bytes: the rest are buffers that belong to the caller's objects."""
         self.parts, self.names = parts, names = payload
         self.snapshot = snapshot
         self.deferred = None
@@ -179,12 +158,25 @@ class Task:
             self.unbind()
         return size
 
+    def raise_to(self, rank: float) -> None:
+        """Raise it to this rank, because it has waited long. Only the ledger calls this."""
+        self.rank = rank
+
+    def measure_wait(self) -> None:
+        """Note that it is submitted now, so that its wait is measured."""
+        self.submitted = time.monotonic_ns() >> wire.TICK
+
+    def keep(self, record: Any) -> None:
+        """Keep what a recording records of it."""
+        self.record = record
+
     def defer(self, call: Call) -> None:
-        """It is to be pickled later."""
+        """Keep the call, which is pickled later."""
         self.deferred = UnpickledCall(call)
 
     def unbind(self) -> None:
-        """The workers are others than those that its payload was made for."""
+        """Note that its payload was made for other workers: it must be checked before it is
+        sent."""
         if self.parts is not None and self.names is not None:
             self.deferred = UnboundPayload(self.parts, self.names, self.snapshot)
             self.parts = self.parcel = None
@@ -196,15 +188,15 @@ class Task:
             self.parcel = channels.wrap(self.parts, files)
 
     def unwrap(self) -> Parcel | None:
-        """Its file is not needed for it any more."""
+        """Give up its shared file. Returns it."""
         parcel, self.parcel = self.parcel, None
         return parcel
 
     def after(self, event: str) -> None:
-        """Go on to the state that this leads to. For the ledger alone.
+        """Go on to the state that this event leads to. Only the ledger calls this.
 
         Raises:
-            IllegalTransition: it leads nowhere from where the task is.
+            IllegalTransition: the event cannot come in the present state.
         """
         following = NEXT[event].get(self.state)
         if following is None:
@@ -213,18 +205,26 @@ class Task:
         self.state = following
 
     def condemn(self, verdict: BaseException) -> None:
-        """It is to be ended, and its future gets this. For the ledger alone."""
+        """Note that it must be ended, and that its future then gets this error. Only the ledger
+        calls this."""
         self.after(Event.CONDEMNED)
         self.verdict = verdict
 
-    def lose_run(self) -> None:
-        """It is to run again. For the ledger alone."""
+    def lose_run(self, *, counts: bool) -> None:
+        """Note that it runs again. ``counts``: whether the lost run is one of those for which the
+        caller allows retries. Only the ledger calls this."""
         self.after(Event.LOST)
-        self.lost_runs += 1
+        self.lost_runs += counts
+        self.verdict = None
+
+    def reprieve(self) -> None:
+        """Note that it need not be ended any more. Only the ledger calls this."""
+        self.after(Event.REPRIEVED)
         self.verdict = None
 
     def let_go(self, verdict: BaseException) -> None:
-        """It will not be sent: keep nothing of it but its place. For the ledger alone."""
+        """Note that it will not be sent, and drop its payload. It keeps its place in the queue.
+        Only the ledger calls this."""
         self.after(Event.DROPPED)
         self.verdict = verdict
         self.parts = self.deferred = self.names = self.parcel = None
@@ -232,12 +232,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of its function, for messages."""
         return self.timing.name
 
     @property
     def is_short(self) -> bool:
-        """Whether its function is known to be."""
+        """Whether its function is known to be short."""
         return self.timing.weight < FULL_WEIGHT
 
     @property
@@ -251,11 +251,12 @@ def _size(part: Part) -> int:
 
 
 def _identity(fn: Any) -> tuple[object, types.CodeType | None]:
-    """What tells one function from another, and its code. Not the function itself,
-    which would be kept alive with all that it is bound to; nor the code alone,
-    which all functions that one decorator has made share."""
+    """A key that identifies the function, and its code.
+
+    The key is not the function itself: that would stay alive, with all that it is bound to. Nor is
+    it the code alone: all functions that one decorator has made share their code."""
     if type(fn) is types.FunctionType:
-        # Written out, because most tasks are of these.
+        # This case is written out because most tasks are of plain functions.
         return (id(fn.__code__), fn.__module__, fn.__qualname__, False), fn.__code__
     is_chunk = isinstance(fn, Chunk)
     fn = user_function(fn)
@@ -266,42 +267,90 @@ def _identity(fn: Any) -> tuple[object, types.CodeType | None]:
 
 
 def _no_function() -> None:
-    """A reference to none."""
+    """Stands for a weak reference to no function."""
 
 
 class Ledger:
-    """All tasks of one executor that are not resolved."""
+    """The tasks of one executor that are not resolved."""
 
     def __init__(self) -> None:
         self.waiting: collections.deque[Task] = collections.deque()
         self.in_flight: dict[int, Task] = {}
         self.waiting_bytes = 0
-        """Of payloads that were pickled at submit, and wait."""
+        """Bytes of the waiting payloads that were pickled at submit."""
+        self.awaiting: set[Any] = set()
+        """Calls that wait for futures; see `dependents.py`."""
         self._dropped = 0
         self._weight = 0
         self._last_number = 0
+        # For each task in flight that has told it: the bytes that it has added to its worker, and
+        # those left there by earlier tasks. None: this pool has no bound for its memory.
+        self._peaks: dict[int, tuple[int, int]] | None = None
+        self._ranks = Ranks()
         self._timings: dict[object, Timing] = {}
-        # The latest function, of most tasks that come one after the other; and its timing.
+        # The latest function and its timing, because many tasks in a row have the same function.
         self._latest: tuple[Any, Timing] = (_no_function, Timing(""))
 
     @property
     def outstanding(self) -> int:
-        """Tasks accepted and not resolved."""
+        """The number of tasks that were accepted and are not resolved."""
         return len(self.waiting) + len(self.in_flight) - self._dropped
 
     @property
     def backlog(self) -> int:
-        """Tasks that wait to be sent."""
+        """The number of tasks that wait to be sent."""
         return len(self.waiting) - self._dropped
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no task, and no call that waits for futures before it becomes one."""
+        return not self.outstanding and not self.awaiting
+
+    def await_futures(self, call: object) -> None:
+        """Note that this call waits for futures before it becomes a task."""
+        self.awaiting.add(call)
+
+    def await_no_more(self, call: object) -> bool:
+        """Note that this call does not wait for futures any more. Returns whether it did."""
+        was_awaiting = call in self.awaiting
+        self.awaiting.discard(call)
+        return was_awaiting
+
+    def take_awaiting(self) -> list[Any]:
+        """Forget the calls that wait for futures. Returns them."""
+        calls = list(self.awaiting)
+        self.awaiting.clear()
+        return calls
 
     def enqueue(self, task: Task) -> None:
         """Accept a task: it waits."""
-        self.waiting.append(task)
+        if task.rank or self._ranks.is_used:
+            self._enqueue_by_rank(task)
+        else:
+            self.waiting.append(task)
         self.waiting_bytes += task.size
 
+    def _enqueue_by_rank(self, task: Task) -> None:
+        if not self._ranks.is_used:
+            self._ranks.count(self.waiting)
+        task.order = self._ranks.next_order()
+        self.waiting.insert(self._ranks.place_at_end(task.rank), task)
+        self._ranks.joined(task.rank)
+
+    def passes_others(self, task: Task) -> bool:
+        """Whether tasks have been sent that should begin after this waiting task. It is enough to
+        look at the last task that was sent. If an earlier one had a lower rank than that, the
+        client would have taken it back."""
+        if not self._ranks.is_used or not self.in_flight:
+            return False
+        last = next(reversed(self.in_flight.values()))
+        return last.options.priority < task.options.priority
+
     def dequeue(self) -> Task:
-        """Pass over the task that is the next to wait. Returns it."""
+        """Take the first waiting task out of the queue, without sending it. Returns it."""
         task = self.waiting.popleft()
+        if self._ranks.is_used:
+            self._ranks.left(task.rank)
         self.waiting_bytes -= task.size
         if task.state is GIVEN_UP:
             self._dropped -= 1
@@ -310,9 +359,27 @@ class Ledger:
             self.waiting_bytes = 0  # A signal handler may have raised before one was counted.
         return task
 
+    @property
+    def timings(self) -> Iterable[Timing]:
+        """The timings of all functions that are remembered."""
+        return self._timings.values()
+
+    def learn_peaks(self) -> None:
+        """From now on, learn how much memory the tasks of each function take."""
+        self._peaks = {}
+
+    def note_peak(self, number: int, added: int, left: int) -> None:
+        """Note the memory of a task whose outcome follows. See `Timing.observe_peak`."""
+        if self._peaks is not None and number in self.in_flight:
+            self._peaks[number] = added, left
+
+    def bring_forward(self, place: int) -> None:
+        """Move the waiting task in this place to the front of the queue."""
+        self._ranks.bring_forward(self.waiting, place)
+
     def drop(self, task: Task, verdict: BaseException) -> bool:
-        """Give up one task. Its place is left to :meth:`dequeue`, so this takes no time. False
-        if it is in flight or has ended."""
+        """Give up a waiting task. It keeps its place until :meth:`dequeue`, so this takes the same
+        short time for any task. Returns False if the task is in flight or has ended."""
         if task.state not in (WAITING, TO_FAIL) or task.future.has_ended:
             return False
         self.waiting_bytes -= task.size
@@ -321,7 +388,7 @@ class Ledger:
         return True
 
     def timing_of(self, fn: Any) -> Timing:
-        """Where the durations of this function's tasks are kept."""
+        """The timing of this function."""
         latest, timing = self._latest
         if latest() is fn and (type(fn) is Chunk or timing.code is fn.__code__):
             return timing
@@ -337,31 +404,35 @@ class Ledger:
         return timing
 
     def has_room(self, workers: int) -> bool:
-        """Whether one more task may be sent ahead to so many workers."""
+        """Whether one more task may be sent ahead, with this many workers."""
         return self._weight < (AHEAD * max(workers, 1) + 1) * FULL_WEIGHT
 
-    def send_next(self) -> None:
-        """The task that is the next to wait, and that :meth:`number` has numbered, is sent now.
-        Said before it is, because news of it may come at once."""
+    def send_next(self, task: Task) -> None:
+        """Enter this task as in flight. It is the first waiting one, and :meth:`number` has given
+        its number. Call this before the task is sent, because its outcome may come at once."""
         waiting = self.waiting
-        task = waiting[0]
         task.weight = task.timing.weight
         if task.bulk:
             task.weight = max(task.weight, min(FULL_WEIGHT, task.bulk // BYTES_PER_WEIGHT))
         self.in_flight[task.number] = task
         task.after(_SENT)
         self._weight += task.weight
-        waiting.popleft()
+        if self._ranks.is_used:
+            waiting.remove(task)  # A signal handler may have submitted a task that goes before it.
+            self._ranks.left(task.rank)
+            self._ranks.begun(waiting)
+        else:
+            waiting.popleft()
         self.waiting_bytes = self.waiting_bytes - task.size if waiting else 0
 
     def complete_send(self, task: Task) -> None:
-        """A signal handler may have raised in :meth:`send_next`. If the task is among those in
-        flight, it waits no more. The counts are left to :meth:`recount`."""
+        """Complete :meth:`send_next`, in which a signal handler may have raised. If the task is
+        among those in flight, take it out of the queue. :meth:`recount` corrects the counts."""
         if self.in_flight.get(task.number) is task:
             if task.state is WAITING:
                 task.after(_SENT)
-            if self.waiting and self.waiting[0] is task:
-                self.waiting.popleft()
+            if task in self.waiting:
+                self.waiting.remove(task)
 
     def number(self, task: Task) -> int:
         """Give the task the next number."""
@@ -374,14 +445,19 @@ class Ledger:
         return 0 < number <= self._last_number
 
     def settle(self, number: int, duration: int | None = None) -> Task | None:
-        """The task with this number has its outcome, after so many nanoseconds,
-        or has died (0, which is no duration). None if it had one already."""
+        """Take the task with this number out of the books, because its outcome is known.
+        ``duration`` is in nanoseconds; 0 or None: not known. Returns the task, or None if it was
+        not in flight."""
         task = self._leave_flight(number)
         if task is None:
             return None
         task.after(_SETTLED)
         if duration:
             task.timing.observe(duration)
+        if self._peaks is not None:
+            peak = self._peaks.pop(number, (0, 0))
+            if duration:
+                task.timing.observe_peak(*peak)
         return task
 
     def _leave_flight(self, number: int) -> Task | None:
@@ -391,46 +467,69 @@ class Ledger:
         return task
 
     def recount(self) -> None:
-        """After a signal handler has raised in the midst of any of this."""
+        """Count everything anew, after a signal handler may have raised in any of these methods."""
         if self.waiting:
-            self.complete_send(self.waiting[0])  # If another has raised before that was called.
+            # A second handler may have raised before this was called.
+            self.complete_send(self.waiting[0])
         self._weight = sum(task.weight for task in self.in_flight.values())
         self._count_waiting()
 
     def _count_waiting(self) -> None:
+        if self._ranks.is_used:
+            self._ranks.count(self.waiting)
         self.waiting_bytes = sum(task.size for task in self.waiting)
         self._dropped = sum(task.state is GIVEN_UP for task in self.waiting)
 
     def condemn(self, task: Task, verdict: BaseException) -> None:
-        """This one, which is in flight, is to be ended, and its future gets the verdict."""
+        """Note that this task, which is in flight, must be ended, and that its future then gets the
+        verdict."""
         task.condemn(verdict)
 
     def requeue(self, numbers: Iterable[int]) -> None:
-        """Put these back before all that wait, in order: they have not begun."""
+        """Put these tasks, which have not begun, back to the front of the queue, in their order."""
         left = [self._leave_flight(number) for number in sorted(numbers)]
         back = [task for task in left if task is not None]
         for task in back:
             task.after(Event.CAME_BACK)
         self._put_back(back)
 
-    def run_again(self, number: int) -> None:
-        """The run of this task, which is in flight, was lost: it is the first to wait."""
+    def run_again(self, number: int, *, is_lost: bool = True) -> None:
+        """Put this task, whose run has brought no outcome, back to the front of the queue.
+        ``is_lost``: whether the run counts among those for which the caller allows retries."""
         task = self._leave_flight(number)
         if task is not None:
-            task.lose_run()
+            if self._peaks is not None:
+                self._peaks.pop(number, None)
+            task.lose_run(counts=is_lost)
             self._put_back([task])
 
+    def reprieve(self, task: Task) -> None:
+        """Let this task wait again. It had to be ended for its memory, and has come back before it
+        began."""
+        task.reprieve()
+
     def _put_back(self, tasks: list[Task]) -> None:
-        self.waiting.extendleft(reversed(tasks))
+        if self._ranks.is_used or any(task.rank for task in tasks):
+            self._put_back_by_rank(tasks)
+        else:
+            self.waiting.extendleft(reversed(tasks))
         self.waiting_bytes += sum(task.size for task in tasks)
 
+    def _put_back_by_rank(self, tasks: list[Task]) -> None:
+        if not self._ranks.is_used:
+            self._ranks.count(self.waiting)
+        self._ranks.came_back(len(tasks))
+        for task in reversed(tasks):
+            self.waiting.insert(self._ranks.place_at_front(task.rank), task)
+            self._ranks.joined(task.rank)
+
     def take_unsent(self) -> list[Task]:
-        """Discard the tasks that can still be cancelled: those that were never sent. What
-        has come back unbegun stays, as its future says that it runs."""
+        """Discard the tasks that can still be cancelled, which are those that were never sent. A
+        task that has come back stays, because its future says that it runs. Returns the tasks."""
         return self.discard([task for task in self.waiting if not task.number])
 
     def discard(self, tasks: Iterable[Task]) -> list[Task]:
-        """Forget these tasks. Returns those of them that there still were."""
+        """Take these tasks out of the books. Returns those that were still in them."""
         wanted = {id(task) for task in tasks if task.state is not GIVEN_UP}
         gone = [task for task in self.in_flight.values() if id(task) in wanted]
         for task in gone:
@@ -445,7 +544,7 @@ class Ledger:
         return gone
 
     def clear(self) -> list[Task]:
-        """Forget every task. Returns them all."""
+        """Take all tasks out of the books. Returns those whose futures have not been told yet."""
         tasks = [*self.in_flight.values(), *self.waiting]
         tasks = [task for task in tasks if task.state is not GIVEN_UP]
         self.in_flight.clear()

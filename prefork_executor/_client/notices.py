@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from .._board import decisions
 from .._messages import channels, wire
 from .._messages.channels import Packet
 from .._messages.wire import Death, Kind
@@ -19,13 +20,13 @@ from .._server.users_code import failure_phrase
 from .._support import faults
 from .._system import processes
 from ..errors import ProtocolError
-from .batches import Batches
-from .books import Books
+from .barriers import Barriers
 from .deaths import Deaths
 from .dispatch import Dispatcher
 from .outcomes import Outcome, open_all
 from .recovery import Recoveries
 from .reloads import Reloads
+from .shared_state import SharedState
 from .supervisors import Supervisors
 from .workers_main import WorkersMain
 
@@ -67,14 +68,23 @@ def _death(pid: int, parts: Parts) -> Death:
     return death
 
 
-def _decision(_number: int, parts: Parts) -> tuple[float, int, int, int, str]:
-    at, live, start, retire, reason = calls.loads(parts)
-    return float(at), int(live), int(start), int(retire), str(reason)
+def _decision(_number: int, parts: Parts) -> bytes:
+    packed = bytes(parts[0])
+    decisions.check_decision(packed)
+    return packed
 
 
 def _main(_number: int, parts: Parts) -> tuple[dict[str, bytes], tuple[str, ...], bool]:
     fingerprints, reasons, is_shared = calls.loads(parts)
     return dict(fingerprints), tuple(map(str, reasons)), bool(is_shared)
+
+
+def _ready(_number: int, parts: Parts) -> int | None:
+    return wire.unpack_ready(parts[0])
+
+
+def _peak(_number: int, parts: Parts) -> tuple[int, int]:
+    return wire.unpack_peak(parts[0])
 
 
 def _failure(_number: int, parts: Parts) -> BaseException:
@@ -85,15 +95,15 @@ class Notices:
     """Handles notices in the I/O thread.
 
     Args:
-        books, recoveries, batches, deaths, dispatcher, main, reloads, supervisors: the client's.
+        shared, recoveries, barriers, deaths, dispatcher, main, reloads, supervisors: the client's.
         break_off: called with a reason and an exception if the pool cannot go on.
     """
 
     def __init__(
         self,
-        books: Books,
+        shared: SharedState,
         recoveries: Recoveries,
-        batches: Batches,
+        barriers: Barriers,
         deaths: Deaths,
         dispatcher: Dispatcher,
         main: WorkersMain,
@@ -101,9 +111,9 @@ class Notices:
         supervisors: Supervisors,
         break_off: Callable[[str, BaseException | None], None],
     ) -> None:
-        self._books = books
+        self._shared = shared
         self._recoveries = recoveries
-        self._batches = batches
+        self._barriers = barriers
         self._deaths = deaths
         self._dispatcher = dispatcher
         self._main = main
@@ -125,8 +135,11 @@ class Notices:
             return
         _TABLE[packet.kind][1](self, packet, told, outcomes)
 
-    def ready(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
+    def ready(self, packet: Packet, size: int | None, _outcomes: list[Outcome]) -> None:
         self._deaths.worker_is_ready(packet.number)
+        if size is not None and (watch := self._shared.memory) is not None:
+            with self._shared.lock:
+                watch.note_new(size)
 
     def initializer_failed(
         self, packet: Packet, error: BaseException, _outcomes: list[Outcome]
@@ -136,13 +149,11 @@ class Notices:
     def death(self, _packet: Packet, death: Death, outcomes: list[Outcome]) -> None:
         self._deaths.died(death, outcomes)
 
-    def decision(
-        self, _packet: Packet, told: tuple[float, int, int, int, str], _outcomes: list[Outcome]
-    ) -> None:
-        with self._books.lock:
-            self._books.history.enter(told)
-        if (recorder := self._books.recorder) is not None:
-            recorder.decided(*told)
+    def decision(self, _packet: Packet, decision: bytes, _outcomes: list[Outcome]) -> None:
+        with self._shared.lock:
+            self._shared.history.enter(decision)
+        if (recorder := self._shared.recorder) is not None:
+            recorder.decided(decision)
 
     def supervisor_ready(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
         self._supervisors.is_ready(packet.number)
@@ -160,14 +171,17 @@ class Notices:
         self._break_off(f"{phrase}: {type(error).__name__}: {error}", error)
 
     def marker(self, packet: Packet, _told: None, outcomes: list[Outcome]) -> None:
-        with self._books.lock:
-            self._recoveries.on_marker(packet.number, {done.number for done in outcomes})
-            self._books.deadlines.on_marker(packet.number)
-            found = self._batches.on_marker(packet.number)
-        open_all(memoryview(found), outcomes, self._books.ledger, self._books.recorder)
+        with self._shared.lock:
+            just_read = {done.number for done in outcomes}
+            found = self._barriers.passed(packet.number, just_read)
+        open_all(memoryview(found), outcomes, self._shared.ledger, self._shared.recorder)
+
+    def peak(self, packet: Packet, told: tuple[int, int], _outcomes: list[Outcome]) -> None:
+        with self._shared.lock:
+            self._shared.ledger.note_peak(packet.number, *told)
 
     def workers_told(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
-        with self._books.lock:
+        with self._shared.lock:
             self._dispatcher.release(packet.number)
 
     def reloaded(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
@@ -175,7 +189,7 @@ class Notices:
 
     def stopped(self, _packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
         # As after a death in IDLE: a message may have woken this worker and no other.
-        with self._books.lock:
+        with self._shared.lock:
             self._recoveries.drain_pipe()
 
     def unbegun(self, packet: Packet, _told: None, _outcomes: list[Outcome]) -> None:
@@ -186,7 +200,7 @@ Reader = Callable[[int, Parts], "Any"]
 Handler = Callable[[Notices, Packet, "Any", list[Outcome]], None]
 
 _TABLE: dict[int, tuple[Reader, Handler]] = {
-    Kind.READY: (_nothing, Notices.ready),
+    Kind.READY: (_ready, Notices.ready),
     Kind.INITIALIZER_FAILED: (_failure, Notices.initializer_failed),
     Kind.DEATH: (_death, Notices.death),
     Kind.DECISION: (_decision, Notices.decision),
@@ -198,4 +212,5 @@ _TABLE: dict[int, tuple[Reader, Handler]] = {
     Kind.STOPPED: (_nothing, Notices.stopped),
     Kind.WORKERS_TOLD: (_nothing, Notices.workers_told),
     Kind.UNBEGUN: (_nothing, Notices.unbegun),
+    Kind.PEAK: (_peak, Notices.peak),
 }

@@ -1,14 +1,13 @@
-"""The ends of tasks, and what is told to their futures.
+"""Ends tasks in the books, and resolves their futures.
 
-A task ends by its outcome, or with its worker. If it was to be ended (it has a
-*verdict*), its future gets the verdict, with how it came about as the cause; but a
-result that was quicker stands, because it is what the caller wanted. What was lost,
-to a death or to its time limit, runs again if its caller allows another run.
+A task ends with its outcome, or with its worker. If the task had to be ended, it has a *verdict*:
+then its future gets the verdict, with the error of the outcome as its cause. But if the outcome is
+a result, the future gets the result, because that is what the caller wanted. A task whose run was
+lost, to a death or to its time limit, runs again if its caller allows another run.
 
-The futures are the caller's as much as ours: anybody may resolve or cancel one,
-their callbacks may raise whatever they like, and a signal handler may raise in the
-middle of anything the main thread does. None of it may cost another task its
-outcome, or run a task twice.
+The caller has the futures, too. Other code may resolve or cancel one, a callback may raise
+anything, and a signal handler may raise at any point of the main thread. None of these may cost
+another task its outcome, or have a task run twice.
 """
 
 from __future__ import annotations
@@ -37,13 +36,18 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
     End = tuple[Task, Any, BaseException | None]
-    """A task that has ended, its result and its error."""
+    """A task that has ended, with its result and its error."""
 
 logger = logging.getLogger("prefork_executor")
 
 
+class EndedForMemory(Exception):  # noqa: N818 - the pool lacks memory; the task made no error
+    """The verdict of a task that was ended because the pool was above its bound for memory. Its
+    future never gets this verdict: the task runs again, and that does not count as a retry."""
+
+
 class Outcome(NamedTuple):
-    """A task's end, read and unpickled. ``is_death``: it ended with its worker."""
+    """The end of a task's run, read and unpickled. ``is_death``: the task ended with its worker."""
 
     number: int
     duration: int
@@ -65,7 +69,7 @@ def open_outcome(packet: Packet, ledger: Ledger, files: PayloadFiles) -> Outcome
 def open_pickled(
     kind: int, number: int, duration: int, parts: Sequence[memoryview | bytes], ledger: Ledger
 ) -> Outcome:
-    """The same, of which the payload is known."""
+    """Unpickle an outcome whose parts have been read."""
     try:
         if kind == Kind.FAILURE:
             return Outcome(number, duration, None, exceptions.load_failure(parts))
@@ -75,7 +79,7 @@ def open_pickled(
 
 
 def _unpickling_error(ledger: Ledger, number: int, error: BaseException) -> pickle.UnpicklingError:
-    """What a future gets whose result arrived and could not be unpickled."""
+    """The error for a future whose result could not be unpickled."""
     task = ledger.in_flight.get(number)
     name = task.name if task is not None else "?"
     wrapped = pickle.UnpicklingError(
@@ -109,18 +113,21 @@ def _record_run(
 ) -> None:
     begin, pid, slot = wire.unpack_span(body)
     if recorder is not None:
-        from .._timeline.model import Run  # With the recorder; hardly anybody records.
+        from .._timeline.model import Run  # The recorder has imported it.
 
         recorder.ran(task, Run(number, begin, begin + duration, pid, slot))
 
 
 def settle(ledger: Ledger, done: Outcome) -> End | None:
-    """Enter an outcome into the books: the task, its result and its error; None if
-    there is nothing to tell, because it has ended before or runs again."""
+    """Enter an outcome into the books. Returns the task with its result and its error. Returns None
+    if its future gets nothing, because the task had ended before or runs again."""
     task = ledger.in_flight.get(done.number)
     if task is None:
         return None
     error, verdict = done.error, task.verdict
+    if error is not None and isinstance(verdict, EndedForMemory):
+        ledger.run_again(done.number, is_lost=False)
+        return None
     if error is not None:
         is_lost = done.is_death if verdict is None else isinstance(verdict, TaskTimeout)
         if is_lost and task.may_run_again:
@@ -136,27 +143,28 @@ def settle(ledger: Ledger, done: Outcome) -> End | None:
 
 
 def begin(task: Task) -> bool:
-    """In the I/O thread, if it was never sent: tell a task's future, once, that it runs.
-    False: it was cancelled, or somebody else has resolved it."""
+    """Mark a task's future as running, unless the task was sent before. Returns False if the future
+    was cancelled, or if other code has resolved it. Called in the I/O thread."""
     return bool(task.number) or task.future.begin()
 
 
-def resolve(setter: Callable[..., None], *values: Any) -> None:
+def resolve(setter: Callable[..., object], *values: Any) -> None:
+    """Call this method of a future. What it raises is logged."""
     try:
         setter(*values)
     except InvalidStateError:
-        logger.exception("a future of the pool was resolved by somebody else")
+        logger.exception("a future of the pool was resolved by other code")
     except BaseException:
-        # Even SystemExit: it must not cost the other futures their outcomes.
+        # Also SystemExit: it must not cost the other futures their outcomes.
         logger.exception("a done-callback of a future raised")
 
 
 def resolve_all(ends: list[End | None]) -> None:
     """Resolve the futures of these tasks, in order. Empties the list.
 
-    Who waits for one of them is woken when all have their results, or a callback is to run.
-    Without the GIL he would run at once, and wait for the next before it has its result: he
-    would sleep and be woken for each."""
+    A thread that waits for one of them is woken when all have their results, or before a callback
+    runs. Without the GIL, a thread that was woken earlier would run at once, and wait for the next
+    future before that has its result. So it would sleep and be woken for each future."""
     ends.reverse()
     ended: list[TaskFuture] = []
     while ends:
@@ -169,21 +177,23 @@ def resolve_all(ends: list[End | None]) -> None:
         else:
             wake_all(ended)
             resolve(task.future.set_exception, error)
-        # The caller's result is not kept alive by this thread's variables.
+        # This thread's variables must not keep the caller's result alive.
         del end, result, error
     wake_all(ended)
 
 
 def fail_all(failed: list[tuple[Task, BaseException]]) -> None:
+    """Set these errors on the tasks' futures."""
     for task, error in failed:
-        # A caller that was interrupted may have got the result before the books knew of it.
+        # An interrupted caller may have set the result before it was entered into the books.
         if not task.future.has_result and begin(task):
             resolve(task.future.set_exception, error)
 
 
 def is_about_the_task(error: BaseException) -> bool:
-    """Whether sending failed for lack of room, or of the buffer that was to be sent.
-    Anything else was raised by a signal handler; the system's errors have a number."""
+    """Whether sending has failed because of the task: for lack of memory or descriptors, or because
+    of its buffer. A signal handler has raised any other error. Errors of the system have an
+    errno."""
     if is_by_handler(error):
         return False
     if isinstance(error, OSError):

@@ -18,6 +18,8 @@ from __future__ import annotations
 import sys
 import time
 
+from .._support.timers import Timer
+
 FIRST = 0.01
 """Seconds. A few wake-ups of some microseconds each are not noticeable."""
 
@@ -28,8 +30,8 @@ class Ownership:
     def __init__(self) -> None:
         self._is_needed = "t" in sys.abiflags
         self._made_at = 0.0
-        self.look_at: float | None = None
-        """When it should next wake up, on the monotonic clock; None: never."""
+        self.timer = Timer()
+        """For the next time it should wake up."""
 
     def woke(self, *, is_early: bool) -> None:
         """The I/O thread runs, and so has freed what it could. ``is_early``: a message woke it,
@@ -39,6 +41,6 @@ class Ownership:
         now = time.monotonic()
         if is_early:
             self._made_at = now
-            self.look_at = now + FIRST
-        elif self.look_at is not None and now >= self.look_at:
-            self.look_at = now + max(FIRST, (now - self._made_at) / 2)
+            self.timer.set(FIRST)
+        elif self.timer.is_due():
+            self.timer.set(max(FIRST, (now - self._made_at) / 2))

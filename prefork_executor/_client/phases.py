@@ -1,23 +1,25 @@
-"""The phases of a client's life, and why it may take no more tasks.
+"""The phases of a client's life, and the reasons for which it takes no more tasks.
 
 =======  ==========================================================================
 phase    what it means
 =======  ==========================================================================
-OPEN     It takes tasks.
-CLOSING  It takes no more, and finishes those it has.
-ENDING   All are done. It has told the supervisor to end and waits for that.
-ENDED    It owns nothing any more.
+OPEN     The client takes tasks.
+CLOSING  The client takes no more tasks, and finishes those that it has.
+ENDING   All tasks are done. The client has told the supervisor to end, and waits
+         until it has ended.
+ENDED    The client has no processes and no channels any more.
 =======  ==========================================================================
 
-What happens leads from one phase to the next as `NEXT` says. What is not in there cannot
-happen; if it does, that is a fault of this package. (Signal handlers may come in between any
-two lines, and may submit or shut down. So a shutdown first sees to it that nothing more is
-accepted, and only then looks whether the I/O thread runs.)
+An event leads from one phase to the next, as `NEXT` says. An event that `NEXT` does not have for a
+phase cannot come in that phase. If it does come, that is a fault of this package. (A signal handler
+may run between any two lines, and may submit a task or shut the executor down. So a shutdown first
+changes the phase, which stops further tasks, and only then looks whether the I/O thread runs.)
 
-Beside its phase a client may be *broken*: the pool cannot go on, whatever the phase. All tasks
-have failed then, and the I/O thread ends it. It may be *abandoned*: nobody refers to the
-executor any more, which the I/O thread takes for a shutdown. It may be a *copy*: the program
-has forked, and the client belongs to the other process.
+In any phase, a client may also be:
+
+* *broken*: the pool cannot go on. All tasks have failed, and the I/O thread ends the pool.
+* *abandoned*: nothing refers to the executor any more. The I/O thread treats that as a shutdown.
+* a *copy*: the program has forked, and the client belongs to the parent process.
 """
 
 from __future__ import annotations
@@ -44,15 +46,15 @@ class Event(enum.Enum):
 
     SHUTDOWN = 1
     NEVER_STARTED = 2
-    """It was shut down, and no I/O thread runs."""
+    """The client was shut down, and no I/O thread runs."""
     STARTED = 3
     """The I/O thread runs."""
     ALL_DONE = 4
-    """Nothing is left to be done, and nothing more may come."""
+    """No task is left, and the client takes no more."""
     ALL_CLOSED = 5
     """All processes have ended, and what the client had is closed."""
     FORKED = 6
-    """This is a fork of the process that the client belongs to."""
+    """This process was forked from the one that the client belongs to."""
 
 
 _OPEN, _CLOSING, _ENDING, _ENDED = Phase
@@ -67,11 +69,11 @@ NEXT = {
     Event.STARTED: {
         _OPEN: _OPEN,
         _CLOSING: _CLOSING,
-        _ENDED: _CLOSING,  # A signal handler has shut down what it found not yet started.
+        _ENDED: _CLOSING,  # A signal handler shut the client down while its start was under way.
     },
     Event.ALL_DONE: {_CLOSING: _ENDING},
     Event.ALL_CLOSED: {
-        _OPEN: _ENDED,  # It is broken.
+        _OPEN: _ENDED,  # The pool is broken.
         _CLOSING: _ENDED,
         _ENDING: _ENDED,
         _ENDED: _ENDED,
@@ -81,48 +83,54 @@ NEXT = {
 
 
 class Lifecycle:
-    """A client's phase. Guarded by the client's lock, except that anybody may read it."""
+    """A client's phase. A thread that changes it holds the client's lock; any thread may read
+    it without the lock."""
 
     def __init__(self) -> None:
         self.phase = Phase.OPEN
         self.is_abandoned = False
         self.is_copy = False
         self.broken: tuple[str, BaseException | None] | None = None
-        """Why the pool cannot go on, and what was raised, if it cannot."""
+        """Why the pool cannot go on, with the exception that was raised, if any. None while the
+        pool can go on."""
 
     def after(self, event: Event) -> None:
-        """Go on to the phase that this leads to."""
+        """Go on to the phase that this event leads to.
+
+        Raises:
+            IllegalTransition: the event cannot come in the present phase.
+        """
         following = NEXT[event].get(self.phase)
         if following is None:
             raise IllegalTransition("the client", self.phase.name, event.name)
         self.phase = following
 
     def abandon(self) -> None:
-        """Nobody refers to the executor any more."""
+        """Note that nothing refers to the executor any more."""
         self.is_abandoned = True
 
     def break_off(self, reason: str, cause: BaseException | None) -> None:
-        """The pool cannot go on. The first reason stays."""
+        """Note why the pool cannot go on. If it is broken already, the first reason stays."""
         if self.broken is None:
             self.broken = (reason, cause)
 
     def become_copy(self) -> None:
-        """In a child that the caller forked: this is not the client."""
+        """In a child that the caller forked: note that this is only a copy."""
         self.is_copy = True
         self.after(Event.FORKED)
         self.broken = (
             "this executor belongs to the process that created it; "
-            f"process {os.getpid()} was forked from that one and needs its own",
+            f"process {os.getpid()} was forked from that one and needs an executor of its own",
             None,
         )
 
     @property
     def is_to_end(self) -> bool:
-        """Whether nobody needs a supervisor any more."""
+        """Whether the client needs no supervisor any more."""
         return self.phase is Phase.ENDING or self.broken is not None
 
     def broken_error(self) -> BrokenProcessPool:
-        """What those get whose tasks it costs."""
+        """The error for the futures of a broken pool."""
         assert self.broken is not None
         reason, cause = self.broken
         error = BrokenProcessPool(reason)
@@ -130,12 +138,13 @@ class Lifecycle:
         return error
 
     def check_own(self) -> None:
-        """Raises if this is a fork's copy, which must touch nothing of the original's."""
+        """Raise BrokenProcessPool in a forked copy, which must not touch what belongs to the
+        original."""
         if self.is_copy:
             raise self.broken_error()
 
     def check_open(self) -> None:
-        """Raises if it takes no tasks."""
+        """Raise BrokenProcessPool or RuntimeError if the client takes no tasks."""
         if self.broken is not None:
             raise self.broken_error()
         if self.phase is not Phase.OPEN:

@@ -23,6 +23,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from .._board import scoreboard as sb
+from .._board.decisions import read_decision
 from .._board.scoreboard import Slot
 from .._messages.wire import TOLD, Death
 from .._support.locks import leaves_unlocked
@@ -87,17 +88,25 @@ class Recorder:
         self._left_out = self._lives_left_out = self._decisions_left_out = 0
         self._live, self._busy, self._waiting = (Curve(self._begin) for _ in range(3))
         self._end: int | None = None
-        self.on_shutdown: Callable[[], None] = lambda: None
-        """Called in the executor's own thread when every process of the pool has ended."""
+        self._on_shutdown: Callable[[], None] = lambda: None
+
+    def call_on_shutdown(self, fn: Callable[[], None]) -> None:
+        """Have this called in the executor's own thread when every process of the pool has
+        ended."""
+        self._on_shutdown = fn
 
     # --- what happens ---------------------------------------------------------------------
+
+    def pool_has_ended(self) -> None:
+        """Every process of the pool has ended. Called in the executor's own thread."""
+        self._on_shutdown()
 
     @leaves_unlocked
     def submitted(self, task: Task) -> None:
         """The task has been submitted, now or before the recording. Either no other thread has
         its future yet, or resolving it needs the client's lock, which this thread holds."""
         record = Record(task.name, task.future)
-        task.record = record
+        task.keep(record)
         with self._lock:
             self._open[id(record)] = record
         # Not by add_done_callback: that takes a lock, within which a signal handler could raise.
@@ -160,11 +169,11 @@ class Recorder:
                     self._given_up[task.number] = task.record
 
     @leaves_unlocked
-    def decided(self, at: float, workers: int, started: int, retired: int, reason: str) -> None:
-        """The regulator has decided."""
+    def decided(self, decision: bytes) -> None:
+        """The pool has made this decision, which is packed."""
         with self._lock:
             if len(self._decisions) < MAX_DECISIONS:
-                self._decisions.append(ScalingDecision(at, workers, started, retired, reason))
+                self._decisions.append(read_decision(decision))
             else:
                 self._decisions_left_out += 1
 

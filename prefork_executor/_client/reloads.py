@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from .books import Books
 from .outcomes import resolve
+from .shared_state import SharedState
 
 
 class Reloads:
     """Each reload has a number. The supervisor sends it when all workers are new."""
 
-    def __init__(self, books: Books) -> None:
-        self._books = books
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         self._futures: dict[int, Future[None]] = {}
         self._last = 0
 
@@ -34,7 +34,7 @@ class Reloads:
     def end(self, last: int, error: BaseException | None = None) -> None:
         """Every reload up to this one is complete, or has failed."""
         futures = self._futures
-        with self._books.lock:
+        with self._shared.lock:
             ended = [futures.pop(number) for number in list(futures) if number <= last]
         for reloaded in ended:
             if error is None:

@@ -14,7 +14,7 @@ from .ledger import Ledger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..stats import ExecutorStats
+    from ..stats import ExecutorStats, MemoryStats
 
 # What makes statistics is imported when they are asked for: so pools start sooner.
 
@@ -22,10 +22,6 @@ DECISIONS_KEPT = 256
 MEMORY_FOR = 1.0
 """Seconds until a worker's memory is read again: reading it each time would triple the cost of
 `stats`."""
-
-
-Decided = tuple[float, int, int, int, str]
-"""The fields of a :class:`~prefork_executor.ScalingDecision`."""
 
 
 class Reading(NamedTuple):
@@ -38,9 +34,11 @@ class Reading(NamedTuple):
     waiting: int
     in_flight: int
     finished: int
-    decisions: tuple[Decided, ...]
+    decisions: tuple[bytes, ...]
+    """As they were packed (`_board/decisions.py`)."""
     peak: int
     main_not_shared: tuple[str, ...]
+    memory: MemoryStats | None
 
 
 class History:
@@ -49,17 +47,23 @@ class History:
     def __init__(self) -> None:
         self.finished = 0
         self.main_not_shared: tuple[str, ...] = ()
-        self._peak = 0
         self._max_outstanding = 0
         self._header: Sequence[int] = (0,) * sb.HEADER_WORDS
         self._memory: dict[int, int | None] = {}
         self._memory_at = 0.0
-        self._decisions: collections.deque[Decided] = collections.deque(maxlen=DECISIONS_KEPT)
+        self._decisions: collections.deque[bytes] = collections.deque(maxlen=DECISIONS_KEPT)
 
-    def enter(self, decision: Decided) -> None:
-        _, workers, started, _, _ = decision
+    def count_finished(self, tasks: int) -> None:
+        """So many more tasks have returned or raised."""
+        self.finished += tasks
+
+    def workers_import_main(self, reasons: tuple[str, ...]) -> None:
+        """Each worker imports main for itself, for these reasons; empty: they share it."""
+        self.main_not_shared = reasons
+
+    def enter(self, decision: bytes) -> None:
+        """The pool has made this decision, which is packed."""
         self._decisions.append(decision)
-        self._peak = max(self._peak, workers + started)
 
     def note_backlog(self, ledger: Ledger, board: Scoreboard) -> None:
         """Call this before tasks leave the books."""
@@ -73,7 +77,7 @@ class History:
         """The board is about to be closed."""
         self._header = tuple(board.words[: sb.HEADER_WORDS])
 
-    def read(self, board: Scoreboard | None, ledger: Ledger) -> Reading:
+    def read(self, board: Scoreboard | None, ledger: Ledger, memory: MemoryStats | None) -> Reading:
         """What must be read at one moment, with the client's lock held. ``board`` is None if it
         is not open."""
         from .._board.reader import BoardReader
@@ -93,14 +97,16 @@ class History:
             in_flight=len(ledger.in_flight),
             finished=self.finished,
             decisions=tuple(self._decisions),
-            peak=max(self._peak, len(slots)),
+            peak=max(self._header[sb.PEAK], len(slots)),
             main_not_shared=self.main_not_shared,
+            memory=memory,
         )
 
     def snapshot(self, max_workers: int, reading: Reading) -> ExecutorStats:
         """A snapshot of what was read, and of the rest, which needs no lock."""
+        from .._board.decisions import read_decision
         from .._board.reader import backlog, of_past, seconds_at_max, waits_of, worker_stats
-        from ..stats import ExecutorStats, ScalingDecision
+        from ..stats import ExecutorStats
 
         now, header, memory = time.monotonic_ns(), reading.header, self._memory_of(reading.slots)
         return ExecutorStats(
@@ -117,8 +123,9 @@ class History:
             waiting=reading.waiting,
             in_flight=reading.in_flight,
             finished=reading.finished,
-            decisions=tuple(ScalingDecision(*decided) for decided in reading.decisions),
+            decisions=tuple(map(read_decision, reading.decisions)),
             main_not_shared=reading.main_not_shared,
+            memory=reading.memory,
             **of_past(header, len(reading.slots)),
         )
 

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing import popen_fork
 
 from .._messages import wire
-from .._pickling import calls
 from .._server import contexts
 from .._server.settings import Settings
-from .._server.supervisor import supervise
+from .._server.supervisor import supervise, supervise_spawned
 from .._support import faults
 from .._system import descriptors, green, processes, signals
 from .._system.descriptors import Socket
@@ -146,8 +145,9 @@ def _start_process(context: Any, args: tuple[object, ...]) -> Any:
 
 
 def _start_in(context: Any, args: tuple[object, ...]) -> Any:
+    target = supervise_spawned if context.get_start_method() == "spawn" else supervise
     process = context.Process(
-        target=supervise, args=args, name=_process_name(context.Process), daemon=False
+        target=target, args=args, name=_process_name(context.Process), daemon=False
     )
     with _handlers_at_rest(context):
         process.start()
@@ -203,7 +203,9 @@ class SupervisorHandle:
             process = _start_process(context, (self._given, settings, os.getpid()))
         except Exception as error:
             _close_what_a_failed_fork_leaves(error)
-            explained = calls.explain_start(settings.users_things, error)
+            from .._pickling.at_start import explain_start
+
+            explained = explain_start(settings.users_things, error)
             if explained is None:
                 _explain_daemon(error)
                 raise

@@ -1,34 +1,38 @@
-"""The states of a task, and what leads from one to another.
+"""The states of a task, and the events that lead from one to another.
 
 =========  =========================================  =========================================
 state      what it means                              what it does not imply
 =========  =========================================  =========================================
-WAITING    It is to be sent.                          That it can be cancelled: it may have been
+WAITING    The task waits to be sent.                 That it can be cancelled: it may have been
                                                       sent before, and have come back. Then it
-                                                      has a number. That it is sent: its future
-                                                      may have been cancelled.
-IN_FLIGHT  It has been sent, and its outcome is not   That a worker has it: it may still lie in
-           known.                                     the pipe. That it has no outcome: that may
-                                                      have been read, and wait for the lock.
-TO_END     In flight, and to be ended: it was         That its worker will be ended: its outcome
-           aborted, or is over its time. It has a     may be quicker. A result stands then.
-           verdict, which its future gets.
-TO_FAIL    It was to be ended, and has come back,     That its future has been told: it gets the
-           not begun. It is not sent again.           verdict when the task's turn comes.
-GIVEN_UP   Its future has been told before its turn   That its place is free: it is passed over
-           came.                                      when its turn comes.
-DONE       The books know nothing more of it.         That its future has been told: that is done
-                                                      after, without the lock.
+                                                      has a number. That it will be sent: its
+                                                      future may have been cancelled.
+IN_FLIGHT  The task has been sent, and the books do   That a worker has it: it may still lie in
+           not have its outcome.                      the pipe. That it has no outcome: the I/O
+                                                      thread may have read it, and not have
+                                                      entered it yet.
+TO_END     The task is in flight, and must be ended:  That its worker will be ended: its outcome
+           it was aborted, is over its time, or       may come before. If that is a result, the
+           takes too much memory. It has a verdict,   future gets the result.
+           the error for its future if it does not
+           run again.
+TO_FAIL    The task had to be ended, and has come     That its future has the verdict: the future
+           back before it began. It is not sent       gets it when the task's turn comes.
+           again.
+GIVEN_UP   The task's future got its error before     That its place in the queue is free: the
+           the task's turn came.                      task is passed over when its turn comes.
+DONE       The task is no longer in the books.        That its future has ended: the I/O thread
+                                                      resolves it later, without the lock.
 =========  =========================================  =========================================
 
-Each state has its place in the books: a task that is WAITING, TO_FAIL or GIVEN_UP is in the
-ledger's queue, one that is IN_FLIGHT or TO_END among those in flight, one that is DONE in neither.
-(Between its making and its entering into the books a task is WAITING, too.)
+The state tells where in the books a task is. A task that is WAITING, TO_FAIL or GIVEN_UP is in the
+ledger's queue. A task that is IN_FLIGHT or TO_END is among those in flight. A task that is DONE is
+in neither. (A new task is WAITING, too, before the client enters it into the books.)
 
-The ledger alone makes the transitions, with the client's lock held, as `NEXT` says. What is not
-in there cannot happen; if it does, that is a fault of this package. A signal handler that raises
-in the main thread may do so between the two steps of a transition, which are the task's state and
-its place. `Ledger.complete_send` has what is done then.
+Only the ledger makes the transitions, with the client's lock held, as `NEXT` says. An event that
+`NEXT` does not have for a state cannot come in that state. If it does come, that is a fault of this
+package. A transition has two steps: it changes the task's state and its place. A signal handler in
+the main thread may raise between the two. `Ledger.complete_send` makes up for that.
 """
 
 from __future__ import annotations
@@ -51,36 +55,42 @@ class Event:
     """What leads from one state to another. (No enum: see `_board/worker_states.py`.)"""
 
     SENT = "SENT"
-    """It is about to be put into the task pipe."""
+    """The client is about to put the task into the task pipe."""
     CAME_BACK = "CAME_BACK"
-    """No worker will begin it: it did not fit into the pipe, or was taken out of it again, or
-    was in the hands of a worker that has died or does not go on."""
+    """No worker will begin the task as it was sent. It did not fit into the pipe, or the client
+    took it out of the pipe again, or a worker had taken it that has died or has given it back."""
     CONDEMNED = "CONDEMNED"
-    """It is to be ended, with a verdict."""
+    """The task must be ended, and has a verdict."""
     LOST = "LOST"
-    """Its run has ended with its worker, or at its time limit, and its caller allows another."""
+    """The task's run has ended with its worker, at its time limit, or for the memory it took, and
+    the caller allows another run."""
+    REPRIEVED = "REPRIEVED"
+    """The task had to be ended for the memory it took, and has not begun. So it takes none, and is
+    sent again."""
     SETTLED = "SETTLED"
-    """Its outcome is known; or it cannot be sent."""
+    """The task's outcome has been read, or the task cannot be sent."""
     DROPPED = "DROPPED"
-    """Its caller has aborted it before its turn came."""
+    """The caller has aborted the task before its turn came."""
     PASSED_OVER = "PASSED_OVER"
-    """Its turn has come, and it is not sent."""
+    """The task's turn has come, and it is not sent."""
     DISCARDED = "DISCARDED"
-    """All tasks, or some, are given up at once: the pool is broken, or its workers are ended, or
-    those that wait are cancelled, or a call cannot be pickled."""
+    """The task is given up, with others or alone. The pool is broken, or its workers are ended, or
+    the waiting tasks are cancelled, or the call cannot be pickled."""
 
 
-# An IntEnum, and plain names, because of the look-ups, of which there are two a task.
+# The states are an IntEnum and have plain names here, because that makes the two look-ups for each
+# task quicker.
 WAITING, IN_FLIGHT, TO_END, TO_FAIL, GIVEN_UP, DONE = State
 NEXT: dict[str, dict[State, State]] = {
     Event.SENT: {WAITING: IN_FLIGHT},
     Event.CAME_BACK: {IN_FLIGHT: WAITING, TO_END: TO_FAIL},
-    # It may be aborted when it is over its time, or twice.
+    # A task may be aborted twice, or when it is already over its time.
     Event.CONDEMNED: {IN_FLIGHT: TO_END, TO_END: TO_END},
     Event.LOST: {IN_FLIGHT: WAITING, TO_END: WAITING},
+    Event.REPRIEVED: {TO_FAIL: WAITING},
     Event.SETTLED: {IN_FLIGHT: DONE, TO_END: DONE},
     Event.DROPPED: {WAITING: GIVEN_UP, TO_FAIL: GIVEN_UP},
     Event.PASSED_OVER: {WAITING: DONE, TO_FAIL: DONE, GIVEN_UP: DONE},
-    # Whatever it is: so every future gets an end, even after a fault of ours.
+    # From every state, so that every future ends even after a fault of this package.
     Event.DISCARDED: dict.fromkeys(State, DONE),
 }

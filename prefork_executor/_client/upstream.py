@@ -10,10 +10,10 @@ from .._messages.channels import Packet, PoolChannels
 from .._messages.wire import Kind
 from .._pickling import calls
 from ..errors import ProtocolError
-from .books import Books
 from .direct import DirectReader
 from .notices import Notices
 from .outcomes import Outcome, open_all, open_outcome
+from .shared_state import SharedState
 from .supervisors import Supervisors
 
 TYPE_CHECKING = False
@@ -59,15 +59,15 @@ class Upstream:
 
     def __init__(
         self,
-        books: Books,
+        shared: SharedState,
         channels: PoolChannels,
         direct: DirectReader,
         hooks: YellHooks,
         notices: Notices,
         supervisors: Supervisors,
     ) -> None:
-        self._books = books
-        self._ledger = books.ledger
+        self._shared = shared
+        self._ledger = shared.ledger
         self._channels = channels
         self._direct = direct
         self._hooks = hooks
@@ -97,7 +97,7 @@ class Upstream:
                     return False
             elif kind == Kind.OUTCOMES:
                 channels.discard(packet)
-                open_all(packet.body, outcomes, self._ledger, self._books.recorder)
+                open_all(packet.body, outcomes, self._ledger, self._shared.recorder)
                 if len(outcomes) > MAX_OUTCOMES:
                     return True
             elif kind == Kind.YELL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from .._pickling.calls import HeldModules, MainSnapshot
-from .books import Books
+from .shared_state import SharedState
 
 logger = logging.getLogger("prefork_executor")
 
@@ -21,8 +21,8 @@ class WorkersMain:
     snapshot: MainSnapshot
     modules: HeldModules
 
-    def __init__(self, books: Books, *, is_forked: bool) -> None:
-        self._books = books
+    def __init__(self, shared: SharedState, *, is_forked: bool) -> None:
+        self._shared = shared
         self._is_forked = is_forked
         self._in_the_way: tuple[str, ...] = ()
 
@@ -46,9 +46,9 @@ class WorkersMain:
         snapshot = self.snapshot
         if not snapshot.is_known:
             snapshot = MainSnapshot.imported(fingerprints, is_common=is_shared)
-        with self._books.lock:
+        with self._shared.lock:
             self.snapshot = snapshot
             said, self._in_the_way = self._in_the_way, reasons
-            self._books.history.main_not_shared = () if is_shared else reasons
+            self._shared.history.workers_import_main(() if is_shared else reasons)
         if reasons and reasons != said:
             logger.info(_SHARED if is_shared else _NOT_SHARED, "; ".join(reasons))

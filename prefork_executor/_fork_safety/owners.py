@@ -30,7 +30,7 @@ _TOO_LONG = 1000
 _NOWHERE = (types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
 """Objects that lead everywhere, and so do not tell where a thing belongs."""
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_PACKAGE = os.path.dirname(__file__) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _STANDARD = os.path.dirname(os.__file__) + os.sep
 
 

@@ -24,6 +24,7 @@ from pickle import PickleBuffer
 from .._board.scoreboard import FILE_NAME, Scoreboard
 from .._support import faults
 from .._support.named_tuples import NamedTuple
+from .._support.wording import counted
 from .._system.descriptors import (
     CMSG_CLOEXEC,
     Doorbell,
@@ -83,12 +84,20 @@ class Parcel:
         self._file: tuple[int, int] | None = file
         self.table = table
 
-    def send(self, end: Socket, kind: int, number: int, extra: int, flags: int = 0) -> None:
+    def send(
+        self,
+        end: Socket,
+        kind: int,
+        number: int,
+        extra: int,
+        flags: int = 0,
+        held: bytes = b"",
+    ) -> None:
         """Send it once, and then close it. Raises what :func:`send` raises. After
         BlockingIOError it can be sent again."""
         if self._file is None:
             raise ValueError("a parcel that has been sent")
-        packet = wire.pack_big(kind, number, extra, self.table)
+        packet = wire.pack_big(kind, number, extra, self.table, held)
         faults.at("payload.sends")
         send_descriptors(end, packet, [self._file[0]], flags)
         faults.at("payload.sent")
@@ -135,8 +144,10 @@ def send(
     parts: Sequence[Part],
     flags: int = 0,
     files: PayloadFiles | None = None,
+    held: bytes = b"",
 ) -> None:
-    """Send one message. A big payload travels in one of the ``files``, if one fits.
+    """Send one message. A big payload travels in one of the ``files``, if one fits. ``held``: see
+    `wire.Kind.CALL`.
 
     Raises:
         BlockingIOError: the channel is full (with DONTWAIT in ``flags``).
@@ -146,11 +157,11 @@ def send(
     if len(parts) == 1:
         body = parts[0]
         if isinstance(body, bytes) and len(body) <= wire.INLINE_LIMIT:
-            end.send(wire.pack(kind, number, extra, body), flags)
+            end.send(wire.pack(kind, number, extra, body, held), flags)
             return
     parcel = wrap(parts, files)
     try:
-        parcel.send(end, kind, number, extra, flags)
+        parcel.send(end, kind, number, extra, flags, held)
     except BlockingIOError:
         if files is not None:
             parcel.give_to(files)  # For the next attempt.
@@ -285,7 +296,8 @@ class Receiver:
             close_quietly(descriptors)
             if not size and is_at_end(self.end):
                 raise EOFError
-            raise ProtocolError(f"a packet of {size} bytes with {len(descriptors)} descriptors")
+            beside = counted(len(descriptors), "descriptor")
+            raise ProtocolError(f"a packet of {counted(size, 'byte')} with {beside}")
         header = wire.HEADER.unpack_from(self._view)
         descriptor = descriptors[0] if descriptors else -1
         return Packet._make((*header, self._view[wire.HEADER.size : size], descriptor))
@@ -315,7 +327,9 @@ def open_parts(packet: Packet, files: PayloadFiles | None = None) -> list[memory
         starts = wire.offsets(sizes)
         size = os.fstat(descriptor).st_size
         if not 0 < starts[-1] <= size:
-            raise ProtocolError(f"a shared file of {size} bytes that does not hold {starts[-1]}")
+            raise ProtocolError(
+                f"a shared file of {counted(size, 'byte')} that does not hold {starts[-1]}"
+            )
         faults.at("payload.opens")
         is_mapped = not all(entry & wire.READ for entry in table)
         whole = map_private(descriptor, starts[-1]) if is_mapped else None

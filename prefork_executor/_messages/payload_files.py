@@ -75,9 +75,9 @@ class PayloadFiles:
         _all[key] = weakref.ref(self, lambda _: _all.pop(key, None))
 
     @property
-    def drop_at(self) -> float | None:
-        """When the files will have been unused for long enough, on the monotonic clock. None
-        if there are none."""
+    def due_at(self) -> float | None:
+        """When the files will have been unused for long enough, in seconds on the monotonic
+        clock. None if there are none."""
         return self._used_at + UNUSED if self._free else None
 
     def take(self, size: int) -> _File:
@@ -149,7 +149,7 @@ class PayloadFiles:
 
     def drop_unused(self) -> None:
         """Drop the files if they have been unused for long enough."""
-        at = self.drop_at
+        at = self.due_at
         if at is not None and time.monotonic() >= at:
             self.drop()
 

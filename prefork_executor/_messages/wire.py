@@ -8,6 +8,7 @@ kind    u8     a :class:`Kind`; each kind travels on one channel only
 flags   u8     BIG: the body is a table of part sizes, and the parts themselves
                lie in a shared file whose descriptor travels with the packet.
                NAMES: see CALLS
+               HELD: see CALL
 parts   u32    how many parts there are; without BIG always 1, the body itself,
                unless its kind says otherwise
 number  u64    a task's number or a process id; the kind says which
@@ -26,11 +27,13 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from .._support.named_tuples import NamedTuple
+from .._support.wording import counted
 from ..errors import ProtocolError
 
 HEADER = struct.Struct("<BBxxIQQ")
 BIG = 1
 NAMES = 2
+HELD = 4
 READ = 1 << 63
 """Beside a part's size in the table: the receiver reads the part instead of mapping it."""
 ALIGNMENT = 4096
@@ -41,9 +44,16 @@ INLINE_LIMIT = 32 * 1024
 """Bytes of body that travel in the packet itself. Above this, one copy into a shared file and a
 mapping cost less than pushing the bytes through the socket. Below it, several packets fit into
 the smallest usual socket buffer."""
-PACKET_LIMIT = HEADER.size + INLINE_LIMIT
+HELD_LIMIT = 1024
+"""Bytes of a packet that say which units of the executor's resources a task holds."""
+PACKET_LIMIT = HEADER.size + HELD_LIMIT + INLINE_LIMIT
 MAX_PARTS = (INLINE_LIMIT) // 8
 """At this number the table of sizes fills the body."""
+MAX_PEAK = 1 << 56
+"""Bytes: more than any process may have."""
+LIGHT = 1 << 20
+"""Bytes up to which a task has taken no memory: what Python needs for any task, and what the
+kernel does not count at once. It tells nothing of them."""
 MAX_CALLS = 64
 """Calls in one message: a slot of the scoreboard says how many come after a task, 63 at most."""
 
@@ -53,7 +63,9 @@ class Kind:
 
     # task pipe
     CALL = 1
-    """number: the task's; extra: see :func:`pack_call_meta`. Body: the pickled call."""
+    """number: the task's; extra: see :func:`pack_call_meta`. Body: the pickled call. With HELD,
+    the size (u16) of a pickle that says which units of the executor's resources the task holds,
+    and that pickle, come before the rest of the body."""
     CALLS = 2
     """Tasks known to be short. number: the first task's, the others count up from it; parts: how
     many; extra: as for CALL. Body: their sizes (u32); with NAMES, if their functions differ, the
@@ -66,14 +78,15 @@ class Kind:
     YELL = 18
     """number: the worker's pid. Body: pickled data for the caller's hook."""
     READY = 19
-    """number: the worker's pid; extra: its slot. It will take tasks now."""
+    """number: the worker's pid; extra: its slot. It will take tasks now. Body: with a bound for
+    the pool's memory, what it takes of that (u64); else nothing."""
     INITIALIZER_FAILED = 20
     """number: the worker's pid; extra: which step of its start failed (`_server/users_code.py`).
     Body: a pickled Failure."""
     DEATH = 21
     """From the supervisor. number: the pid. Body: DEATH_BODY."""
     DECISION = 22
-    """From the supervisor. Body: a pickled decision with its time."""
+    """From the supervisor. Body: a packed decision (`_board/decisions.py`)."""
     SUPERVISOR_READY = 23
     """From the supervisor. It will now fork workers. number: its process id."""
     MARKER = 24
@@ -99,6 +112,9 @@ class Kind:
     MAIN_SNAPSHOT = 40
     """From the process that has imported main anew. Body: pickled: what its ``__main__`` holds,
     why workers may not share it, and whether they do."""
+    PEAK = 41
+    """number: the task's, whose outcome follows; it has taken more than LIGHT. Body: PEAK_BODY.
+    Sent in pools with a bound for their memory only."""
     # control
     DESCRIPTORS = 32
     """To the supervisor, with the descriptors of the channels and the board."""
@@ -118,8 +134,12 @@ class Kind:
     """To the supervisor: end this worker. number: its pid; extra: the signal."""
     SIGN = 39
     """To the supervisor: write this number on the board."""
+    RETIRE_WORKER = 42
+    """To the supervisor: have this worker leave as soon as it holds nothing. number: its pid."""
 
 
+PEAK_BODY = struct.Struct("<QQ")
+"""bytes that the task has added to its worker at most, and that earlier ones had left there."""
 SPAN_BODY = struct.Struct("<QII")
 """When the task began (ns, monotonic clock), its worker's pid and slot."""
 DEATH_BODY = struct.Struct("<qQQQQQQQQQ")
@@ -149,9 +169,32 @@ class Death(NamedTuple):
     at: int = 0
 
 
-def pack(kind: int, number: int = 0, extra: int = 0, body: bytes = b"") -> bytes:
-    """A packet whose one part is its body."""
+_HELD_SIZE = struct.Struct("<H")
+
+
+def pack(kind: int, number: int = 0, extra: int = 0, body: bytes = b"", held: bytes = b"") -> bytes:
+    """A packet whose one part is its body. ``held``: see CALL."""
+    if held:
+        return HEADER.pack(kind, HELD, 1, number, extra) + _with_size(held) + body
     return HEADER.pack(kind, 0, 1, number, extra) + body
+
+
+def _with_size(held: bytes) -> bytes:
+    return _HELD_SIZE.pack(len(held)) + held
+
+
+def split_held(body: memoryview) -> tuple[bytes, memoryview]:
+    """What the body of a CALL with HELD begins with, and the rest.
+
+    Raises:
+        ProtocolError: it is no such body.
+    """
+    if len(body) < _HELD_SIZE.size:
+        raise ProtocolError(f"a call of {counted(len(body), 'byte')} that holds units")
+    end = _HELD_SIZE.size + _HELD_SIZE.unpack_from(body)[0]
+    if end > len(body):
+        raise ProtocolError(f"units in {end} bytes of a call of {len(body)}")
+    return bytes(body[_HELD_SIZE.size : end]), body[end:]
 
 
 def unpack_command(packet: bytes) -> tuple[int, int, int]:
@@ -161,9 +204,9 @@ def unpack_command(packet: bytes) -> tuple[int, int, int]:
         ProtocolError: it is no command, or cannot be carried out.
     """
     if len(packet) != HEADER.size:
-        raise ProtocolError(f"a command of {len(packet)} bytes")
+        raise ProtocolError(f"a command of {counted(len(packet), 'byte')}")
     kind, _, _, number, extra = HEADER.unpack(packet)
-    if not Kind.SHUTDOWN <= kind <= Kind.SIGN:
+    if not (Kind.SHUTDOWN <= kind <= Kind.SIGN or kind == Kind.RETIRE_WORKER):
         raise ProtocolError(f"a command of kind {kind}")
     sent = {Kind.END_WORKERS: number, Kind.END_WORKER: extra}.get(kind)
     if sent is not None and sent not in signal.valid_signals():
@@ -171,9 +214,12 @@ def unpack_command(packet: bytes) -> tuple[int, int, int]:
     return kind, number, extra
 
 
-def pack_big(kind: int, number: int, extra: int, sizes: Sequence[int]) -> bytes:
-    """A packet whose parts lie in a shared file. ``sizes`` are in bytes, some with READ."""
+def pack_big(kind: int, number: int, extra: int, sizes: Sequence[int], held: bytes = b"") -> bytes:
+    """A packet whose parts lie in a shared file. ``sizes`` are in bytes, some with READ. ``held``:
+    see CALL."""
     table = struct.pack(f"<{len(sizes)}Q", *sizes)
+    if held:
+        return HEADER.pack(kind, BIG | HELD, len(sizes), number, extra) + _with_size(held) + table
     return HEADER.pack(kind, BIG, len(sizes), number, extra) + table
 
 
@@ -218,13 +264,13 @@ def unpack_calls(count: int, body: memoryview, flags: int = 0) -> list[memoryvie
     """
     start = 6 * count if flags & NAMES else 4 * count
     if not 0 < count <= MAX_CALLS or start > len(body):
-        raise ProtocolError(f"{count} calls in {len(body)} bytes")
+        raise ProtocolError(f"{counted(count, 'call')} in {counted(len(body), 'byte')}")
     bodies = []
     for size in struct.unpack_from(f"<{count}I", body):
         bodies.append(body[start : start + size])
         start += size
     if start != len(body):
-        raise ProtocolError(f"calls of {start} bytes in {len(body)} bytes")
+        raise ProtocolError(f"calls of {counted(start, 'byte')} in {counted(len(body), 'byte')}")
     return bodies
 
 
@@ -241,7 +287,7 @@ def unpack_outcomes(body: memoryview) -> Iterator[tuple[int, int, int, memoryvie
         kind, _, size, number, duration = HEADER.unpack_from(body, at)
         at += HEADER.size + size
         if at > end:
-            raise ProtocolError(f"an outcome of {size} bytes that ends at {at} of {end}")
+            raise ProtocolError(f"an outcome of {counted(size, 'byte')} that ends at {at} of {end}")
         yield kind, number, duration, body[at - size : at]
 
 
@@ -252,9 +298,34 @@ def unpack_span(body: memoryview) -> tuple[int, int, int]:
         ProtocolError: the body is not that of a SPAN.
     """
     if len(body) != SPAN_BODY.size:
-        raise ProtocolError(f"a task's span of {len(body)} bytes")
+        raise ProtocolError(f"a task's span of {counted(len(body), 'byte')}")
     begin, pid, slot = SPAN_BODY.unpack(body)
     return begin, pid, slot
+
+
+def unpack_peak(body: bytes | memoryview) -> tuple[int, int]:
+    """What a task has added to its worker, and what earlier ones had left there.
+
+    Raises:
+        ProtocolError: it is no PEAK's body, or no process is so large.
+    """
+    if len(body) != PEAK_BODY.size:
+        raise ProtocolError(f"a task's peak of {counted(len(body), 'byte')}")
+    added, left = PEAK_BODY.unpack(body)
+    if max(added, left) >= MAX_PEAK:
+        raise ProtocolError(f"a task that has taken {added} bytes beside {left}")
+    return added, left
+
+
+def unpack_ready(body: bytes | memoryview) -> int | None:
+    """What a new worker takes of the memory, if it says so.
+
+    Raises:
+        ProtocolError: it is no READY's body.
+    """
+    if len(body) not in (0, 8):
+        raise ProtocolError(f"a worker that is ready in {counted(len(body), 'byte')}")
+    return int.from_bytes(body, "little") if body else None
 
 
 def unpack_sizes(parts: int, table: memoryview) -> list[int]:
@@ -264,7 +335,7 @@ def unpack_sizes(parts: int, table: memoryview) -> list[int]:
         ProtocolError: the table does not have one entry for each part.
     """
     if parts < 1 or parts > MAX_PARTS or len(table) != 8 * parts:
-        raise ProtocolError(f"{len(table)} bytes of sizes for {parts} parts")
+        raise ProtocolError(f"{counted(len(table), 'byte')} of sizes for {counted(parts, 'part')}")
     return list(struct.unpack(f"<{parts}Q", table))
 
 
@@ -285,4 +356,4 @@ def unpack_death(pid: int, body: bytes | memoryview) -> Death:
     try:
         return Death(pid, *DEATH_BODY.unpack(body))
     except struct.error as error:
-        raise ProtocolError(f"a death notice of {len(body)} bytes") from error
+        raise ProtocolError(f"a death notice of {counted(len(body), 'byte')}") from error

@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 
 from .._support.handlers import let_through
+from .code_objects import codes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,16 +107,9 @@ def _parts_of_function(function: types.FunctionType, place: str) -> Iterator[tup
     yield from _parts_of_container(function.__kwdefaults__ or {}, f"{place}'s defaults")
     yield from _attributes(function.__dict__, place)
     # These globals only travel if the function goes by value. It does: it cannot be pickled.
-    for name in sorted({name for inner in _codes(code) for name in inner.co_names}):
+    for name in sorted({name for inner in codes(code) for name in inner.co_names}):
         if name in function.__globals__:
             yield f"{place}'s global {name!r}", function.__globals__[name]
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
 
 
 def _parts_of_object(thing: Any, place: str) -> Iterator[tuple[str, Any]]:

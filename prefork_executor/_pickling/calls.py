@@ -48,14 +48,12 @@ import io
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from multiprocessing.context import get_spawning_popen
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .._messages import wire
 from .._support.handlers import let_through
 from ..errors import CallPicklingError, ResultPicklingError
-from . import reducers
-from .blame import describe, find_culprit
+from . import promises, reducers
 from .held_modules import HeldModules as HeldModules
 from .main_snapshot import (
     MAIN_NAMES,
@@ -73,6 +71,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .local_functions import LocalFunction
     from .ways import Refer
 
 Part = bytes | pickle.PickleBuffer
@@ -82,7 +81,7 @@ MAX_BUFFERS = wire.MAX_PARTS - 2
 """Buffers of one payload that travel out of band. Any more go into the pickle. Two parts are
 pickles: that of the call, and that of the definitions it needs."""
 
-_OF_MAIN = b"_main__"
+OF_MAIN = b"_main__"
 """Part of either name of ``__main__`` in a pickle."""
 _modules = sys.modules
 
@@ -185,17 +184,23 @@ def dump_call(
             main_function = inner
             name = inner.__qualname__ if snapshot.is_common else snapshot.name_for(inner)
             target = Chunk(name) if inner is not fn else name
+    local = _take_apart(inner) if is_local else None
+    if local is not None:
+        target = Chunk(local) if inner is not fn else local
     for value in args:
         if type(value) is bytes and len(value) >= OUT_OF_BAND:
             args = tuple(map(_apart, args))
             break
-    call = (target, args, kwargs)
-    parts = None if is_local else _dump_plainly(call)
+    parts = _dump_plainly((target, args, kwargs)) if local is not None or not is_local else None
     # Written out, because every submit pays for it. And find(), because `in` first checks
     # whether the bytes are a number, which takes ten times as long.
     if (
         parts is not None
-        and parts[0].find(_OF_MAIN) < 0
+        and (
+            parts[0].find(OF_MAIN) < 0
+            # The head of a function of main names it, and is right all the same.
+            or (local is not None and parts[0].count(OF_MAIN) == local.head.data.count(OF_MAIN))
+        )
         and parts[0].find(reducers.OF_CONNECTIONS) < 0
         and not ("cloudpickle" in _modules and _by_value_modules())
         and ((len(_modules) == modules.count and not modules.names) or not modules.are_in(parts[0]))
@@ -203,7 +208,7 @@ def dump_call(
         return parts, main_function
     refer = _FromCaller(snapshot, modules)
     try:
-        parts = _dump_by_rule(call, refer)
+        parts = _dump_by_rule((fn if is_local else target, args, kwargs), refer)
     except Exception as error:
         let_through(error)
         raise _explain_call(fn, args, kwargs, _FromCaller(snapshot, modules), error) from error
@@ -236,8 +241,10 @@ def dump_for(
     is_small = isinstance(body, bytes) and len(body) < OUT_OF_BAND
     try:
         # Definitions that they hold go by name, and each worker checks that it has them.
-        head = _pickle_by_rule((things, body if is_small else None), refer, None)
+        head = pickle_by_rule((things, body if is_small else None), refer, None)
     except Exception as error:
+        from .blame import describe, find_culprit  # Here and below: few programs need it.
+
         why_not = _why_not(_FromCaller(snapshot, modules, made_for))
         name = next((name for name in missing if why_not(missing[name]) is not None), "")
         reason = find_culprit(missing[name], name, why_not) if name else describe(error)
@@ -355,73 +362,6 @@ def _by_value_modules() -> bool:
     return told is not None and bool(told())
 
 
-# --- what a supervisor starts with ----------------------------------------------------------
-
-
-class _ByValue:
-    """Unpickles as the object that was pickled into it."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def __reduce__(self) -> Any:
-        return pickle.loads, (self._data,)
-
-
-def portable(thing: Any) -> Any:
-    """The object, or a wrapper that unpickles as it in a spawned supervisor. multiprocessing
-    pickles what goes there, and does not know cloudpickle. The wrapper is for objects that the
-    supervisor will not find: lambdas, and a notebook's definitions."""
-    found_there = False
-    with _nothing_passed_on():
-        try:
-            found_there = _OF_MAIN not in reducers.dumps(thing, None) or main_is_importable()
-        except Exception as error:
-            let_through(error)
-    if not found_there:
-        try:
-            return _ByValue(_pickle_by_rule(thing, _never, None))
-        except Exception as error:
-            let_through(error)
-    return thing
-
-
-@contextlib.contextmanager
-def _nothing_passed_on() -> Iterator[None]:
-    """While something is pickled only to test whether it can be: the process that is being
-    started gets none of its descriptors. Otherwise it would get them twice, which fails."""
-    passed_on: list[int] = getattr(get_spawning_popen(), "_fds", [])
-    before = len(passed_on)
-    try:
-        yield
-    finally:
-        del passed_on[before:]
-
-
-def _never(_thing: Any) -> Any:
-    return None
-
-
-def explain_start(things: Mapping[str, Any], error: Exception) -> pickle.PicklingError | None:
-    """Which part of these objects cannot be pickled, so that the start of a supervisor failed
-    with this error. None: they are not the reason."""
-
-    def why_not(thing: Any) -> Exception | None:
-        try:
-            reducers.dumps(portable(thing), None)
-        except Exception as found:
-            let_through(found)
-            # multiprocessing's locks, for example, fail here but did not fail there.
-            return found if describe(found) == describe(error) else None
-        return None
-
-    for place, thing in things.items():
-        if why_not(thing) is not None:
-            found = find_culprit(thing, place, why_not)
-            return pickle.PicklingError(f"the supervisor cannot be started: {found}")
-    return None
-
-
 # --- everything else --------------------------------------------------------------------
 
 
@@ -431,15 +371,17 @@ def dump_result(result: Any, fn: Callable[..., Any]) -> list[Part]:
     Raises:
         ResultPicklingError: a part of it cannot be pickled; the message says which.
     """
+    number = promises.latest()
     try:
-        return _dump_from_worker(result)
+        return _dump_from_worker(result, number)
     except Exception as error:
         let_through(error)
         explained = _explain(result, "result", f"the result of task {task_name(fn)}")
-        found = ResultPicklingError(str(explained))
+        promises.give_up_after(number)
+        shown = ""
         with contextlib.suppress(Exception):
-            found.result = repr(result)
-        raise found from error
+            shown = repr(result)
+        raise ResultPicklingError(str(explained), result=shown) from error
 
 
 def dumps(thing: Any) -> list[Part]:
@@ -448,14 +390,19 @@ def dumps(thing: Any) -> list[Part]:
     Raises:
         pickle.PicklingError: a part of it cannot be pickled; the message says which.
     """
+    number = promises.latest()
     try:
-        return _dump_from_worker(thing)
+        return _dump_from_worker(thing, number)
     except Exception as error:
         let_through(error)
-        raise _explain(thing, "data", "this") from error
+        explained = _explain(thing, "data", "this")
+        promises.give_up_after(number)
+        raise explained from error
 
 
 def _explain(thing: Any, place: str, what: str) -> pickle.PicklingError:
+    from .blame import find_culprit
+
     found = find_culprit(thing, place, _why_not(_from_worker))
     return pickle.PicklingError(f"{what} cannot be pickled: {found}")
 
@@ -469,7 +416,7 @@ def dump_part_of_failure(thing: Any) -> bytes:
             return data
     except Exception as error:
         let_through(error)
-    return _pickle_by_rule(thing, _from_worker, None, reducers.table_of_failure())
+    return pickle_by_rule(thing, _from_worker, None, reducers.table_of_failure())
 
 
 def loads(parts: Sequence[memoryview | bytes]) -> Any:
@@ -477,15 +424,42 @@ def loads(parts: Sequence[memoryview | bytes]) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _dump_from_worker(thing: Any) -> list[Part]:
+def _dump_from_worker(thing: Any, number: int) -> list[Part]:
+    """``number``: of the latest promise before."""
     thing = _apart(thing)
     parts = _dump_plainly(thing)
     if parts is not None and parts[0].find(reducers.OF_CONNECTIONS) < 0:
         return parts
+    promises.give_up_after(number)
     return _dump_by_rule(thing, _from_worker)
 
 
 # --- pickling ------------------------------------------------------------------------------
+
+
+@functools.cache
+def _bundles() -> Any:
+    """The module. Imported when it is first needed."""
+    from . import bundles
+
+    return bundles
+
+
+@functools.cache
+def _local_functions() -> Any:
+    """The module. Imported when it is first needed."""
+    from . import local_functions
+
+    return local_functions
+
+
+def _take_apart(function: Any) -> LocalFunction | None:
+    """For a function that goes by value: what the quick way sends in its place, if it may go that
+    way."""
+    if reducers.pickler_is_replaced():
+        return None  # The pickler in use may have a way of its own with functions.
+    local: LocalFunction | None = _local_functions().take_apart(function)
+    return local
 
 
 @functools.cache
@@ -497,7 +471,7 @@ def _rule_pickler() -> Any:
     return RulePickler
 
 
-def _pickle_by_rule(
+def pickle_by_rule(
     thing: Any, refer: Refer, callback: Any, registered: dict[type, Any] | None = None
 ) -> bytes:
     """A pickle, made with these reducers (None: all registered ones). Raises what pickling
@@ -516,6 +490,8 @@ def _dump_plainly(thing: Any) -> list[Any] | None:
             return [data]
         if len(buffers) <= MAX_BUFFERS and all(map(_is_big, buffers)):
             return [data, *buffers]
+        if (bundled := _bundles().bundle(data, buffers, OUT_OF_BAND)) is not None:
+            return [*bundled]
         # Once more with the callback that decides. The quicker one serves payloads with no buffers.
         buffers.clear()
         data = reducers.dumps(thing, _keeping(buffers))
@@ -527,7 +503,7 @@ def _dump_plainly(thing: Any) -> list[Any] | None:
 
 def _dump_by_rule(thing: Any, refer: Refer) -> list[Part]:
     buffers: list[pickle.PickleBuffer] = []
-    return [_pickle_by_rule(thing, refer, _keeping(buffers)), *buffers]
+    return [pickle_by_rule(thing, refer, _keeping(buffers)), *buffers]
 
 
 def _is_big(buffer: pickle.PickleBuffer) -> bool:
@@ -557,6 +533,8 @@ def _explain_call(
     refer: Refer,
     error: Exception,
 ) -> CallPicklingError:
+    from .blame import describe, find_culprit
+
     places = [("the function", fn)]
     places += [(f"args[{i}]", arg) for i, arg in enumerate(args)]
     places += [(f"kwargs[{key!r}]", value) for key, value in kwargs.items()]

@@ -31,8 +31,9 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 
 from .._support.named_tuples import NamedTuple
+from .._support.wording import counted
 from ..errors import RemoteExceptionStandIn
-from . import calls
+from . import calls, promises
 from .blame import describe
 from .reducers import may_be_taken_once
 from .tracebacks import dump_traceback, load_traceback
@@ -103,7 +104,7 @@ def _dump_graph(error: BaseException, skip_frames: int) -> list[_Node]:
         found = [member for member in members if member is not None]
         nodes.append(node._replace(cause=cause, context=context, members=found))
     if len(graph) == _MAX_EXCEPTIONS:
-        nodes[0].notes.append(f"Of its exceptions only {_MAX_EXCEPTIONS} were brought here.")
+        nodes[0].notes.append(f"Only {_MAX_EXCEPTIONS} of its exceptions were sent here.")
     return nodes
 
 
@@ -176,10 +177,12 @@ def _dump_core(error: BaseException, text: str) -> tuple[str, bytes, bytes]:
     if _known_facts(error) is not None:
         ways = []
     for way, dump in ways:
+        number = promises.latest()
         try:
             core, extras = dump(error, text)
             return way, core, calls.dump_part_of_failure(extras)
         except BaseException as failed:
+            promises.give_up_after(number)
             reason = failed
     core, extras = _dump_stand_in(error, reason)
     return "stand-in", core, calls.dump_part_of_failure(extras)
@@ -188,7 +191,7 @@ def _dump_core(error: BaseException, text: str) -> tuple[str, bytes, bytes]:
 def _dump_pickled(error: BaseException, text: str) -> tuple[bytes, _Extras]:
     core, copy = _with_copy(error)
     if type(copy) is not type(error) or not _same_args(copy, error) or _safely(str, copy) != text:
-        raise pickle.PicklingError("its copy differs from it")
+        raise pickle.PicklingError("its copy differs from the original")
     return core, ({}, _what_travels(_fields(error, unlike=copy))[0])
 
 
@@ -196,7 +199,7 @@ def _dump_rebuilt(error: BaseException, _text: str) -> tuple[bytes, _Extras]:
     core, content = _with_copy((type(error), error.args))
     copy = _rebuild(*content)
     if type(copy) is not type(error):
-        raise pickle.PicklingError("its copy differs from it")
+        raise pickle.PicklingError("its copy differs from the original")
     extras = (_attributes(error), _fields(error))
     pickle.loads(calls.dump_part_of_failure(extras))
     return core, extras
@@ -247,7 +250,7 @@ def _brief_repr(error: BaseException) -> str:
     if not isinstance(error, BaseExceptionGroup):
         return repr(error)
     kind, message, count = type(error).__name__, error.message, len(error.exceptions)
-    return f"{kind}({message!r}, <{count} exceptions>)"
+    return f"{kind}({message!r}, <{counted(count, 'exception')}>)"
 
 
 def _facts(error: BaseException, text: str, *, is_outermost: bool) -> dict[str, Any]:
@@ -327,16 +330,22 @@ def _same_args(copy: BaseException, error: BaseException) -> bool:
             return True
     except Exception:
         pass
-    return calls.dump_part_of_failure(copy.args) == calls.dump_part_of_failure(error.args)
+    number = promises.latest()
+    try:
+        return calls.dump_part_of_failure(copy.args) == calls.dump_part_of_failure(error.args)
+    finally:
+        promises.give_up_after(number)
 
 
 def _what_travels(things: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, str]]:
     """The values that survive pickling and unpickling, and the repr of the others."""
     kept, shown = {}, {}
     for name, thing in things.items():
+        number = promises.latest()
         try:
             pickle.loads(calls.dump_part_of_failure(thing))
         except BaseException:
+            promises.give_up_after(number)
             shown[name] = _safely(repr, thing)
         else:
             kept[name] = thing

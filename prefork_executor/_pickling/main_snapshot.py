@@ -397,43 +397,24 @@ def _closure(function: types.FunctionType) -> Iterator[object]:
 
 def _names_used(thing: object) -> set[str]:
     """The names in ``__main__`` that a definition's code can mean."""
+    from .code_objects import global_names  # Only what may have changed needs it.
+
     now = vars(main_module())
     return {
         name
         for function in _functions(thing)
         if function.__globals__ is now
-        for code in _codes(function.__code__)
-        for name in _global_names(code)
+        for name in global_names(function.__code__)
     }
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A code object and those inside it."""
-    todo = [code]
-    while todo:
-        code = todo.pop()
-        yield code
-        todo.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
-
-
-@functools.lru_cache(maxsize=4096)
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    import dis  # Only definitions that may have changed need it.
-
-    return tuple(
-        {
-            step.argval: None
-            for step in dis.get_instructions(code)
-            if "GLOBAL" in step.opname or step.opname == "LOAD_NAME"
-        }
-    )
 
 
 # --- fingerprints ---------------------------------------------------------------------------
 
 
 def _fingerprint(thing: object) -> bytes:
-    import hashlib  # Only a supervisor that was not forked needs it.
+    import hashlib  # Only a supervisor that was not forked needs these.
+
+    from .code_objects import codes
 
     digest = hashlib.blake2b(type(thing).__name__.encode(), digest_size=16)
     for kind in _classes_in(thing):
@@ -443,7 +424,7 @@ def _fingerprint(thing: object) -> bytes:
         digest.update(repr((kind.__qualname__, bases, names)).encode())
     for function in _functions(thing):
         digest.update(function.__qualname__.encode())
-        for code in _codes(function.__code__):
+        for code in codes(function.__code__):
             digest.update(repr(_outline(code)).encode())
             digest.update(code.co_code)
     return digest.digest()

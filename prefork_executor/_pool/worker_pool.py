@@ -33,6 +33,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import collections
 import logging
+import math
 import os
 import posix
 import signal
@@ -42,6 +43,7 @@ from collections.abc import Callable, Mapping
 from .._board import scoreboard as sb
 from .._board import worker_states
 from .._board.counters import Counters
+from .._board.decisions import pack_decision
 from .._board.scoreboard import Scoreboard
 from .._board.worker_states import Event
 from .._messages.wire import NEW, TOLD, Death
@@ -49,14 +51,14 @@ from .._support.named_tuples import NamedTuple
 from .._system import descriptors, machine, processes, signals
 from .._system.descriptors import Doorbell, Lifeline, Poller
 from .._system.signals import Handler
-from . import leaving
+from . import ends, leaving, start_costs
 from .leaving import PoolWorker, Rules
 from .regulator import Counts, Decision, Limits, Memory, regulate
+from .rollover import SETTLED_AFTER, Rollover
+from .start_costs import StartCosts
 
 logger = logging.getLogger("prefork_executor")
 
-SETTLED_AFTER = 1.0
-"""Seconds after which a worker that has done nothing yet counts as sound."""
 MEMORY_INTERVAL = 0.5
 """Seconds between two looks at the memory of workers that work."""
 ROLLOVER_INTERVAL = 0.1
@@ -92,6 +94,7 @@ class WorkerPool:
             of the user's which does not watch the leash.
         leave_within: seconds that such a worker may take to end; None: LEAVE_WITHIN.
         max_memory: bytes of resident memory above which a worker retires; None: any.
+        heed: called with each decision, packed (see `_board/decisions.py`).
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class WorkerPool:
         retire_signal: int | None = None,
         leave_within: float | None = None,
         max_memory: int | None = None,
+        heed: Callable[[bytes], object] | None = None,
     ) -> None:
         self.limits = limits
         self.board = board
@@ -118,8 +122,10 @@ class WorkerPool:
         self._leave_within = leaving.LEAVE_WITHIN if leave_within is None else leave_within
         self._rules = Rules(board, self._leave_within, retire_signal)
         self._max_memory = max_memory
+        self._heed = heed
         self._memory_at = 0.0
         self._counters = Counters(board, limits.max_workers)
+        self._start_costs = StartCosts(board)
         self.stopped: list[int] = []
         """Workers found stopped by a signal; whoever tells of them clears it."""
         self.failed_forks = 0
@@ -127,7 +133,8 @@ class WorkerPool:
         self.generation = 0
         """How often all workers were replaced; in a worker, before it was forked."""
         self._workers: dict[int, PoolWorker] = {}
-        self._old: set[int] = set()
+        self._reasons: dict[int, str] = {}
+        self._rollover = Rollover(self._workers, is_raw=retire_signal is not None)
         self._unreleased = 0
         self._memory = Memory()
         self._crashes = 0
@@ -140,7 +147,7 @@ class WorkerPool:
         self._child_ended = True
         self._last_reason = ""
         self.poller.register(doorbell.read_end)
-        self._old_handler = signals.set_handler(signal.SIGCHLD, _ignore)
+        self._old_handler = signals.set_handler(signal.SIGCHLD, signals.only_wake_up)
         self._old_wakeup = _signal.set_wakeup_fd(doorbell.write_end, warn_on_full_buffer=False)
 
     def close(self) -> None:
@@ -197,15 +204,19 @@ class WorkerPool:
 
     def _reaped(self, worker: PoolWorker, status: int) -> Death:
         flags = TOLD if worker.is_told else 0
-        if self.is_replacing and worker.pid not in self._old:
+        if self.is_replacing and worker.pid not in self._rollover:
             flags |= NEW
-        self._old.discard(worker.pid)
+        self._rollover.forget(worker.pid)
         del self._workers[worker.pid]
         worker.let_go()
+        self._start_costs.ended(worker.slot)
         slot = worker.last_look()
         self._unreleased += 1
-        is_crash = not worker.is_told and _is_crash(slot)
-        self._counters.ended(slot, was_told=worker.is_told, is_crash=is_crash)
+        is_crash = not worker.is_told and ends.is_crash(slot)
+        self._reasons.setdefault(worker.pid, ends.own_reason(slot, status, is_crash=is_crash))
+        is_raw = self._retire_signal is not None
+        counted = ends.as_counted(slot, was_told=worker.is_told, is_raw=is_raw)
+        self._counters.ended(counted, was_told=worker.is_told, is_crash=is_crash)
         if is_crash:
             self._crashes += 1
             self._last_crash = time.monotonic_ns()
@@ -217,7 +228,13 @@ class WorkerPool:
     def release(self, death: Death) -> None:
         """Free the slot of a worker whose death has been told."""
         self.board.clear(death.slot)
+        self._reasons.pop(death.pid, None)
         self._unreleased -= 1
+
+    def reason_of(self, death: Death) -> str:
+        """Why the worker has ended, in a word, until its death is released: why the pool has
+        told it to, or "exit", "crash" (before it had done anything) or "died"."""
+        return self._reasons[death.pid]
 
     # --- regulating -------------------------------------------------------------------
 
@@ -238,52 +255,58 @@ class WorkerPool:
         counts = self._count()
         counts = counts._replace(backlog=backlog(counts), outstanding=outstanding)
         self._crashes = self._forks = self._failed_forks = 0
-        decision, self._memory = regulate(counts, self._limits_now(), self._memory)
+        decision, self._memory = regulate(counts, self._rollover.limits(self.limits), self._memory)
         self._plan_next_look(decision, counts)
         self._say_when_held(decision)
         if decision.start or decision.retire:
             self._note(decision.reason, decision.start, decision.retire)
         if decision.retire:
             self._retire_idle(decision.retire)
-        if self._old_are_left():
-            self._retire_old(counts)
+        if self._rollover.are_left():
+            for worker in self._rollover.due(counts, self.limits, self._unreleased):
+                self._reasons.setdefault(worker.pid, "reload")
+                worker.retire()
         return decision
-
-    def _limits_now(self) -> Limits:
-        if not self._old_are_left():
-            return self.limits
-        # One new worker at least has to show that it serves before the old ones go.
-        return self.limits._replace(
-            min_spare=max(1, self.limits.min_spare),
-            max_spare=max(1, self.limits.max_spare),
-        )
 
     def is_quiet(self) -> bool:
         """Whether :meth:`regulate`, where nobody counts a backlog, would find nothing
         to do. At a fraction of its cost, for children that go to and fro all the time."""
-        if self._check_at is not None or self._crashes or self._forks or self._failed_forks:
+        if self._is_due() or self._crashes or self._forks or self._failed_forks:
             return False
         states = self.board.states()
         spares = states.count(sb.STARTING) + states.count(sb.IDLE) + states.count(sb.TAKING)
         is_full = len(self._workers) >= self.limits.max_workers
-        return spares <= self.limits.max_spare and (is_full or spares >= self.limits.min_spare)
+        surplus_waits = self._check_at is not None
+        is_few = spares <= self.limits.max_spare or surplus_waits
+        return is_few and (is_full or spares >= self.limits.min_spare)
+
+    def _is_due(self) -> bool:
+        """Whether a look is planned that something else than idle workers may want earlier."""
+        if self._check_at is None:
+            return False
+        is_only_surplus = self.limits.surplus_only and not self._rollover and not self._is_held()
+        return not is_only_surplus or time.monotonic() >= self._check_at
+
+    def _is_held(self) -> bool:
+        return bool(self._memory.crashes.length or self._memory.failed_forks.length)
 
     def _count(self) -> Counts:
         now = time.monotonic_ns()
         tally: collections.Counter[int] = collections.Counter()
-        idle_since = []
+        idle = []
+        self._start_costs.look()
         settled = self._may_settle = False
         for worker in self._workers.values():
             slot = worker.look()
-            if worker.is_told or (worker.pid in self._old and slot.state != sb.BUSY):
+            if worker.is_told or (worker.pid in self._rollover and slot.state != sb.BUSY):
                 tally[sb.LEAVING] += 1
                 continue
             tally[slot.state] += 1
             if slot.state == sb.IDLE:
-                idle_since.append(slot.since)
+                idle.append(slot)
             self._may_settle = self._may_settle or slot.born > self._last_crash
             settled = settled or self._has_settled(slot, now)
-        idle_long, idle_next = self._idle_times(idle_since, now)
+        idle_long, idle_next = self._idle_times(idle, now)
         return Counts(
             now=now / _NANO,
             starting=tally[sb.STARTING],
@@ -297,15 +320,20 @@ class WorkerPool:
             failed_forks=self._failed_forks,
             live_at_failure=self._live_at_failure,
             settled=settled,
+            start_cost=self._start_costs.estimate,
         )
 
-    def _idle_times(self, idle_since: list[int], now: int) -> tuple[int, float | None]:
-        if self.limits.idle_timeout is None:
-            return 0, None
-        dwell = int(self.limits.idle_timeout * _NANO)
-        fresh = [since for since in idle_since if now - since < dwell]
-        idle_next = (min(fresh) + dwell) / _NANO if fresh else None
-        return len(idle_since) - len(fresh), idle_next
+    def _idle_times(self, idle: list[sb.Slot], now: int) -> tuple[int, float | None]:
+        ends = [self._idle_until(slot) for slot in idle]
+        fresh = [end for end in ends if end > now]
+        idle_next = min(fresh, default=math.inf) / _NANO
+        return len(idle) - len(fresh), None if idle_next == math.inf else idle_next
+
+    def _idle_until(self, slot: sb.Slot) -> float:
+        """When an idle worker has been idle for long enough (ns, monotonic clock)."""
+        life = start_costs.life_of(self.board, slot)
+        dwell = self.limits.dwell(self._start_costs.estimate, life)
+        return math.inf if dwell is None else slot.since + int(dwell * _NANO)
 
     def _has_settled(self, slot: sb.Slot, now: int) -> bool:
         if slot.born <= self._last_crash or slot.state == sb.STARTING:
@@ -317,7 +345,7 @@ class WorkerPool:
         waits = [] if decision.check_in is None else [decision.check_in]
         if counts.leaving or decision.retire:
             waits.append(self._next_enforcement())
-        if self._old_are_left():
+        if self._rollover.are_left():
             waits.append(ROLLOVER_INTERVAL)
         if self._max_memory is not None and self._anybody_works():
             waits.append(MEMORY_INTERVAL)
@@ -343,7 +371,10 @@ class WorkerPool:
         self._last_reason = reason
 
     def _note(self, reason: str, start: int = 0, retire: int = 0) -> None:
-        self._counters.decided(len(self._workers), start, retire, reason)
+        packed = pack_decision(len(self._workers), start, retire, reason)
+        self.board.write_decision(packed)
+        if self._heed is not None:
+            self._heed(packed)
 
     # --- starting and retiring ----------------------------------------------------------
 
@@ -374,6 +405,7 @@ class WorkerPool:
             return Seat(slot, leash_read)
         self._forks += 1
         self._workers[pid] = PoolWorker(pid, slot, leash_write, self._rules)
+        self._start_costs.began(slot)
         self._counters.forked(len(self._workers))
         self.board.words[self.board.base(slot) + sb.PID] = pid
         signals.restore_mask(mask)
@@ -415,75 +447,64 @@ class WorkerPool:
         self.poller.close()
         descriptors.close_quietly(worker.leash for worker in self._workers.values())
         self._workers.clear()
-        self._old.clear()
+        self._rollover.clear()
 
     def _retire_idle(self, limit: int) -> None:
-        """Retire the workers that have been idle longest."""
+        """Retire the workers that have been idle for longest beyond what each is worth."""
         idle = []
         for worker in self._workers.values():
             slot = worker.look()
-            if not worker.is_told and worker.pid not in self._old and slot.state == sb.IDLE:
-                idle.append((slot.since, worker))
-        idle.sort(key=lambda pair: pair[0])
-        for _, worker in idle[:limit]:
+            if not worker.is_told and worker.pid not in self._rollover and slot.state == sb.IDLE:
+                idle.append((self._idle_until(slot), slot.since, worker))
+        idle.sort(key=lambda found: found[:2])
+        for _, _, worker in idle[:limit]:
+            self._reasons[worker.pid] = "surplus"
             worker.retire()
 
     def replace_all(self) -> None:
         """Let new workers take the places of all there are: each of these retires,
         after what it holds, once a new one serves in its stead."""
-        self._old.update(self._workers)
-        self._note("reload: new workers for all there are")
+        self._rollover.add_all()
+        self._note("reload: new workers replace all present ones")
         self.generation += 1
         self.board.words[sb.GENERATION] = self.generation
         self.look_again()
 
+    def replace_worn(self, pid: int, limit: str) -> None:
+        """Let a new worker take the place of this one, which has reached the limit of this name."""
+        self._rollover.add_worn(pid)
+        self._reasons.setdefault(pid, limit)
+        self._note(f"worker {pid} has reached {limit}")
+        self.look_again()
+
+    def kill_worker(self, pid: int, reason: str) -> None:
+        """SIGKILL this worker, whatever it does."""
+        self._reasons.setdefault(pid, reason)
+        self._note(f"worker {pid} is killed: {reason}")
+        processes.send_signal(pid, signal.SIGKILL)
+
+    def looks(self) -> list[sb.Slot]:
+        """What the workers say that are to stay."""
+        return [
+            worker.look()
+            for worker in self._workers.values()
+            if not worker.is_told and worker.pid not in self._rollover
+        ]
+
+    def serves(self) -> bool:
+        """Whether ``min_spare`` workers have shown that they serve."""
+        return self._rollover.enough_serve(self.limits)
+
     def keep_old(self) -> None:
         """Give up what :meth:`replace_all` began: those that have not been told to
         leave stay."""
-        self._old.clear()
+        self._rollover.clear()
         self.look_again()
 
     @property
     def is_replacing(self) -> bool:
         """Whether a worker from before the last :meth:`replace_all` still lives."""
-        return bool(self._old)
-
-    def _old_are_left(self) -> bool:
-        return any(not self._workers[pid].is_told for pid in self._old)
-
-    def _retire_old(self, counts: Counts) -> None:
-        """Retire workers that are to be replaced: all of them when enough new ones
-        have shown that they serve, else as many as the lacking ones need room. So new
-        ones that die at once do not cost us the old."""
-        live = [worker for worker in self._workers.values() if not worker.is_told]
-        old = [worker for worker in live if worker.pid in self._old and self._may_retire(worker)]
-        # First those that do not serve yet: they may be no better than the new ones.
-        old.sort(key=lambda worker: worker.look().state)
-        lacking = self._limits_now().min_spare - counts.spares
-        room = self.limits.max_workers - counts.live
-        going = self._unreleased + sum(map(_is_going, self._workers.values()))
-        limit = max(0, lacking - room - going)
-        for worker in old if old and self._enough_serve(live) else old[:limit]:
-            worker.retire()
-
-    def _may_retire(self, worker: PoolWorker) -> bool:
-        """Whether it would lose nothing if it were told to leave now. A signal may
-        meet a worker that works; one without finishes what it holds."""
-        return self._retire_signal is None or worker.look().state == sb.IDLE
-
-    def _enough_serve(self, live: list[PoolWorker]) -> bool:
-        new = [worker.look() for worker in live if worker.pid not in self._old]
-        now = time.monotonic_ns()
-        return sum(self._serves(slot, now) for slot in new) >= self._limits_now().min_spare
-
-    def _serves(self, slot: sb.Slot, now: int) -> bool:
-        """Whether a worker has shown that it works: it has got past its start, and where
-        every child is idle from the start, it has taken something or lived for a while."""
-        if slot.state not in (sb.IDLE, sb.TAKING, sb.BUSY):
-            return False
-        if self._retire_signal is None or slot.task:
-            return True
-        return now - slot.born > SETTLED_AFTER * _NANO
+        return bool(self._rollover)
 
     def _retire_big(self, max_memory: int) -> None:
         """Retire workers whose memory is above the limit, after the task they hold.
@@ -516,6 +537,7 @@ class WorkerPool:
         """Send every worker this signal, whatever it does. One that survives it
         takes no other task, and is killed when its time is up."""
         for worker in self._workers.values():
+            self._reasons.setdefault(worker.pid, "stop")
             worker.end(number)
         self._child_ended = True  # Whatever has been missed so far.
         self._check_at = time.monotonic() + min(LOOK_INTERVAL, self._next_enforcement())
@@ -525,6 +547,14 @@ class WorkerPool:
         worker = self._workers.get(pid)
         if worker is not None:
             worker.end(number)
+            self.look_again()
+
+    def retire_worker(self, pid: int) -> None:
+        """Have one of them leave as soon as it holds nothing; nothing if there is none of this
+        process id."""
+        worker = self._workers.get(pid)
+        if worker is not None:
+            worker.retire()
             self.look_again()
 
     def end_task(self, place: int, task: int) -> None:
@@ -558,28 +588,3 @@ class WorkerPool:
         """SIGKILL every worker, whatever it does."""
         for pid in self._workers:
             processes.send_signal(pid, signal.SIGKILL)
-
-
-def _ignore(_signum: int, _frame: object) -> None:
-    """Stands where a handler must for the signal to reach the wake-up descriptor.
-
-    That descriptor is written by the interpreter's C code. A handler in Python
-    could not be relied upon: CPython 3.13.0 never runs one in a process that was
-    forked by another thread than the main one, as a supervisor may be."""
-
-
-def _is_going(worker: PoolWorker) -> bool:
-    return worker.is_told or worker.look().state == sb.LEAVING
-
-
-def _is_crash(slot: sb.Slot) -> bool:
-    """Whether a worker that was not told to leave ended before it did anything."""
-    if slot.asked:
-        return False
-    if slot.state == sb.STARTING:
-        return True
-    if slot.state == sb.LEAVING and not slot.task and not slot.done:
-        return True  # Its initializer has failed.
-    if slot.state in (sb.BUSY, sb.LEAVING) or slot.done:
-        return False
-    return time.monotonic_ns() - slot.born < SETTLED_AFTER * _NANO

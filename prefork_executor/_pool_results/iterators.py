@@ -54,7 +54,7 @@ AT_ONCE = 64
 SOON = 0.03
 """Seconds. If half of what a feed has submitted ends within this time, the feed submits twice as
 far ahead from then on."""
-NOT_HERE = "the pool is that of process {}, which alone learns what comes of its tasks"
+NOT_HERE = "the pool belongs to process {}, and only that process learns how its tasks end"
 TERMINATED = "the pool was terminated before all of the iterable was submitted"
 
 

@@ -29,14 +29,17 @@ from .._system import descriptors, processes, signals
 from .._system.descriptors import Poller, Socket
 from ..errors import ProtocolError, describe_end
 from .child import YellFlags
+from .hook_end import HookDeadline
+from .options import DataHook
 
 logger = logging.getLogger("prefork_executor")
 
+MIN_POLL, MAX_POLL = 0.001, 0.05
+"""Seconds between two looks, at the end, whether the hook's process has ended: at first, and at
+most."""
 MAX_FAILURES = 5
 """Hook processes in a row that die before taking a yell. After that many, the end of the pool no
 longer waits: with the pauses between them this takes a second and a half."""
-
-DataHook = Callable[[int, Any, int | None], object]
 
 
 class YellReader:
@@ -147,7 +150,9 @@ class HookProcess:
         has_taken = self._reader.taken != self._taken_before
         if status:
             how = describe_end(*processes.split_status(status))
-            lost = "; what it had in hand is lost" if has_taken else " before it took a yell"
+            lost = (
+                "; the yell that it was handling is lost" if has_taken else " before it took a yell"
+            )
             logger.error("the data hook's process %s%s", how, lost)
         if has_taken:
             self._forget_failures()
@@ -220,27 +225,42 @@ class HookProcess:
             if leash in ready:
                 return
 
-    def finish(self) -> None:
+    def finish(self, deadline: HookDeadline) -> None:
         """Let the process read what is left, and wait for its end. If it dies, another reads the
-        rest. If MAX_FAILURES in a row take no yell, the rest is given up."""
+        rest. If MAX_FAILURES in a row take no yell, or when the deadline is over, the rest is
+        given up."""
         self._forget_failures()
         while self._pid or descriptors.readable(self._reader.descriptor):
             if self._failures == MAX_FAILURES:
-                self._give_up()
+                self._give_up(f"died {MAX_FAILURES} times in a row before it took a yell")
                 return
-            time.sleep(self.due_in() or 0.0)  # By now no child waits for this process.
+            descriptors.pause(self.due_in() or 0.0)  # By now no child waits for this process.
             self.ensure_running()
             if self._pid:
                 self.let_go()
-                self._ended(os.waitpid(self._pid, 0)[1])
+                if not self._has_ended_before(deadline):
+                    self._kill()
+                    return
 
-    def _give_up(self) -> None:
+    def _has_ended_before(self, deadline: HookDeadline) -> bool:
+        delay = MIN_POLL
+        while (status := processes.try_reap(self._pid)) is None:
+            if deadline.is_over:
+                return False
+            descriptors.pause(delay)
+            delay = min(2 * delay, MAX_POLL)
+        self._ended(status)
+        return True
+
+    def _kill(self) -> None:
+        processes.send_signal(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._give_up(f"{self._pid} did not come to an end, and was killed (see hook_timeout)")
+        self._pid = 0
+
+    def _give_up(self, why: str) -> None:
         given_up = self._reader.drop()
-        logger.error(
-            "the data hook's process died %d times in a row before it took a yell; "
-            "yells given up: %d",
-            *(MAX_FAILURES, given_up),
-        )
+        logger.error("the data hook's process %s; yells given up: %d", why, given_up)
 
 
 def _do_nothing(_signum: int, _frame: object) -> None:

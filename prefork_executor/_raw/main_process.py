@@ -12,23 +12,33 @@ was, not decremented.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from .._board.scoreboard import RAW
 from .._fork_safety import random_streams
 from .._messages.channels import new_board
-from .._pool.regulator import Limits
 from .._pool.worker_pool import WorkerPool
+from .._support.handlers import is_by_handler
 from .._system import descriptors, processes, signals
 from .._system.descriptors import Doorbell
-from .._system.signals import Handler
+from .backlog import Backlog
 from .child import Child
-from .data_hook import DataHook, HookProcess, YellReader
+from .data_hook import HookProcess, YellReader
+from .events import Events
+from .given import INTERVAL, Readiness
+from .hook_end import HookDeadline, HookOverdue
+from .options import Settings
+from .stacks import Stacks
+from .threads import ThreadWatch
+from .wear import ChildLimits, Wear
+
+logger = logging.getLogger("prefork_executor")
 
 T = TypeVar("T")
 YELLS_A_TURN = 100
@@ -38,30 +48,11 @@ _ALL_BUT_CHILD = signals.ALL_SIGNALS - {signal.SIGCHLD}
 
 
 class MainProcess:
-    """The process that has set up the pool. In a child, what is left of it there.
+    """The process that has set up the pool. In a child, what is left of it there."""
 
-    Args:
-        limits: how many children there may and should be.
-        handlers: signal dispositions that every child starts with.
-        hook: called with what children yell.
-        hook_in_main: whether the hook runs here, and not in a process of its own.
-        return_on_failure: whether the caller retries a fork that failed.
-        term_timeout: seconds that a child may take to end.
-    """
-
-    def __init__(
-        self,
-        limits: Limits,
-        handlers: Mapping[int, Handler],
-        hook: DataHook | None,
-        *,
-        hook_in_main: bool,
-        return_on_failure: bool,
-        term_timeout: float,
-    ) -> None:
-        self._hook = hook
-        self._hook_in_main = hook_in_main
-        self._return_on_failure = return_on_failure
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._hook = settings.hook
         self._pid = os.getpid()
         self.child: Child | None = None
         """In a child: its side of the pool."""
@@ -69,54 +60,68 @@ class MainProcess:
         self._failures = 0
         self._is_done = False
         self._raised: BaseException | None = None
+        self._leave: SystemExit | None = None
+        self._hook_deadline = HookDeadline(None)
+        self._events = Events(settings.watchers)
+        self._threads = ThreadWatch()
+        self._threads.look()
         self._depth = 0
         self._mask: set[int] = set()
         with contextlib.ExitStack() as opened:
-            self._open(opened, limits, handlers, term_timeout)
+            self._open(opened, settings)
             self._opened = opened.pop_all()
 
-    def _open(
-        self,
-        opened: contextlib.ExitStack,
-        limits: Limits,
-        handlers: Mapping[int, Handler],
-        term_timeout: float,
-    ) -> None:
+    def _open(self, opened: contextlib.ExitStack, settings: Settings) -> None:
         self._yells, self._yells_far = descriptors.socket_pair()
         opened.callback(self._yells.close)
         opened.callback(self._yells_far.close)
         self._doorbell = Doorbell.new()
         opened.callback(self._doorbell.close)
-        self._board = new_board(limits.max_workers)
+        self._board = new_board(settings.limits.max_workers)
         opened.callback(self._board.close)
-        self._board.introduce(RAW, self._pid, **limits.spares)
+        self._board.introduce(RAW, self._pid, **settings.limits.spares)
         self._pool = WorkerPool(
-            limits,
+            settings.limits,
             self._board,
             self._doorbell,
-            child_handlers=handlers,
+            child_handlers=settings.handlers,
             disown=self._disown,
             retire_signal=signal.SIGTERM,
-            leave_within=term_timeout,
+            leave_within=settings.term_timeout,
+            heed=self._events.decided,
         )
         opened.callback(self._pool.close)
+        self._open_wear(opened, settings.child_limits)
+        self._backlog = Backlog(settings.listeners, self._board)
+        self._readiness = Readiness()
+        opened.callback(self._readiness.close)
         self._reader = YellReader(self._yells, self._hook and self._call_hook)
         self._hook_process: HookProcess | None = None
-        if self._hook is not None and not self._hook_in_main:
+        if self._hook is not None and not settings.hook_in_main:
             self._hook_process = HookProcess(self._reader, self._settle_hook_process)
         else:
             self._pool.poller.register(self._yells.fileno())
         _become_group_leader()
 
+    def _open_wear(self, opened: contextlib.ExitStack, limits: ChildLimits) -> None:
+        self._stacks: Stacks | None = None
+        if limits.busy_timeout is not None:
+            # The pool closes it at its end.
+            file = tempfile.TemporaryFile(prefix="prefork-stacks-")  # noqa: SIM115
+            self._stacks = Stacks(opened.enter_context(file).fileno())
+        self._wear = Wear(limits, self._pool, self._stacks) if limits.are_set else None
+
     def _disown(self) -> None:
         """In a new child: close what belongs to the main process alone."""
         self._yells.close()
+        self._readiness.close()
         self._board.disarm()
         if self._hook_process is not None:
             self._hook_process.let_go()
 
     def _settle_hook_process(self) -> None:
         self._pool.disown_all()
+        self._readiness.close()
         self._yells_far.close()
         signals.restore_mask(self._mask)
 
@@ -132,7 +137,9 @@ class MainProcess:
         """While the hook runs: the bytes of its yell, if they could not be thawed."""
         return self._reader.unthawed or ""
 
-    def whip_kids(self, code: Callable[..., object], args: tuple[Any, ...]) -> int | None:
+    def whip_kids(
+        self, code: Callable[..., object], args: tuple[Any, ...], timeout: float | None
+    ) -> int | None:
         """See PreforkPool.whip_kids."""
         with self._signals_held("pf_whip_kids"):
             self._regulate()
@@ -141,7 +148,7 @@ class MainProcess:
                     self._run_and_exit(code, args)
             if self._failed_fork():
                 return None
-            self._wait()
+            self._wait(timeout)
         return 0 if self._is_done else 1
 
     def kid_new(self) -> int | None:
@@ -178,7 +185,8 @@ class MainProcess:
                 self._is_done = True
                 self._see_all_off()
         if exitcode is not None:
-            sys.exit(exitcode)
+            self._leave = SystemExit(exitcode)
+            raise self._leave
 
     # --- the main process's steps, with signals held ------------------------------------------
 
@@ -222,18 +230,29 @@ class MainProcess:
         self._release_the_dead()  # A handler may have raised before this was done.
         if self._hook_process is not None:
             self._hook_process.ensure_running()
+        if self._wear is not None:
+            self._wear.look()
+        if self._readiness.is_awaited and self._pool.serves():
+            self._readiness.tell()
+        waiting = self._backlog.look()
         if not self._owed and not self._pool.is_quiet():
             self._failures = self._pool.failed_forks
-            self._owed = self._pool.regulate(lambda _counts: 0).start
+            self._owed = self._pool.regulate(lambda _counts: waiting).start
 
     def _fork_one(self) -> bool:
         """Returns True in the new child, where signals are still blocked: a handler may raise."""
         self._owed -= 1
         processes.flush_streams()
+        self._threads.look()
+        before = set(self._pool.pids)
         seat = self._pool.fork_worker()
         if seat is None:
+            for pid in set(self._pool.pids) - before:
+                self._events.started(pid)
             return False
         random_streams.renew()
+        if self._stacks is not None:
+            self._stacks.offer()
         hooked = self._hook is not None
         self.child = Child(
             seat,
@@ -242,6 +261,7 @@ class MainProcess:
             self._doorbell,
             hooked=hooked,
             generation=self._pool.generation,
+            handshake_timeout=self._settings.handshake_timeout,
         )
         return True
 
@@ -250,36 +270,49 @@ class MainProcess:
             return False
         self._failures = self._pool.failed_forks
         self._owed = 0
-        return self._return_on_failure
+        return self._settings.return_on_failure
 
     def _run_and_exit(self, code: Callable[..., object], args: tuple[Any, ...]) -> NoReturn:
+        assert self.child is not None
         status = 1
         try:
             signals.restore_mask(self._mask)
-            code(*args)
-            status = 0
-        except SystemExit as leave:
-            status = _exit_status(leave)
-        except BaseException:  # Whatever it is, the child ends here.
-            traceback.print_exc()
-        finally:
             try:
-                assert self.child is not None
-                self.child.exit(status)
-            finally:  # Even if a handler raises, this ends the child.
-                processes.leave(status)
+                code(*args)
+                status = 0
+            except SystemExit as leave:
+                status = _exit_status(leave)
+            self.child.exit(status)
+        except BaseException:  # Whatever it is, the child ends here.
+            when = "while it served" if self.child.has_served else "before it had served"
+            logger.exception("child %d was ended by an exception %s", os.getpid(), when)
+            self.child.fail()
+        finally:  # Even if a handler raises, this ends the child.
+            processes.leave(status)
 
-    def _wait(self) -> None:
-        ready = self._with_signals_open(self._wait_for_events)
+    def _wait(self, timeout: float | None = None) -> None:
+        self._deliver_events()
+        ready = self._with_signals_open(self._wait_for_events, timeout)
         if not self._is_done:
             self._look_after_events(ready)
+        self._deliver_events()
 
-    def _wait_for_events(self) -> list[int]:
+    def _wait_for_events(self, timeout: float | None) -> list[int]:
         # A handler may have called done() when the signals were unblocked.
-        return [] if self._is_done else self._pool.wait(self._hook_due_in())
+        return [] if self._is_done else self._pool.wait(self._due_in(timeout))
 
-    def _hook_due_in(self) -> float | None:
-        return None if self._hook_process is None else self._hook_process.due_in()
+    def _due_in(self, timeout: float | None = None) -> float | None:
+        """Seconds until there is something to do that does not wake the pool, ``timeout`` at
+        most."""
+        due = [timeout]
+        if self._hook_process is not None:
+            due.append(self._hook_process.due_in())
+        if self._wear is not None and not self._is_done:
+            due.append(self._wear.due_in())
+        if not self._is_done:
+            due.append(self._backlog.due_in())
+            due.append(INTERVAL if self._readiness.is_awaited else None)
+        return min([seconds for seconds in due if seconds is not None], default=None)
 
     def _look_after_events(self, ready: list[int]) -> None:
         self._release_the_dead()
@@ -288,32 +321,75 @@ class MainProcess:
 
     def _release_the_dead(self) -> None:
         for death in self._pool.reap():
+            self._events.ended(death, self._pool.reason_of(death))
             self._pool.release(death)
 
+    def _deliver_events(self) -> None:
+        """Call the user's functions for all that has happened. One that raises is logged."""
+        while (event := self._events.next()) is not None:
+            try:
+                self._guard(event.name, self._call_here, event.function, *event.args)
+            except Exception:
+                logger.exception("%s%r failed", event.name, event.args)
+
     def _call_hook(self, pid: int, data: Any, exitcode: int | None) -> None:
-        assert self._hook is not None
-        if not self._hook_in_main:
-            self._hook(pid, data, exitcode)
-            return
-        is_the_end = self._is_done
+        hook = self._hook
+        assert hook is not None
+        if self._settings.hook_in_main:
+            self._guard("child_data_hook", self._call_here, hook, pid, data, exitcode)
+        else:
+            self._guard("child_data_hook", hook, pid, data, exitcode)
+
+    def _guard(self, name: str, call: Callable[..., object], *args: Any) -> None:
+        """Call one of the user's hooks. If it calls ``sys.exit``, that ends this call only."""
         try:
-            self._with_signals_open(self._hook, pid, data, exitcode)
-        except BaseException as raised:
-            if not is_the_end or isinstance(raised, Exception):
+            call(*args)
+        except SystemExit as leave:
+            if leave is self._leave or is_by_handler(leave):
+                raise
+            logger.exception(
+                "%s called sys.exit(%r): that ended this call of it, and nothing else",
+                *(name, leave.code),
+            )
+
+    def _call_here(self, hook: Callable[..., object], *args: Any) -> None:
+        """Call a hook in the main process. At the end of the pool it has a deadline."""
+        if not self._is_done:
+            self._with_signals_open(hook, *args)
+            return
+        try:
+            self._hook_deadline.run(hook, *args)
+        except HookOverdue:
+            given_up = self._reader.drop()
+            logger.exception(
+                "a hook did not return in the main process %d, and was ended (see hook_timeout); "
+                "yells given up: %d",
+                *(self._pid, given_up),
+            )
+        except (Exception, SystemExit) as raised:
+            if raised is not self._leave:
                 raise
             self._raised = self._raised or raised  # It must not cut the end short.
+        except BaseException as raised:
+            self._raised = self._raised or raised
 
     def _see_all_off(self) -> None:
+        timeout = self._settings.hook_timeout
+        self._hook_deadline = HookDeadline(
+            None if timeout is None else timeout + self._settings.term_timeout
+        )
         self._pool.end_all(signal.SIGTERM)
         while self._pool.pids:
             if self._hook_process is not None:
                 self._hook_process.ensure_running()  # If the channel is full, children wait.
-            self._look_after_events(self._pool.wait(self._hook_due_in()))
+            self._look_after_events(self._pool.wait(self._due_in()))
+            self._deliver_events()
             self._pool.see_off()
         if self._hook_process is not None:
-            self._hook_process.finish()
+            self._hook_process.finish(HookDeadline(timeout))
         else:
             self._reader.read()
+        self._deliver_events()
         self._doorbell.ring()  # This may run within a wait, which must end.
         if self._raised is not None:
             raise self._raised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from . import contexts
 
@@ -12,17 +12,39 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .._pool.regulator import Limits
+    from .._system.memory import Gauge
 
     _Initializer = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class TaskOptions:
-    """Options of one task: the seconds that one run of it may take (None: any number), and how
-    often it runs again if its worker dies or its time is up."""
+    """Options of one task: the seconds that one run of it may take (None: any number), how
+    often it runs again if its worker dies or its time is up, the bytes that it adds to its worker
+    at most (None: that is learned), its priority, and the units that it needs of the executor's
+    resources."""
 
-    def __init__(self, timeout: float | None = None, retries: int = 0) -> None:
+    def __init__(
+        self,
+        timeout: float | None = None,
+        retries: int = 0,
+        memory: int | None = None,
+        priority: int = 0,
+        resources: Mapping[str, int] | None = None,
+    ) -> None:
         self.timeout = timeout
         self.retries = retries
+        self.memory = memory
+        self.priority = priority
+        self.resources = resources
+
+    def described(self) -> str:
+        """The options that differ from the defaults, as a call would give them."""
+        changed = (
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if value != vars(DEFAULT_OPTIONS)[name]
+        )
+        return ", ".join(changed) or "with no options"
 
 
 DEFAULT_OPTIONS = TaskOptions()
@@ -42,6 +64,9 @@ class Settings:
         has_preload: whether there is a ``preload``, sealed or not.
         is_preload_called: whether it is a callable.
         share_main: True, False, or None for "auto".
+        cpu_sets: the CPUs that workers run on, by their index; those that are left begin from the
+            front again. Empty: the workers run on the CPUs that the caller has.
+        nice: how much nicer to other processes workers are than the caller is. None: not at all.
         added: further initializers and their arguments.
         main: how to import the main module, in multiprocessing's terms; empty if it must not
             be imported.
@@ -62,6 +87,11 @@ class Settings:
         finalargs: tuple[Any, ...],
         max_tasks_per_child: int | None,
         max_memory_per_child: int | None,
+        max_memory: int | None,
+        max_backlog: int | None,
+        resources: Mapping[str, int],
+        cpu_sets: tuple[frozenset[int], ...],
+        nice: int | None,
         preload: Callable[[], object] | tuple[str, ...],
         share_main: bool | None,
     ) -> None:
@@ -74,6 +104,11 @@ class Settings:
         self.finalargs = finalargs
         self.max_tasks_per_child = max_tasks_per_child
         self.max_memory_per_child = max_memory_per_child
+        self.max_memory = max_memory
+        self.max_backlog = max_backlog
+        self.resources = resources
+        self.cpu_sets = cpu_sets
+        self.nice = nice
         self.preload = preload
         self.has_preload = callable(preload) or bool(preload)
         self.is_preload_called = callable(preload)
@@ -83,6 +118,18 @@ class Settings:
         self.initializer_modules: tuple[str, ...] = ()
         self.sealed = b""
         self.sealed_preload = b""
+
+    def new_gauge(self) -> Gauge | None:
+        """What measures the tasks of this worker, if there is a bound for memory."""
+        if self.max_memory is None:
+            return None
+        from .._system.memory import Gauge  # The supervisor has imported it.
+
+        return Gauge()
+
+    def add_initializer(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Have new workers call this as well, before the user's own initializer."""
+        self.added += ((fn, args),)
 
     @property
     def initializers(self) -> Iterator[_Initializer]:
@@ -114,6 +161,7 @@ class Settings:
 
     def __getstate__(self) -> dict[str, Any]:
         from .._pickling import calls
+        from .._pickling.at_start import portable
 
         functions = [fn for fn, _ in (*self.initializers, (self.finalizer, ())) if fn is not None]
         state = {
@@ -128,7 +176,6 @@ class Settings:
             "initializer_modules": tuple(dict.fromkeys(map(calls.module_name, functions))),
         }
         if functions or self.initargs or self.finalargs:
-            portable = calls.portable
             theirs = {
                 "initializer": portable(self.initializer),
                 "initargs": tuple(map(portable, self.initargs)),
@@ -139,7 +186,7 @@ class Settings:
             state["sealed"] = self._seal(theirs)
         if callable(self.preload):
             state["preload"] = ()
-            state["sealed_preload"] = self._seal(calls.portable(self.preload))
+            state["sealed_preload"] = self._seal(portable(self.preload))
         return state
 
     def _seal(self, thing: object) -> bytes:

@@ -15,24 +15,24 @@ after the notice is sent.
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import gc
 import logging
 import os
-import pickle
 import signal
-import time
+import threading
 
 from .._board import fences
 from .._board import scoreboard as sb
+from .._board.decisions import pack_decision
 from .._messages import wire
 from .._messages.channels import DONTWAIT, WorkerChannels
 from .._messages.wire import Death, Kind
 from .._pool.regulator import Counts, Decision
 from .._pool.worker_pool import WorkerPool
 from .._support import faults
-from .._support.named_tuples import NamedTuple
 from .._system import descriptors, green, machine, processes, signals
 from .._system.descriptors import Socket
 from ..errors import ProtocolError
@@ -40,7 +40,8 @@ from . import contexts, end_signals
 from .settings import Settings
 from .template import Preparation
 from .users_code import UserCode
-from .worker import Caller, live_as_worker
+from .worker import live_as_worker
+from .worker_process import Caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,16 +53,6 @@ MAX_COMMANDS = 128
 """Commands to read at once, where they are not kept apart. Each was written whole."""
 RETRY_SEND = 0.005
 """Seconds until the supervisor sends a notice again that did not fit into the yell channel."""
-
-
-class Notice(NamedTuple):
-    """What the pool decided, for observers."""
-
-    at: float
-    live: int
-    start: int
-    retire: int
-    reason: str
 
 
 class Supervisor:
@@ -87,6 +78,8 @@ class Supervisor:
         self._closing = False
         self._reload = 0
         self._oom_kills = machine.oom_kills()
+        if settings.max_memory is not None:
+            from .._system import memory  # noqa: F401 - for the workers, which all need it
         end_signals.ignore()
         self._pool = WorkerPool(
             settings.limits,
@@ -165,6 +158,8 @@ class Supervisor:
             self._tell(wire.pack(Kind.WORKERS_TOLD, extra))
         elif kind == Kind.END_WORKER:
             self._pool.end_worker(number, extra)
+        elif kind == Kind.RETIRE_WORKER:
+            self._pool.retire_worker(number)
         elif kind == Kind.END_TASK:
             self._pool.end_task(extra, number)
         elif kind == Kind.RELOAD:
@@ -234,10 +229,10 @@ class Supervisor:
     # --- upstream ---------------------------------------------------------------------
 
     def _tell_decision(self, decision: Decision) -> None:
-        notice = Notice(
-            time.time(), len(self._pool.pids), decision.start, decision.retire, decision.reason
+        packed = pack_decision(
+            len(self._pool.pids), decision.start, decision.retire, decision.reason
         )
-        self._tell(wire.pack(Kind.DECISION, body=pickle.dumps(tuple(notice))))
+        self._tell(wire.pack(Kind.DECISION, body=packed))
 
     def _tell(self, packet: bytes, death: Death | None = None) -> None:
         self._outbox.append((packet, death))
@@ -277,6 +272,22 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
         with contextlib.closing(channels):
             caller = Caller(client, contexts.starters_name(), processes.open_pidfd(client))
             _prepare_and_run(control, settings, channels, caller)
+
+
+def supervise_spawned(connection: Any, settings: Settings, client: int) -> None:
+    """The main function of a supervisor process that was spawned.
+
+    The process ends as multiprocessing's forked processes do: the functions that were registered
+    for its end run, but the interpreter is not taken apart. That would take 30 ms, for which the
+    caller would wait."""
+    code = 0
+    try:
+        supervise(connection, settings, client)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    processes.leave(code)
 
 
 def _prepare_and_run(

@@ -126,8 +126,10 @@ class Preparation:
         try:
             pid, mask = processes.fork_masked()
         except OSError as error:
-            logger.warning("the user's code runs in every worker: no process for it: %s", error)
-            self._user_code.why_not = f"no process could be forked for its import: {error}"
+            logger.warning(
+                "each worker runs the user's code, as no process for it could be forked: %s", error
+            )
+            self._user_code.runs_in_workers(f"no process could be forked for its import: {error}")
             here.close()
             there.close()
             return False
@@ -172,7 +174,7 @@ class Preparation:
             if link.fileno() in ready:
                 said = link.recv(1)
                 if said == NOT_SHARED:
-                    self._user_code.is_told = True
+                    self._user_code.caller_is_told()
                     self._leaving = Leaving(pid)
                     return
                 is_shared = is_shared or said == SHARED

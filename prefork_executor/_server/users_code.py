@@ -79,6 +79,14 @@ class UserCode:
         stages = [named] if self.why_not else [named, [*main, *called]]
         self.stages = [stage for stage in stages if stage]
 
+    def runs_in_workers(self, why: str) -> None:
+        """There is no stage for main, for this reason: each worker imports it."""
+        self.why_not = why
+
+    def caller_is_told(self) -> None:
+        """The caller knows by now what the imported main module holds."""
+        self.is_told = True
+
     def _why_not(self) -> str:
         if self._settings.share_main is None:
             return "this system does not tell what a process holds" if platform.FALLBACK else ""

@@ -1,27 +1,27 @@
-"""A worker's life: start, pull, run, yell, leave.
+"""A worker's life: it starts, takes tasks, runs them, yells and leaves.
 
-    STARTING ─ initializer ─▶ TAKING ─ nothing there ─▶ IDLE ─ woken ─▶ TAKING
+    STARTING ─ initializer ─▶ TAKING ─ no message ─▶ IDLE ─ woken ─▶ TAKING
                                 │ ▲
-                        a task  ▼ │ its outcome is on its way
+                        a task  ▼ │ its outcome was sent
                                BUSY
-    and from between two tasks, when told to or after its last one: LEAVING ─ finalizer ─▶
-    what worker_exit.py has
+    and between two tasks, when it was told to leave or has done its last task:
+    LEAVING ─ finalizer ─▶ what worker_exit.py does
 
-The order of the marks is what the promises rest on.
+The pool keeps its promises because a worker writes its marks in this order:
 
-* A worker says TAKING before it asks the task pipe, and says BUSY and which task it got,
-  in one word, before it runs a line of the user's. So a death in any other state than TAKING
-  is exact: the task in a BUSY slot had begun or was about to, and no other task had.
-  What a death in TAKING means is worked out by the client (see _client/recovery.py).
-* It says TAKING before it looks whether it is told to leave. So whoever has told it,
-  and then finds it BUSY, knows that it takes no other task, and may end this one by a
-  signal that can hit no other (see `WorkerPool.end_task`).
+* A worker writes TAKING before it asks the task pipe. It writes BUSY and the number of its task, in
+  one word, before it runs a line of the user's code. So if a worker dies in any state other than
+  TAKING, it is known which task it held: the task in a BUSY slot had begun or was about to begin,
+  and no other task had. The client finds out what a death in TAKING means (`_client/recovery.py`).
+* A worker writes TAKING before it checks whether it was told to leave. So if another process has
+  told it, and then reads BUSY on its slot, that process knows that the worker takes no other
+  message. It can then end this task by a signal that hits no other (see `WorkerPool.end_task`).
 
-`_board/worker_states.py` has the table of these steps. Where a worker passes once a task, it
-writes its state without asking the table, and only tests look whether that is right.
+`_board/worker_states.py` has the table of these steps. In the steps that a worker takes for each
+task, it writes its state without asking the table. Only tests check these.
 
-A worker imports as little as it can, catches whatever a task raises, SystemExit
-and KeyboardInterrupt included, and never sends half a message.
+A worker imports as little as possible. It catches everything that a task raises, SystemExit and
+KeyboardInterrupt included. It never sends half a message.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import multiprocessing.process
 import os
 import pickle
 import signal
-import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from .._board import fences, worker_states
 from .._board import scoreboard as sb
@@ -45,82 +44,40 @@ from .._messages import channels, wire
 from .._messages.channels import DONTWAIT, Packet, Receiver, WorkerChannels
 from .._messages.payload_files import UNUSED, PayloadFiles
 from .._messages.wire import Kind
-from .._pickling import calls, exceptions
+from .._pickling import calls, exceptions, promises
 from .._pool.worker_pool import Seat
 from .._support import faults
-from .._support.named_tuples import NamedTuple
 from .._system import machine, signals
 from .._system.descriptors import Poller
 from ..errors import ProtocolError
-from . import contexts, end_signals
+from . import contexts, end_signals, inside_task
 from .settings import Settings
 from .users_code import INITIALIZER, MAIN, UserCode, failure_phrase
 from .worker_exit import WorkerExit
+from .worker_process import Caller, WorkerProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from .._system.memory import Gauge
+
 logger = logging.getLogger("prefork_executor")
 
 KEEP_FOR = 500_000
-"""Nanoseconds that an outcome is kept at most for the next task's to travel with it,
-unless that task turns out to be long. Then the client takes it from the area."""
+"""Nanoseconds that a worker keeps an outcome at most, to send it together with the next ones. If
+the next task takes longer, the client takes the outcome from the area."""
 
-TAKEN_WITHIN = 1.0
-"""Seconds that a worker that leaves waits at most for the caller to take what it has sent."""
+TAKEN_WITHIN = 5.0
+"""Seconds that a leaving worker waits at most until the caller has fetched what its results refer
+to. A caller on a busy machine may need more than one."""
 
-_current: Worker | None = None
 _is_copy = False
 
 
 def _note_copy() -> None:
     global _is_copy
     _is_copy = True
-
-
-def yell(data: Any) -> None:
-    """Send data from inside a task to the caller's process, now.
-
-    It reaches the executor's ``on_yell(pid, data)`` in the order in which this
-    worker yelled, before the task's own result.
-
-    Args:
-        data: anything that can be pickled, of any size.
-
-    Raises:
-        RuntimeError: the calling code does not run in a worker.
-        pickle.PicklingError: ``data`` cannot be pickled.
-    """
-    worker = _current
-    if worker is None or worker.pid != os.getpid():
-        raise RuntimeError(
-            "yell() works only inside a task that runs in a PreforkExecutor's worker"
-        )
-    worker.yell(data)
-
-
-def worker_index() -> int | None:
-    """Which of the pool's workers the calling code runs in, from 0 to ``max_workers - 1``.
-
-    No two workers that live at the same time have the same number, and a worker that takes
-    the place of another has that one's. So it can choose what each worker has of its own: a
-    GPU, a port, a file.
-
-    Returns:
-        The number; None outside a worker, also in a process that a task has started.
-    """
-    worker = _current
-    return worker.index if worker is not None and worker.pid == os.getpid() else None
-
-
-class Caller(NamedTuple):
-    """The process that has the executor, which is what multiprocessing is told to be a
-    worker's parent. ``pidfd`` is readable when it has ended; None: nothing is."""
-
-    pid: int
-    name: str
-    pidfd: int | None
 
 
 class Worker:
@@ -144,10 +101,13 @@ class Worker:
         self._waits = channels.board.waits(seat.slot)
         self._next_wait = 0
         self._last = 0
+        self.units: dict[str, tuple[int, ...]] = {}
+        """The units of the executor's resources that the running task holds."""
         self._fence = fences.join(channels.board)
         self._name = 0
         self._kept = 0
         self._files = PayloadFiles()
+        self._gauge = settings.new_gauge()
         self._poller = Poller()
         self._poller.register(channels.tasks.fileno(), shared=True)
         self._poller.register(seat.leash)
@@ -155,38 +115,45 @@ class Worker:
         self._poller.register(self._bell.read_end)
 
     def run(self) -> None:
-        """Initialize, serve until told to leave, and do what is to be done at the end."""
+        """Initialize, serve until the worker must leave, and run the finalizer."""
         signals.install_handlers({signal.SIGINT: self._on_interrupt})
         try:
             if self._initialize():
-                self._send(Kind.READY, self.pid, self._seat.slot, [b""])
+                self._send(Kind.READY, self.pid, self._seat.slot, [_size_of_new(self._gauge)])
                 self._serve_all()
                 self._leave()
                 self._finalize()
         except ConnectionError:
-            # The caller has gone, or somebody has shut down our channel. In that case the slot
-            # must go on saying which task has begun here.
+            # The caller has ended, or a task has shut down the channel. In the second case the
+            # slot must still name the task that has begun here.
             if self._words[self._base + sb.HOLDS] & sb.STATE_MASK != sb.BUSY:
                 self._leave()
         finally:
             self._exit.run()
 
     def _wait_until_taken(self) -> None:
-        """Wait, not for long, until the caller has fetched what its results have promised:
-        descriptors of sockets, or of shared memory, come from this process when a result is
-        unpickled."""
-        sharer = getattr(
-            sys.modules.get("multiprocessing.resource_sharer"), "_resource_sharer", None
-        )
+        """Wait until the caller has fetched the descriptors that results refer to, TAKEN_WITHIN
+        seconds at most. Results with sockets or shared memory fetch these from this process when
+        they are unpickled."""
+        sharer = promises.sharer()
+        if sharer is None:
+            return  # No result has promised anything.
         until = time.monotonic() + TAKEN_WITHIN
-        while getattr(sharer, "_cache", None) and time.monotonic() < until:
+        while promises.are_open() and time.monotonic() < until:
             time.sleep(0.005)
+        # What is no longer in there may still be under way: its thread sends it, and then waits
+        # for the receiver's answer. To stop that thread is to wait until it is done. It cannot be
+        # waited for with a limit, so another thread does that.
+        stop = threading.Thread(target=_stop_quietly, args=(sharer,), daemon=True)
+        with contextlib.suppress(RuntimeError):  # There may be no room for another thread.
+            stop.start()
+            stop.join(max(0.0, until - time.monotonic()))
 
     def _leave(self) -> None:
         faults.at("worker.leaves")
         self._mark(Event.WORKER_LEAVES)
         self._wait_until_taken()
-        # For the supervisor, if there still is one, to kill us if it takes too long.
+        # The supervisor, if there still is one, then kills this process if it takes too long.
         with contextlib.suppress(ConnectionError):
             self._channels.doorbell.ring()
 
@@ -194,13 +161,14 @@ class Worker:
         self._send(Kind.YELL, self.pid, 0, calls.dumps(data))
 
     def _on_interrupt(self, _signum: int, _frame: object) -> None:
-        # Ctrl-C reaches every process of the terminal's group. It ends the task
-        # that runs, as it would in the caller; the worker's own code it spares.
+        # Ctrl-C reaches every process of the terminal's group. It interrupts the running task, as
+        # it would in the caller, but not the worker's own code.
         if self._runs_user_code:
             raise KeyboardInterrupt
 
     def _initialize(self) -> bool:
         faults.at("worker.starts")
+        self._take_place()
         step = INITIALIZER
         try:
             self._runs_user_code = True
@@ -223,6 +191,18 @@ class Worker:
             self._send(Kind.INITIALIZER_FAILED, self.pid, step, failure)
             return False
         return True
+
+    def _take_place(self) -> None:
+        """Set this process's niceness, and let it run only on this worker's CPUs."""
+        settings = self._settings
+        try:
+            if settings.nice:
+                os.nice(settings.nice)
+            if sets := settings.cpu_sets:
+                os.sched_setaffinity(0, sets[self.index % len(sets)])
+        except OSError as error:
+            # The program may have lost some of its CPUs since the executor was made.
+            logger.warning("worker %d runs on all CPUs: %s", self.pid, error)
 
     def _introduce_main(self) -> None:
         fingerprints = calls.introduce_main()
@@ -248,6 +228,8 @@ class Worker:
         max_tasks = self._settings.max_tasks_per_child
         max_memory = self._settings.max_memory_per_child
         fence = self._fence
+        words[base + sb.READY] = time.monotonic_ns()
+        self._channels.doorbell.ring()  # The supervisor then measures the start.
         was_woken = False
         while True:
             if worker_states.report_to:
@@ -257,8 +239,8 @@ class Worker:
             )  # pack_holds(), without the call.
             if fence is not None:
                 fence()
-            signals.run_handlers()  # One may set RETIRE.
-            # The message that has woken us has woken nobody else: first take it.
+            signals.run_handlers()  # A handler may set RETIRE.
+            # The message that has woken this worker has woken no other. So take it first.
             if words[retire] and not was_woken:
                 return
             if faults.points:
@@ -279,7 +261,9 @@ class Worker:
             is_task = packet.number < sb.MAX_NUMBER
             if is_task:
                 self._last = packet.number
-            if packet.kind == Kind.CALL and is_task:
+            if packet.kind == Kind.CALL and is_task and packet.flags & wire.HELD:
+                self._serve_with_units(packet)
+            elif packet.kind == Kind.CALL and is_task:
                 self._serve(packet)
             elif packet.kind == Kind.CALLS and is_task:
                 self._serve_batch(packet)
@@ -293,7 +277,7 @@ class Worker:
 
     def _dropped_foreign_message(self, what: str) -> None:
         self._mark(Event.WORKER_DROPS)
-        logger.error("worker %d dropped a message that was no task: %s", self.pid, what)
+        logger.error("worker %d dropped a message that is not a task: %s", self.pid, what)
 
     def _is_too_big(self, max_memory: int) -> bool:
         size = machine.own_memory()
@@ -305,21 +289,24 @@ class Worker:
         return True
 
     def _wait_for_work(self) -> bool:
-        """Wait until there may be a task. False: told to leave instead."""
+        """Wait until there may be a task. Returns False if the worker must leave instead."""
         self._mark(Event.WORKER_FINDS_NOTHING)
+        since = self._words[self._base + sb.SINCE]
         if self._words[sb.BELL]:
             self._channels.doorbell.ring()
         while self._words[self._base + sb.RETIRE] == 0:
-            ready = self._poller.wait(UNUSED if self._files.drop_at is not None else None)
+            ready = self._poller.wait(UNUSED if self._files.due_at is not None else None)
             if self._channels.tasks.fileno() in ready:
                 if faults.points:
                     faults.at("worker.woke", self._channels.board, self.index)
-                # Even if told to leave: the message has woken nobody else.
+                # Take the message even if told to leave: it has woken no other worker.
                 if self._settings.max_memory_per_child:
-                    self._channels.doorbell.ring()  # Its owner looks while anybody works.
+                    # The supervisor checks workers' memory while any worker is busy.
+                    self._channels.doorbell.ring()
+                self._words[self._base + sb.IDLE_FOR] += time.monotonic_ns() - since
                 return True
             if self._seat.leash in ready:
-                # Let go: either RETIRE is set, or the main process is no more.
+                # The leash is closed: the worker is told to leave, or the supervisor has ended.
                 self._words[self._base + sb.RETIRE] = 1
             if self._bell.read_end in ready:
                 self._bell.hush()
@@ -337,8 +324,25 @@ class Worker:
     def _check(self, event: str) -> None:
         self._channels.board.check(self.index, event)
 
+    def _serve_with_units(self, packet: Packet) -> None:
+        """Serve a task that holds units of the executor's resources."""
+        try:
+            pickled, body = wire.split_held(packet.body)
+            units = dict(pickle.loads(pickled))
+        except Exception as error:
+            channels.discard(packet)
+            self._dropped_foreign_message(str(error))
+            return
+        self.units = units
+        try:
+            self._serve(packet._replace(body=body, flags=packet.flags & ~wire.HELD))
+        finally:
+            self.units = {}
+
     def _serve(self, packet: Packet) -> None:
         words, base = self._words, self._base
+        if self._gauge is not None:
+            self._gauge.begin()
         since = time.monotonic_ns()
         number = packet.number
         words[base + sb.SINCE] = since
@@ -354,6 +358,8 @@ class Worker:
         kind, parts = self._outcome(packet)
         words[base + sb.DONE] += 1
         duration = time.monotonic_ns() - since
+        if self._gauge is not None:
+            self._tell_peak(number, self._gauge)
         if words[sb.RECORDING]:
             self._keep_outcome(kind, number, duration, parts)
             self._send_kept()
@@ -363,8 +369,8 @@ class Worker:
     def _send_with_spare(
         self, kind: int, number: int, duration: int, parts: Sequence[calls.Part]
     ) -> bool:
-        """Send a small outcome with a spare file, most likely the one that the task's big
-        arguments came in: the caller has use for it. False: neither was sent."""
+        """Send a small outcome together with an unused shared file, most likely that of the task's
+        big arguments. The caller uses the file again. Returns False if neither was sent."""
         body, end = parts[0], self._channels.yells
         if not isinstance(body, bytes) or len(body) > wire.INLINE_LIMIT or len(parts) > 1:
             return False
@@ -375,7 +381,7 @@ class Worker:
     def _serve_batch(self, packet: Packet) -> None:
         words, base = self._words, self._base
         holds, since_word, done = base + sb.HOLDS, base + sb.SINCE, base + sb.DONE
-        fence = self._fence
+        fence, gauge = self._fence, self._gauge
         channels.discard(packet)
         try:
             bodies = wire.unpack_calls(packet.parts, packet.body, packet.flags)
@@ -398,7 +404,8 @@ class Worker:
                 self._check(Event.WORKER_NAMES_NEXT if number > first else Event.WORKER_NAMES)
             words[holds] = sb.pack_holds(sb.BUSY, number, number - first, last - number)
             if number > first and self._is_to_stop(last):
-                # Its signal may come now: it is to find what has ended, not what never began.
+                # The signal that ends this worker may come now. Then the slot must name the task
+                # that has ended, not the one that never began.
                 if worker_states.report_to:
                     self._check(Event.WORKER_NAMES_LAST)
                 words[holds] = sb.pack_holds(
@@ -406,8 +413,12 @@ class Worker:
                 )
                 self._give_back(number, last - number + 1)
                 return
+            if gauge is not None:
+                gauge.begin()
             kind, parts = self._outcome(body)
             words[done] += 1
+            if gauge is not None:
+                self._tell_peak(number, gauge)
             now = time.monotonic_ns()
             self._keep_outcome(kind, number, now - since, parts)
             if now - sent > KEEP_FOR:
@@ -417,8 +428,8 @@ class Worker:
         self._send_kept()
 
     def _note_call_meta(self, meta: int, since: int) -> None:
-        """Note the name of what begins now; and, if that is asked for, how long this task, or
-        one of this message, has waited. Called only if there is anything to note."""
+        """Note the name of the task that begins now. If the wait of this task, or of one of its
+        message, is measured, note that as well. Called only if there is anything to note."""
         self._name, submitted = wire.unpack_call_meta(meta)
         self._words[self._base + sb.NAME] = self._name
         if submitted:
@@ -428,9 +439,9 @@ class Worker:
             self._next_wait = (at + 2) % (2 * sb.WAITS)
 
     def _is_to_stop(self, last: int) -> bool:
-        """Whether the task that has just been named is not to begin, of those up to
-        ``last``. Whoever wants that says so and then reads what is named, we name it
-        and then look whether somebody has said so: one of us notices."""
+        """Whether the task that was just named must not begin. ``last`` is the last task of its
+        message. Another process that wants this writes so, and then reads which task is named.
+        The worker names the task, and then checks what was written. So one of them notices."""
         if self._fence is not None:
             self._fence()
         signals.run_handlers()
@@ -446,6 +457,7 @@ class Worker:
         return is_to_stop
 
     def _give_back(self, number: int, count: int) -> None:
+        """Give back this task and those after it, ``count`` in all, which have not begun."""
         faults.at("worker.gives_back", number, count)
         self._send_kept()
         self._send(Kind.UNBEGUN, number, count, [b""])
@@ -453,8 +465,8 @@ class Worker:
     def _keep_outcome(
         self, kind: int, number: int, duration: int, parts: Sequence[calls.Part]
     ) -> None:
-        """Put an outcome into the slot's area, to be sent with others; or send it, if
-        it is too big for that."""
+        """Put an outcome into the slot's area, to send it with others. If it is too big for that,
+        send it now."""
         body, start = parts[0], self._kept
         span = self._span(number, duration) if self._words[sb.RECORDING] else b""
         before = len(span)
@@ -475,7 +487,7 @@ class Worker:
         self._words[self._base + sb.UNSENT] = self._kept = end
 
     def _span(self, number: int, duration: int) -> bytes:
-        """What a recording is told of the task that has just ended, before its outcome."""
+        """The SPAN of the task that has just ended, for a recording. It precedes the outcome."""
         begin = self._words[self._base + sb.SINCE]
         body = wire.SPAN_BODY.pack(begin, self.pid, self._seat.slot)
         return wire.HEADER.pack(Kind.SPAN, 0, len(body), number, duration) + body
@@ -491,8 +503,16 @@ class Worker:
 
     # --- one task ---------------------------------------------------------------------------
 
+    def _tell_peak(self, number: int, gauge: Gauge) -> None:
+        """Send how much memory the task has taken, before its outcome. Most tasks take at most
+        LIGHT bytes; for these no message is sent."""
+        added, left = gauge.end()
+        if added > wire.LIGHT or left > wire.LIGHT:
+            self._send(Kind.PEAK, number, 0, [wire.PEAK_BODY.pack(added, left)])
+
     def _outcome(self, call: Packet | memoryview) -> tuple[int, list[calls.Part]]:
-        """What comes of a call, by itself in its packet or as one of several."""
+        """Run a call, which has its packet for itself or is one of several. Returns the kind and
+        the pickle of its outcome."""
         fn = None
         try:
             self._runs_user_code = True
@@ -515,7 +535,7 @@ class Worker:
 
     def _leave_if_copy(self) -> None:
         if _is_copy:
-            # The task forked and let its copy of this process return: not a worker.
+            # The task has forked, and the child has returned from the task. It is no worker.
             os._exit(0)
 
     def _send_outcome(
@@ -528,7 +548,7 @@ class Worker:
         except (OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno == errno.EBADF:
                 raise
-            # No room for a big result: that is this task's failure and no more.
+            # There is no room for a big result. Only this task fails.
             error.add_note("The task had finished; its result could not be sent.")
             self._send(Kind.FAILURE, number, duration, exceptions.dump_failure(error))
 
@@ -538,45 +558,40 @@ class Worker:
         except OSError as error:
             if error.errno != errno.ENOTCONN:
                 raise
-            # A datagram socket says only once that the caller has gone; this is what it
-            # says after that, when a task has come by the first, as it yelled.
+            # The socket reports only once that the caller has ended. If a task has got that error
+            # from its yell, this is the error that comes from then on.
             raise ConnectionResetError(*error.args) from error
         if faults.points:
             faults.at("worker.sent", kind, self._channels.board, self.index)
 
 
-class _WorkerProcess(multiprocessing.process.BaseProcess):
-    """What multiprocessing calls the current process inside a worker. Its
-    bootstrap does for a forked child all that the standard library and its users
-    expect: queues and locks are told of the fork and flushed at the end,
-    ``current_process()`` has a name, coverage can hook in.
+def _stop_quietly(sharer: Any) -> None:
+    """If the worker does not wait any longer, it removes what ``sharer`` needs to stop."""
+    with contextlib.suppress(Exception):
+        sharer.stop()
 
-    Programs number workers by the name's end, or by ``_identity``, of which the names of
-    processes that a task starts are made as well. Of its parent they ask who it is and
-    whether it still lives, and mean the caller: the supervisor is nobody they know."""
 
-    _start_method = None
-
-    def __init__(self, run: Callable[[], None], slot: int, caller: Caller) -> None:
-        super().__init__(target=run, name=f"PreforkWorker-{slot + 1}")
-        self._identity = (slot + 1,)
-        self._parent_pid, self._parent_name = caller.pid, caller.name
+def _size_of_new(gauge: Gauge | None) -> bytes:
+    """The bytes that a worker takes before its first task, packed; empty without a bound for
+    memory."""
+    return b"" if gauge is None else gauge.size_of_new().to_bytes(8, "little")
 
 
 def live_as_worker(
     seat: Seat, channels: WorkerChannels, settings: Settings, caller: Caller, user_code: UserCode
 ) -> NoReturn:
-    """Be a worker in this freshly forked process, and end it."""
-    global _current, _is_copy
+    """Live as a worker in this process, which was just forked, and end the process."""
+    global _is_copy
     code = 1
     try:
-        _is_copy = False  # This one is meant to be: the fork was ours.
+        _is_copy = False  # The pool has made this fork, so this is no copy.
         contexts.tell_copies_of_fork()
-        # Before anything of the user's runs here: what sets a seed has the last word.
+        # Do this before the user's code runs here, so that a seed that it sets stays set.
         random_streams.renew()
-        worker = _current = Worker(seat, channels, settings, user_code)
+        worker = Worker(seat, channels, settings, user_code)
+        inside_task.enter(worker)
         os.register_at_fork(after_in_child=_note_copy)
-        process: Any = _WorkerProcess(worker.run, seat.slot, caller)
+        process: Any = WorkerProcess(worker.run, seat.slot, caller)
         sentinel = seat.leash if caller.pidfd is None else caller.pidfd
         code = process._bootstrap(parent_sentinel=sentinel)
     finally:

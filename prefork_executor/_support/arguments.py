@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,3 +112,24 @@ def time_limit(name: str, value: object) -> float | None:
     if seconds is not None and seconds <= 0:
         raise ValueError(f"{name} must be above 0 seconds, not {seconds:g}")
     return seconds
+
+
+def check_resource_names(resources: object) -> None:
+    """Raise TypeError unless this maps names to something, and ValueError if a name is empty."""
+    if not isinstance(resources, Mapping):
+        kind = type(resources).__name__
+        raise TypeError(f"resources must be a mapping of names to numbers, not {kind}")
+    for name in resources:
+        if not isinstance(name, str):
+            raise TypeError(f"the names of resources must be strings, not {type(name).__name__}")
+        if not name:
+            raise ValueError("the name of a resource must not be empty")
+
+
+def has_future(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether there is a future among these arguments of a call."""
+    # By their types: an argument's __class__ may be a lie, and asking for it may run code.
+    for arg in args:
+        if issubclass(type(arg), Future):
+            return True
+    return bool(kwargs) and any(issubclass(type(arg), Future) for arg in kwargs.values())

@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _first: list[Callable[[], None]] = []
+_in_forks: list[Callable[[], None]] = []
 _is_ending = False
 
 
 def before_pools_end(fn: Callable[[], None]) -> None:
     """Call this function when the interpreter ends, before it waits for the pools."""
     _first.append(fn)
+
+
+def after_fork(fn: Callable[[], None]) -> None:
+    """Call this function in every child that the program forks, when the pools are disowned."""
+    _in_forks.append(fn)
 
 
 def look_after(pool: Pool) -> None:
@@ -70,6 +76,8 @@ def _disown_all() -> None:
     for pool in list(_pools):
         pool.disown()
     _pools.clear()
+    for fn in _in_forks:
+        fn()
 
 
 # Private, but concurrent.futures uses it as well. Hooks of atexit run only after the

@@ -6,10 +6,16 @@ import math
 import os
 import sys
 
+from .control_groups import groups_of, read_file
 from .platform import FALLBACK
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .control_groups import Read
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes: what ``ru_maxrss`` counts in."""
 OOM_COUNTERS = (
     "/sys/fs/cgroup/memory.events",
     "/sys/fs/cgroup/memory/memory.oom_control",
@@ -41,7 +47,7 @@ def own_memory() -> int:
         return now
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 
 
 def oom_kills() -> int:
@@ -60,12 +66,12 @@ def _oom_kills_in(path: str) -> int:
         return 0
 
 
-def available_cpus() -> int:
-    """CPUs this process may use: its affinity, lowered to its control group's
-    quota (rounded up), at least 1."""
+def available_cpus(read: Read = read_file) -> int:
+    """CPUs this process may use: its affinity, lowered to the least quota of its control groups
+    (rounded up), at least 1."""
     count = getattr(os, "process_cpu_count", None)
     cpus = count() if count is not None else _affinity()
-    quota = _cgroup_quota()
+    quota = _quota(read)
     if quota is not None:
         cpus = min(cpus or 1, math.ceil(quota))
     return max(1, cpus or 1)
@@ -77,19 +83,17 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _cgroup_quota() -> float | None:
-    """CPUs granted by the control group, version 2 or 1; None if unlimited."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        try:
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as file:
-                quota = file.read().strip()
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as file:
-                period = file.read().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1") or not quota.isdigit() or not period.isdigit():
-        return None
-    return int(quota) / int(period)
+def _quota(read: Read) -> float | None:
+    """CPUs granted by the control groups, version 2 or 1; None if unlimited."""
+    own, mounts = read("/proc/self/cgroup"), read("/proc/self/mountinfo")
+    is_old, folders = groups_of("cpu", own, mounts)
+    quotas = []
+    for folder in folders:
+        if is_old:
+            fields = [read(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period")]
+        else:
+            fields = read(f"{folder}/cpu.max").split()
+        numbers = [int(field) for field in fields if field.strip().isdigit()]
+        if len(numbers) == 2 and numbers[1]:
+            quotas.append(numbers[0] / numbers[1])
+    return min(quotas, default=None)

@@ -119,3 +119,11 @@ def has_default_action(pid: int, number: int) -> bool:
         return not any(int(mask, 16) >> (number - 1) & 1 for _, mask in lines)
     except (OSError, ValueError):
         return False
+
+
+def only_wake_up(_signum: int, _frame: object) -> None:
+    """Stands where a handler must for the signal to reach the wake-up descriptor.
+
+    That descriptor is written by the interpreter's C code. A handler in Python
+    could not be relied upon: CPython from 3.13 on never runs one in a process that was
+    forked by another thread than the main one, as a supervisor may be."""

@@ -14,6 +14,7 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+from .._support.wording import counted
 from .model import Run, TaskRow, Timeline
 
 PID = 1
@@ -60,7 +61,7 @@ def _events(timeline: Timeline) -> Iterator[Event]:
 
 
 def _names(timeline: Timeline) -> Iterator[Event]:
-    pool = f"pool of at most {timeline.max_workers} workers"
+    pool = f"pool of at most {counted(timeline.max_workers, 'worker')}"
     yield {"ph": "M", "name": "process_name", "pid": PID, "args": {"name": pool}}
     slots = {life.slot for life in timeline.lives}
     slots |= {run.slot for row in timeline.rows for run in row.runs}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
+from .._support.wording import counted
 from ..stats import ScalingDecision
 from .model import Point, TaskRow, Timeline, quantile
 
@@ -60,7 +61,7 @@ def page(timeline: Timeline) -> Iterator[str]:
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>A pool's {span} from {began}</title>\n<style>{_STYLE}</style></head><body>\n"
         "<h1>Pool size against backlog</h1>\n"
-        f'<p class="dim">{span} from {began}, at most {timeline.max_workers} workers. '
+        f'<p class="dim">{span} from {began}, at most {counted(timeline.max_workers, "worker")}. '
         f"prefork_executor {_text(timeline.version)}.</p>\n"
     )
     yield from _totals(timeline)
@@ -123,7 +124,7 @@ def _functions(rows: Sequence[TaskRow]) -> Iterator[str]:
         yield _row([_text(name), *numbers], numeric=range(1, len(numbers) + 1))
     yield "</tbody></table>\n"
     if len(names) > MAX_NAMES:
-        yield f'<p class="dim">And {len(names) - MAX_NAMES:,} more functions.</p>\n'
+        yield f'<p class="dim">And {counted(len(names) - MAX_NAMES, "more function")}.</p>\n'
 
 
 def _ran(row: TaskRow) -> int:
@@ -134,7 +135,7 @@ def _decisions(timeline: Timeline) -> Iterator[str]:
     decisions = timeline.decisions
     yield "<h2>Decisions</h2>\n"
     if not decisions:
-        yield "<p>None: the pool stayed as it was.</p>\n"
+        yield "<p>None: the number of workers did not change.</p>\n"
         return
     yield '<table><thead><tr><th class="n">at</th><th>what</th><th class="n">workers before</th>'
     yield "<th>why</th></tr></thead><tbody>\n"
@@ -144,7 +145,7 @@ def _decisions(timeline: Timeline) -> Iterator[str]:
         yield _row(cells, numeric=(0, 2))
     yield "</tbody></table>\n"
     if len(decisions) > MAX_ROWS:
-        yield f'<p class="dim">And {len(decisions) - MAX_ROWS:,} more, in the plot.</p>\n'
+        yield f'<p class="dim">The plot also has {len(decisions) - MAX_ROWS:,} more.</p>\n'
 
 
 def _what(decision: ScalingDecision) -> str:
@@ -164,15 +165,15 @@ def _row(cells: Sequence[str], numeric: Iterable[int]) -> str:
 
 def _left_out(timeline: Timeline) -> Iterator[str]:
     missing = {
-        "tasks": timeline.left_out,
-        "workers": timeline.lives_left_out,
-        "decisions": timeline.decisions_left_out,
+        "task": timeline.left_out,
+        "worker": timeline.lives_left_out,
+        "decision": timeline.decisions_left_out,
     }
-    for things, count in missing.items():
+    for thing, count in missing.items():
         if count:
             yield (
-                f'<p class="bad">{count:,} {things} more than the recording keeps are in the '
-                "curves and the totals, but not in the waits and the tables.</p>\n"
+                f'<p class="bad">The curves and the totals include {counted(count, thing)} more '
+                "than the recording keeps; the waits and the tables do not.</p>\n"
             )
 
 

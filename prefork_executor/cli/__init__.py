@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from prefork_executor import __version__
 from prefork_executor.errors import StatusError
 
-COMMANDS: tuple[str, ...] = ("map", "pools", "status", "top", "trace")
+COMMANDS: tuple[str, ...] = ("map", "pools", "serve", "status", "top", "trace")
 """The files here that hold a subcommand, in the order of the help text."""
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
 from prefork_executor import status
+from prefork_executor._support.wording import counted
 from prefork_executor.errors import NoSuchPool, SeveralPools
 
 ABBREVIATED = "..."
@@ -18,7 +19,7 @@ def add_pid(parser: argparse.ArgumentParser) -> None:
         metavar="PID",
         nargs="?",
         type=int,
-        help="a process of the pool: the one that has it, its supervisor or a worker; not "
+        help="any process of the pool: the program itself, its supervisor or a worker; not "
         "needed if there is only one pool",
     )
 
@@ -33,7 +34,7 @@ def chosen(pid: int | None) -> status.Watch:
         raise NoSuchPool("\n".join(["no pool of this user is running", *why]))
     if len(found) > 1:
         rows = [f"  {stand_in(pool)}  {pool.command}" for pool in found]
-        raise SeveralPools("\n".join(["there are several pools; say which by its PID:", *rows]))
+        raise SeveralPools("\n".join(["there are several pools; choose one by its PID:", *rows]))
     return status.watch(stand_in(found[0]))
 
 
@@ -61,6 +62,14 @@ def at_maximum(pool: status.PoolStatus) -> str:
         return "never"
     often = "once" if pool.times_at_max == 1 else f"{pool.times_at_max} times"
     return f"{often}, {span(pool.seconds_at_max)}"
+
+
+def memory(pool: status.PoolStatus) -> str:
+    """The memory that the workers take, the bound for it, and how many tasks that has affected."""
+    return (
+        f"{size(pool.memory_taken)} of {size(pool.memory_bound)}; "
+        f"{counted(pool.held, 'task')} held back, {pool.memory_ended} ended"
+    )
 
 
 def size(number: int | None) -> str:

@@ -15,17 +15,15 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from prefork_executor.cli._common import at_maximum, cut, size, span
+from prefork_executor._support.wording import counted
+from prefork_executor.cli._common import at_maximum, cut, memory, size, span
+from prefork_executor.cli._looks import LEGEND, LETTERS, Looks, letters
 from prefork_executor.cli.status import change, waits
 from prefork_executor.status import PoolStatus, WorkerStatus
 
-LETTERS = {"starting": "S", "idle": "_", "taking": "_", "busy": "W", "leaving": "G"}
-LEGEND = "_ waiting, W working, S starting, G leaving, . open"
 COLOURS = {"S": "cyan", "_": "green", "W": "yellow", "G": "magenta", ".": "bright_black"}
 BARS = "▁▂▃▄▅▆▇█"
 MAX_BOARD_LINES = 4
-COURSE_KEPT = 512
-"""Looks whose figures are kept: as many as the widest terminal shows."""
 LABEL = 9
 DECISIONS_SHOWN = 3
 MIN_ROWS = 3
@@ -48,18 +46,13 @@ class View:
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
-        self._now: PoolStatus | None = None
-        self._before: PoolStatus | None = None
-        self._workers: collections.deque[int] = collections.deque(maxlen=COURSE_KEPT)
-        self._backlog: collections.deque[int] = collections.deque(maxlen=COURSE_KEPT)
+        self._looks = Looks()
         self._sort = "pid"
         self._reverse = False
 
     def add(self, pool: PoolStatus) -> None:
         """Add the next look."""
-        self._before, self._now = self._now, pool
-        self._workers.append(len(pool.workers))
-        self._backlog.append(pool.backlog)
+        self._looks.add(pool)
 
     def press(self, keys: str) -> None:
         """Do what these keys mean."""
@@ -90,7 +83,7 @@ class View:
 
     def picture(self, width: int, height: int | None) -> Group:
         """The whole picture in this many columns and lines. None: as many as necessary."""
-        pool = self._now
+        pool = self._looks.now
         assert pool is not None
         head = [*self._figures(pool, width), *_board(pool, width), *self._courses(pool, width)]
         decisions = _decisions(pool, width)
@@ -113,38 +106,27 @@ class View:
         lines = [
             f"workers {len(pool.workers)} of {pool.max_workers}"
             + (f": {states}" if states else ""),
-            f"tasks done {pool.tasks_done}, {self._rate(pool)}/s; "
+            f"tasks done {pool.tasks_done}, {self._looks.rate()}/s; "
             f"backlog {pool.backlog}, at most {pool.max_backlog}",
             f"waits {waits(pool)}",
             f"at maximum {at_maximum(pool)}; "
-            f"forks {pool.forks}, retired {pool.retirements}, "
+            f"forks {pool.forks}{_cost(pool)}, retired {pool.retirements}, "
             f"died {pool.deaths + pool.other_deaths}",
         ]
         if pool.kind == "raw":
-            lines[1:3] = [f"requests done {pool.tasks_done}, {self._rate(pool)}/s"]
+            done = f"requests done {pool.tasks_done}, {self._looks.rate()}/s"
+            queue = f"; listen queue {pool.backlog}, at most {pool.max_backlog}"
+            lines[1:3] = [done + (queue if pool.listeners else "")]
+        if pool.memory_bound is not None:
+            lines.append(f"memory {memory(pool)}")
         first = Text(cut(title + pool.command, width), style="bold", no_wrap=True)
         return [first, *(Text(cut(line, width), no_wrap=True) for line in lines)]
 
-    def _rate(self, pool: PoolStatus) -> str:
-        before = self._before
-        if before is None or pool.time <= before.time:
-            return "-"
-        rate = (pool.tasks_done - before.tasks_done) / (pool.time - before.time)
-        return f"{max(0.0, rate):.1f}" if rate < 10 else f"{rate:.0f}"
-
     def _courses(self, pool: PoolStatus, width: int) -> list[Text]:
-        lines = [_course("workers", self._workers, width, pool.max_workers)]
-        if pool.kind == "executor":
-            lines.append(_course("backlog", self._backlog, width, None))
+        lines = [_course("workers", self._looks.workers, width, pool.max_workers)]
+        if pool.kind == "executor" or pool.listeners:
+            lines.append(_course("backlog", self._looks.backlog, width, None))
         return lines
-
-    def _cpu(self, row: WorkerStatus) -> float:
-        """Percent of a processor since the previous look."""
-        before, now = self._before, self._now
-        if before is None or now is None or row.cpu is None or now.time <= before.time:
-            return 0.0
-        old = next((old.cpu for old in before.workers if old.pid == row.pid), 0.0)
-        return max(0.0, row.cpu - (old or 0.0)) / (now.time - before.time) * 100
 
     def _table(self, pool: PoolStatus, width: int, room: int) -> Table:
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width)
@@ -154,12 +136,12 @@ class View:
         table.add_column("TASK", no_wrap=True, overflow="ellipsis", ratio=1)
         key = SORTS[self._sort]
         rows = sorted(pool.workers, key=lambda row: row.pid)
-        rows.sort(key=lambda row: key(row, self._cpu(row)), reverse=self._reverse)
+        rows.sort(key=lambda row: key(row, self._looks.cpu(row)), reverse=self._reverse)
         shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
         for row in shown:
             cells = (
                 *(str(row.pid), row.state, span(row.in_state), str(row.tasks_done)),
-                *(size(row.memory), f"{self._cpu(row):.0f}", row.task or "-"),
+                *(size(row.memory), f"{self._looks.cpu(row):.0f}", row.task or "-"),
             )
             table.add_row(*map(Text, cells), style=COLOURS[LETTERS[row.state]])
         if len(shown) < len(rows):
@@ -174,17 +156,18 @@ class View:
 
 def _board(pool: PoolStatus, width: int) -> list[Text]:
     """A letter for each slot, as far as there is room, and the legend."""
-    letters = ["."] * min(pool.max_workers, width * MAX_BOARD_LINES)
-    for row in pool.workers:
-        if row.slot < len(letters):
-            letters[row.slot] = LETTERS[row.state]
+    places = letters(pool, width * MAX_BOARD_LINES)
     lines = []
-    for start in range(0, len(letters), width):
+    for start in range(0, len(places), width):
         line = Text(no_wrap=True)
-        for letter in letters[start : start + width]:
+        for letter in places[start : start + width]:
             line.append(letter, style=COLOURS[letter])
         lines.append(line)
     return [*lines, Text(cut(LEGEND, width), style="dim", no_wrap=True)]
+
+
+def _cost(pool: PoolStatus) -> str:
+    return "" if pool.start_cost is None else f" of {span(pool.start_cost)} each"
 
 
 def _course(name: str, values: collections.deque[int], width: int, maximum: int | None) -> Text:
@@ -211,6 +194,6 @@ def _decisions(pool: PoolStatus, width: int) -> list[Text]:
     lines = []
     for decision in pool.decisions[-DECISIONS_SHOWN:]:
         at = time.strftime("%H:%M:%S", time.localtime(decision.time))
-        text = f"{at} {decision.workers} workers{change(decision)}: {decision.reason}"
+        text = f"{at} {counted(decision.workers, 'worker')}{change(decision)}: {decision.reason}"
         lines.append(Text(cut(text, width), style="dim", no_wrap=True))
     return lines

@@ -21,9 +21,12 @@ HEAD = ("PID", "SUPERVISOR", "KIND", "WORKERS", "BUSY", "BACKLOG", "AGE", "COMMA
 def add_to(subcommands: Any) -> None:
     """Add the parser."""
     parser = subcommands.add_parser(
-        "list", help="the pools of this user on this machine", description=__doc__
+        "list",
+        help="the pools of this user on this machine",
+        description="The pools of this user on this machine: executors, Pools and servers in raw "
+        "mode. A pool is listed from its first task on.",
     )
-    parser.add_argument("--json", action="store_true", help="as a JSON array")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.set_defaults(run=run)
 
 

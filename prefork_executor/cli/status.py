@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from prefork_executor._support.wording import counted
 from prefork_executor.cli import _common
 from prefork_executor.cli._common import span
 from prefork_executor.stats import ScalingDecision
@@ -21,10 +22,13 @@ DECISIONS_SHOWN = 10
 def add_to(subcommands: Any) -> None:
     """Add the parser."""
     parser = subcommands.add_parser(
-        "status", help="one pool: its workers, backlog, waits, decisions", description=__doc__
+        "status",
+        help="one pool: its workers, backlog, waits, decisions",
+        description="One pool at this moment: its workers and what each does, the backlog, how "
+        "long tasks wait, and why it last grew or shrank.",
     )
     _common.add_pid(parser)
-    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=run)
 
 
@@ -61,11 +65,16 @@ def _facts(pool: PoolStatus) -> Iterator[tuple[str, str]]:
         "workers",
         f"{len(pool.workers)} of {pool.max_workers}: {states}; peak {pool.peak_workers}",
     )
-    timeout = "for ever" if pool.idle_timeout is None else f"for {pool.idle_timeout:g} s"
-    yield "spares", f"{pool.min_spare} to {pool.max_spare}; those above the least {timeout}"
+    bound = "least" if pool.kind == "executor" else "most"
+    yield "spares", f"{pool.min_spare} to {pool.max_spare}; those above the {bound} {stay(pool)}"
+    yield "a start takes", span(pool.start_cost)
     if pool.kind == "executor":
         yield "backlog", f"{pool.backlog}; at most {pool.max_backlog}"
         yield "waits", waits(pool)
+    elif pool.listeners:
+        yield "listen queue", f"{pool.backlog}; at most {pool.max_backlog}"
+    if pool.memory_bound is not None:
+        yield "memory", _common.memory(pool)
     yield "at maximum", _common.at_maximum(pool)
     yield "tasks done", str(pool.tasks_done)
     yield "forks", str(pool.forks)
@@ -73,10 +82,19 @@ def _facts(pool: PoolStatus) -> Iterator[tuple[str, str]]:
         "ends",
         (
             f"{pool.retirements} retired, {pool.deaths} died with a task, "
-            f"{pool.other_deaths} died without"
+            f"{pool.other_deaths} died without one"
         ),
     )
     yield "reloads", str(pool.generation)
+
+
+def stay(pool: PoolStatus) -> str:
+    """How long an idle worker stays."""
+    if pool.idle_timeout is None:
+        return "for ever"
+    if pool.idle_timeout == "auto":
+        return "for as long as a start is worth"
+    return f"for {pool.idle_timeout:g} s"
 
 
 def waits(pool: PoolStatus) -> str:
@@ -98,7 +116,7 @@ def _row(worker: WorkerStatus) -> tuple[str, ...]:
 
 def _decision(decision: ScalingDecision) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(decision.time))
-    return f"  {at}  {decision.workers} workers{change(decision)}: {decision.reason}"
+    return f"  {at}  {counted(decision.workers, 'worker')}{change(decision)}: {decision.reason}"
 
 
 def change(decision: ScalingDecision) -> str:

@@ -1,6 +1,6 @@
-"""``prefork-executor top``: a pool, live.
+"""``prefork-executor top``: a pool, live; in the terminal, or in a browser.
 
-It needs rich, which is not part of this package:
+In the terminal it needs rich, which is not part of this package:
 ``pip install 'prefork-executor[top]'``.
 """
 
@@ -41,7 +41,18 @@ def add_to(subcommands: Any) -> None:
     parser.add_argument(
         "--once",
         action="store_true",
-        help="draw once, as plain text; the default if the output is no terminal",
+        help="draw once, as plain text; the default if the output is not a terminal",
+    )
+    parser.add_argument(
+        "--web",
+        action="store_true",
+        help="show a page for a browser on this machine; prints its address",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        help="with --web: the port to bind on 127.0.0.1; default: any that is free",
     )
     parser.set_defaults(run=run)
 
@@ -55,6 +66,11 @@ def _delay(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Draw until the user quits or the pool ends."""
+    if options.web:
+        from prefork_executor.cli.web.server import serve
+
+        with _common.chosen(options.pid) as watch:
+            return _say(serve(watch, options.delay, options.port))
     try:
         from prefork_executor.cli._view import View
     except ImportError as error:
@@ -69,7 +85,10 @@ def run(options: argparse.Namespace) -> int:
             view.add(watch.read())
             view.print_plain()
             return 0
-        ended = _watch(watch, view, options.delay)
+        return _say(_watch(watch, view, options.delay))
+
+
+def _say(ended: str) -> int:
     if ended:
         print(ended)
     return 0

@@ -36,11 +36,14 @@ _CALLERS = (
 def add_to(subcommands: Any) -> None:
     """Add the parser."""
     parser = subcommands.add_parser(
-        "trace", help="what every busy worker is doing now", description=__doc__.split("\n")[0]
+        "trace",
+        help="what every busy worker is doing now",
+        description="What every busy worker is doing now, by its Python stack. py-spy reads the "
+        "stacks from outside, without stopping a worker: pip install 'prefork-executor[trace]'.",
     )
     _common.add_pid(parser)
     parser.add_argument(
-        "--full", action="store_true", help="the whole stacks, what called the task included"
+        "--full", action="store_true", help="show the whole stacks, with the frames below the task"
     )
     parser.set_defaults(run=run)
 

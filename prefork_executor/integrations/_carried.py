@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 from tblib.pickling_support import pickle_exception, pickle_traceback
 
-from ..errors import CallPicklingError, RemoteExceptionStandIn, ResultPicklingError
+from ..errors import CallPicklingError, ResultPicklingError, plain_stand_in
 from ..maps import function_of
 
 MAX_TEXT = 500
@@ -101,7 +101,7 @@ class CarriedError(Exception):
         try:
             error = pickle.loads(self.pickled)
         except Exception as reason:  # noqa: BLE001 - the user's class may raise anything
-            return _stand_in(self.kind, self.text, str(self), reason)
+            return plain_stand_in(self.kind, self.text, str(self), _phrase(reason))
         assert isinstance(error, BaseException)
         return error
 
@@ -154,9 +154,8 @@ def _dump_result(result: Any) -> bytes:
     try:
         return _dump(result)
     except Exception as error:
-        found = ResultPicklingError(f"the result cannot be pickled: {error}")
-        found.result = _text(result, repr)
-        raise found from error
+        what = f"the result cannot be pickled: {error}"
+        raise ResultPicklingError(what, result=_text(result, repr)) from error
 
 
 def _dump_error(error: BaseException) -> bytes:
@@ -165,7 +164,7 @@ def _dump_error(error: BaseException) -> bytes:
         pickle.loads(pickled)
     except Exception as reason:  # noqa: BLE001 - the user's class may raise anything
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
-        stand_in = _stand_in(kind, _text(error), _text(error, repr), reason)
+        stand_in = plain_stand_in(kind, _text(error), _text(error, repr), _phrase(reason))
         return _dumped(stand_in.with_traceback(error.__traceback__))
     return pickled
 
@@ -176,12 +175,8 @@ def _dumped(error: BaseException) -> bytes:
     return file.getvalue()
 
 
-def _stand_in(kind: str, text: str, shown: str, reason: Exception) -> RemoteExceptionStandIn:
-    stand_in = RemoteExceptionStandIn(text)
-    stand_in.original_type, stand_in.original_str, stand_in.original_repr = kind, text, shown
-    stand_in.original_attributes = {}
-    stand_in.reason = "".join(traceback.format_exception_only(reason)).strip()
-    return stand_in
+def _phrase(reason: Exception) -> str:
+    return "".join(traceback.format_exception_only(reason)).strip()
 
 
 def _text(thing: object, how: Callable[[object], str] = str) -> str:

@@ -63,7 +63,9 @@ class NodePool(Executor):
         """See PreforkExecutor.shutdown."""
         self.pool.shutdown(wait, cancel_futures=cancel_futures)
 
-    def run(self, call: CarriedCall, key: str, timeout: float | None, retries: int) -> bytes:
+    def run(
+        self, call: CarriedCall, key: str, timeout: float | None, retries: int, memory: int | None
+    ) -> bytes:
         """Make the call in the pool and wait for its result.
 
         Raises:
@@ -71,7 +73,8 @@ class NodePool(Executor):
         """
         try:
             self._check_wanted(key, call)
-            future = self.pool.with_options(timeout=timeout, retries=retries).submit(call)
+            view = self.pool.with_options(timeout=timeout, retries=retries, memory=memory)
+            future = view.submit(call)
             with self._lock:
                 self._running[key] = future
                 is_unwanted = key in self._unwanted
@@ -226,7 +229,12 @@ class NotAgain(Exception):  # noqa: N818 - it says what is the matter
 
 
 def run_carried(
-    call: CarriedCall, key: str, executor: str, timeout: float | None, retries: int
+    call: CarriedCall,
+    key: str,
+    executor: str,
+    timeout: float | None,
+    retries: int,
+    memory: int | None,
 ) -> bytes:
     """In a thread of a Dask worker: make the call in that worker's pool.
 
@@ -239,7 +247,7 @@ def run_carried(
         raise NotAgain(key)
     pool = worker.executors[executor]
     assert isinstance(pool, NodePool)
-    return pool.run(call, key, timeout, retries)
+    return pool.run(call, key, timeout, retries, memory)
 
 
 def end_carried(keys: list[str], executor: str, dask_worker: Worker) -> None:

@@ -7,7 +7,9 @@ under way.
 So when an object is met as an argument for the second time, it is pickled with its large buffers
 out of band (pickle protocol 5: arrays, data frames, sparse matrices). The buffers go into a memfd.
 From then on only a note of where that is travels, and a worker maps it. An argument that is met
-only once is sent as it is: it would gain nothing.
+only once is sent as it is: it would gain nothing. But if workers are to see shared arguments
+read-only, an array is made read-only there the first time, too: otherwise the first task could
+write to it, and the others could not.
 
 Workers find the memfd as ``/proc/PID/fd/N``. It has no name, so nothing is left of it when the
 call ends, or when the process ends in any way.
@@ -67,9 +69,18 @@ class SharedArguments:
                 # There are no weak references to numbers, strings and lists.
                 with contextlib.suppress(TypeError):
                     self._met[key] = argument
-                return argument
+                return _Frozen(argument) if self._would_freeze(argument) else argument
             self._known[key] = (argument, _lay_down(argument, self._minimum or 0, self._access))
         return self._known[key][1] or argument
+
+    def _would_freeze(self, argument: Any) -> bool:
+        """Whether it is an array that workers would see read-only if it were shared."""
+        size, flags = getattr(argument, "nbytes", None), getattr(argument, "flags", None)
+        if self._access != mmap.ACCESS_READ or not isinstance(size, int):
+            return False
+        has_objects = getattr(getattr(argument, "dtype", None), "hasobject", True)
+        is_writable = getattr(flags, "writeable", False)
+        return size >= (self._minimum or 0) and bool(is_writable) and not has_objects
 
     def close(self) -> None:
         """The call has ended: share no more. What workers have mapped lives until they
@@ -92,6 +103,22 @@ class _Shared:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         return _pick_up, (path, self._access, self._pickled, self._sizes)
+
+
+class _Frozen:
+    """Replaces an array on the way. It unpickles as that array, read-only."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _freeze, (self._array,)
+
+
+def _freeze(array: Any) -> Any:
+    """In a worker."""
+    array.flags.writeable = False
+    return array
 
 
 def _lay_down(argument: Any, minimum: int, access: int) -> _Shared | None:

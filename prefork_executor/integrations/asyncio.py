@@ -5,34 +5,58 @@
             print(await run(executor, pow, 2, 100, abort_on_cancel=True))
 
 ``loop.run_in_executor(executor, fn, *args)`` works as well. But it cannot end what has begun:
-cancelling the awaiting task leaves the work running.
+cancelling the awaiting task leaves the work running. For other event loops, and for maps, there is
+`prefork_executor.integrations.anyio`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from prefork_executor import ExecutorView, PreforkExecutor
 
+from ._backlog import submitted
+
 __all__ = ["run"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@overload
 async def run(
     executor: PreforkExecutor | ExecutorView,
     fn: Callable[..., T],
     /,
-    *args: object,
-    abort_on_cancel: bool = False,
+    *args: Any,
+    abort_on_cancel: bool,
+    **kwargs: Any,
+) -> T: ...
+@overload
+async def run(
+    executor: PreforkExecutor | ExecutorView,
+    fn: Callable[P, T],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T: ...
+async def run(
+    executor: PreforkExecutor | ExecutorView,
+    fn: Callable[..., T],
+    /,
+    *args: Any,
+    abort_on_cancel: Any = False,
+    **kwargs: Any,
 ) -> T:
-    """What ``fn(*args)`` returns in a worker. Pass keyword arguments by ``functools.partial``.
+    """What ``fn(*args, **kwargs)`` returns in a worker.
 
     Args:
         executor: an executor, or a view of one.
-        fn, args: the call.
+        fn, args, kwargs: the call. If ``fn`` has an ``abort_on_cancel`` of its own, pass that by
+            ``functools.partial``. While ``max_backlog`` tasks wait, this waits for room, and the
+            event loop goes on.
         abort_on_cancel: when the awaiting task is cancelled, end the call in its worker,
             as by ``executor.abort``. This does not wait for its end. If False, the call is
             only cancelled if no worker has it yet.
@@ -42,7 +66,7 @@ async def run(
             down with ``cancel_futures``.
         BaseException: what the call raised, or what says how its worker ended.
     """
-    future = executor.submit(fn, *args)
+    future = await submitted(asyncio.sleep, executor, fn, *args, **kwargs)
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:

@@ -1,7 +1,8 @@
 """From one machine to many, by Dask.
 
 On one machine, Dask's collections run in a `PreforkExecutor` without this module:
-``dask.config.set(scheduler=executor)``.
+``dask.config.set(scheduler=executor)``. Once this module is imported, Dask knows the program's
+shared pool by name: ``dask.config.set(scheduler="prefork")``.
 
 On a cluster, :class:`PreforkPlugin` has Dask's workers run their tasks in process pools.
 :func:`connect` gives an executor over the cluster, with the interface of PreforkExecutor
@@ -25,32 +26,37 @@ import contextlib
 import pickle
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-import dask
-from dask.base import tokenize
-from distributed import Client, KilledWorker
-from distributed import Future as DaskFuture
-
-from .. import PreforkExecutor, TaskAborted, WorkerDied
+from .. import PreforkExecutor, TaskAborted, WorkerDied, shared_executor
 from ..maps import Maps
 from ._carried import CarriedCall, CarriedError
-from ._dask_nodes import (
-    MARK,
-    THREADS,
-    Gate,
-    NotAgain,
-    PreforkPlugin,
-    dask_setup,
-    end_carried,
-    run_carried,
-)
+from ._extras import needed
+
+with needed("dask", "dask", "distributed"):
+    import dask
+    from dask.base import named_schedulers, tokenize
+    from dask.local import get_async
+    from distributed import Client, KilledWorker
+    from distributed import Future as DaskFuture
+
+    from ._dask_nodes import (
+        MARK,
+        THREADS,
+        Gate,
+        NotAgain,
+        PreforkPlugin,
+        dask_setup,
+        end_carried,
+        run_carried,
+    )
 
 __all__ = ["DaskExecutor", "NodeDied", "PreforkPlugin", "connect", "dask_setup"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PING_INTERVAL = 1.0
@@ -58,6 +64,16 @@ PING_INTERVAL = 1.0
 tells its clients, and they then wait for it to return. Nothing else would end that wait."""
 PING_PATIENCE = 60.0
 """Seconds to wait for an answer. A scheduler may be busy for long, but hardly that long."""
+
+
+def _get(graph: Any, keys: Any, num_workers: int | None = None, **options: Any) -> Any:
+    """Dask's scheduler named "prefork": compute these keys in the shared pool, with as many tasks
+    at a time as there may be workers, or ``num_workers``."""
+    executor = shared_executor().executor
+    return get_async(executor.submit, num_workers or executor._max_workers, graph, keys, **options)
+
+
+named_schedulers.update(prefork=_get)
 
 
 class NodeDied(WorkerDied):
@@ -107,6 +123,10 @@ def connect(
         OSError: there is no scheduler at that address.
     """
     PreforkExecutor(1, task_timeout=task_timeout, retries=retries)  # Starts nothing, but checks.
+    if "resources" in options:
+        raise TypeError("resources are Dask's own on a cluster: start its workers with them")
+    if "max_backlog" in options:
+        raise TypeError("max_backlog works on one machine only: Dask's scheduler accepts all tasks")
     if isinstance(cluster, Client) and cluster.asynchronous:
         raise TypeError("cluster must not be an asynchronous Client")
     options = {"preload": CarriedCall.__module__} | options
@@ -139,9 +159,12 @@ class _OwnClient(Client):
 class _TaskOptions(NamedTuple):
     timeout: float | None
     retries: int
+    memory: int | None = None
+    priority: int = 0
+    resources: dict[str, float] | None = None
 
 
-class DaskExecutor(Maps, Executor):
+class DaskExecutor(Maps, Executor):  # type: ignore[misc]
     """Runs calls on a Dask cluster, each in a process of its node's pool. Made by
     :func:`connect` and :meth:`with_options`. A scheduler costs each task about a
     millisecond, so a map should bundle short calls by ``chunksize``."""
@@ -150,7 +173,10 @@ class DaskExecutor(Maps, Executor):
         self._cluster = cluster
         self._task_options = options
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._cluster.describe()}>"
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)`` somewhere on the cluster. Does not wait.
 
         Returns:
@@ -169,6 +195,11 @@ class DaskExecutor(Maps, Executor):
         """
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        if any(issubclass(type(arg), Future) for arg in (*args, *kwargs.values())):
+            raise TypeError(
+                "a task of a cluster takes no future as an argument: wait for its result, or let "
+                "Dask's own graphs pass it on"
+            )
         return self._cluster.submit(fn, args, kwargs, self._task_options)
 
     def _submitter(self) -> Callable[[], Callable[..., Future[Any]]]:
@@ -186,7 +217,10 @@ class DaskExecutor(Maps, Executor):
         Args:
             options: ``timeout``: seconds that a task may run, from when it begins in a
                 worker; None: no limit. ``retries``: how often it is run again after its
-                worker or node has died or its time was up.
+                worker or node has died or its time was up. ``memory``: bytes that it adds to
+                its worker at most, where the pools have ``max_memory``. ``priority``: Dask's, the
+                highest first. ``resources``: what it needs of Dask's resources, which the Dask
+                workers were started with, for example ``{"gpu": 1}``; the task is not told which.
 
         Returns:
             An executor with the same cluster. Options that are not given are as here.
@@ -194,8 +228,13 @@ class DaskExecutor(Maps, Executor):
         Raises:
             TypeError, ValueError: at this call, for a bad argument.
         """
-        _local().with_options(**options)
-        return DaskExecutor(self._cluster, self._task_options._replace(**options))
+        own = {name: value for name, value in options.items() if name != "resources"}
+        _local().with_options(**own)
+        if options.get("resources") is not None:
+            own["resources"] = _dask_resources(options["resources"])
+        elif "resources" in options:
+            own["resources"] = None
+        return DaskExecutor(self._cluster, self._task_options._replace(**own))
 
     def abort(self, future: Future[Any]) -> bool:
         """End a task, whether it runs or waits. Does not wait for its end.
@@ -226,6 +265,19 @@ class DaskExecutor(Maps, Executor):
             cancel_futures: cancel all tasks. Running tasks run to their end, in vain.
         """
         self._cluster.shutdown(wait, cancel_futures)
+
+
+def _dask_resources(resources: Any) -> dict[str, float]:
+    """What a task needs of Dask's resources, checked. Dask counts them in floats."""
+    is_mapping = isinstance(resources, Mapping)
+    PreforkExecutor(1, resources=dict.fromkeys(resources, 1) if is_mapping else resources)
+    for name, count in resources.items():
+        if not isinstance(count, int | float) or isinstance(count, bool):
+            kind = type(count).__name__
+            raise TypeError(f"resources[{name!r}] must be a number, not {kind}")
+        if not count > 0:
+            raise ValueError(f"resources[{name!r}] must be above 0, not {count:g}")
+    return dict(resources)
 
 
 def _local() -> PreforkExecutor:
@@ -261,6 +313,12 @@ class _Cluster:
         self._broken: str | None = None
         client.sync(self._begin_to_look_after)
 
+    def describe(self) -> str:
+        """State and size, for the executors' repr."""
+        state = f"broken: {self._broken}" if self._broken else "shut down" if self._is_shut else ""
+        state = state or f"unfinished tasks: {len(self._tasks)}"
+        return f"on the cluster at {self._address}, {state}"
+
     async def _begin_to_look_after(self) -> None:
         self._watch = asyncio.create_task(self._look_after())
 
@@ -290,7 +348,12 @@ class _Cluster:
     def _send(self, call: CarriedCall, key: str, options: _TaskOptions) -> DaskFuture[bytes]:
         with dask.annotate(**{"executor": THREADS, MARK: True}):
             return self._client.submit(
-                run_carried, call, key, self._executor, *options, key=key, pure=False
+                *(run_carried, call, key, self._executor),
+                *(options.timeout, options.retries, options.memory),
+                key=key,
+                pure=False,
+                priority=options.priority,
+                resources=options.resources,
             )
 
     def _check_open(self) -> None:

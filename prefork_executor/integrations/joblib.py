@@ -9,9 +9,11 @@ joblib looks for no entry points, so the name is known once this module is impor
 
 The life of the pool
 --------------------
-One executor is kept from call to call, as joblib keeps its loky executor. It is used
-again while ``n_jobs`` and the options stay the same. Otherwise another replaces it, and
-the old one ends with the last call that uses it. :func:`shutdown` ends it.
+It is the shared pool of the program (`prefork_executor.shared_executor`), so joblib and others
+that use that have one pool. A call names its ``n_jobs`` and options. If the pool has others, it
+is replaced, and the old one ends with the last call that uses it. What joblib wants by default is
+only asked of a pool for which nobody has named something else. What an earlier call has named
+does not hold for later ones. :func:`shutdown` ends the pool.
 
 Each ``Parallel`` gets a backend object of its own, even if many share that of a
 ``parallel_config``. So when a call fails, or its generator is dropped, only its own
@@ -28,21 +30,22 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import joblib
-from joblib.parallel import (
-    DEFAULT_MP_CONTEXT,
-    AutoBatchingMixin,
-    FallbackToBackend,
-    ParallelBackendBase,
-    SequentialBackend,
-    register_parallel_backend,
-)
-
-from .. import PreforkExecutor, WorkerDied
+from .. import ExecutorView, PreforkExecutor, shared
+from ._extras import needed
 from ._shared_arguments import SharedArguments
+
+with needed("joblib", "joblib"):
+    import joblib
+    from joblib.parallel import (
+        DEFAULT_MP_CONTEXT,
+        AutoBatchingMixin,
+        FallbackToBackend,
+        ParallelBackendBase,
+        SequentialBackend,
+        register_parallel_backend,
+    )
 
 __all__ = ["PreforkBackend", "shutdown"]
 
@@ -50,7 +53,11 @@ IDLE_TIMEOUT = 300.0
 """Seconds after which an idle worker leaves by default, as in joblib. Users think between two
 calls, and workers may have taken seconds to import what the user needs."""
 
-_OPTIONS = inspect.signature(PreforkExecutor).parameters.keys() - {"max_workers"}
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(PreforkExecutor).parameters.items()
+}
+_OPTIONS = _DEFAULTS.keys() - {"max_workers"}
 _OF_JOBLIB = {"temp_folder", "verbose", "context"}
 """What joblib passes to every backend beside the user's options. This one does not need it."""
 
@@ -84,10 +91,11 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
         _check(options)
         self._options = options
         self._is_of_one = False
-        self._workers: PreforkExecutor | None = None
+        self._workers: PreforkExecutor | ExecutorView | None = None
         self._lock = threading.Lock()
         self._futures: set[Future[Any]] = set()
         self._is_aborted = False
+        self._environment: Mapping[str, str] = {}
         self._sharing: tuple[int | None, str | None] = (None, None)
         self._shared = SharedArguments(None, None)
 
@@ -133,8 +141,8 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
             raise FallbackToBackend(self._of_its_own())
         options = {name: value for name, value in options.items() if name not in _OF_JOBLIB}
         _check(options)
-        environment = self._prepare_worker_env(n_jobs=n_jobs)
-        self._workers = _kept.take(_settings(n_jobs, self._options | options, environment))
+        self._environment = self._prepare_worker_env(n_jobs=n_jobs)
+        self._workers = _pool.take(n_jobs, self._options | options)
         self._sharing = (max_nbytes, mmap_mode)
         self.parallel = parallel
         return n_jobs
@@ -179,7 +187,7 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
             # The batch's name in messages.
             func.__module__, func.__qualname__ = _name_of(func.items[0][0])
             func.items = self._shared.share_in(func.items)
-            return self._workers.submit(func)
+            return self._workers.submit(_Batch(self._environment, func))
         except Exception as error:  # noqa: BLE001 - the future gets it, whatever it is
             failed: Future[Any] = Future()
             failed.set_exception(error)
@@ -190,8 +198,6 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
         error = out.exception()
         if error is None:
             return out.result()
-        if isinstance(error, BrokenProcessPool) and not isinstance(error, WorkerDied):
-            _kept.release(self._workers)
         # joblib removes the traceback before it raises this.
         frames = "".join(traceback.format_tb(error.__traceback__))
         if frames:
@@ -223,16 +229,14 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):
 
 
 def shutdown(wait: bool = True) -> None:
-    """End the executor that is kept for the next call, when its work is done.
+    """End the shared pool when its work is done: see :func:`prefork_executor.shared.shutdown`.
 
     The next call starts another. If you do not call this, it ends with the interpreter.
 
     Args:
         wait: return only when all its processes have ended.
     """
-    executor = _kept.release(_kept.executor)
-    if executor is not None:
-        executor.shutdown(wait)
+    shared.shutdown(wait)
 
 
 def _obstacle() -> str | None:
@@ -250,66 +254,51 @@ def _name_of(function: Any) -> tuple[str | None, str]:
     return getattr(function, "__module__", None), name
 
 
-# --- the executor that is kept ---------------------------------------------------------------
+# --- the pool ----------------------------------------------------------------------------------
 
 
-class _Kept:
-    """The executor that the latest call used, for the next one with the same settings."""
+class _SharedPool:
+    """Asks for the shared pool with what the calls of joblib want of it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._settings: Mapping[str, Any] = {}
-        self.executor: PreforkExecutor | None = None
+        self._named: dict[str, Any] = {}
+        """What the latest call has named."""
 
-    def take(self, settings: Mapping[str, Any]) -> PreforkExecutor:
-        """The executor with these settings. The one that it replaces ends when nothing
+    def take(self, n_jobs: int, options: Mapping[str, Any]) -> PreforkExecutor | ExecutorView:
+        """The executor for a call with these options. The one that it replaces ends when nothing
         refers to it any more and its work is done."""
-        # The copy of a parent's executor in a fork is useless.
-        settings = {**settings, "pid": os.getpid()}
+        of_tasks = {"timeout": options.get("task_timeout"), "retries": options.get("retries", 0)}
+        of_pool = {name: options[name] for name in options.keys() - {"task_timeout", "retries"}}
         with self._lock:
-            if self.executor is None or not _are_equal(self._settings, settings):
-                self.executor = _make(settings)
-                self._settings = settings
-            return self.executor
+            wanted = self._wanted(of_pool)
+            pool = shared.shared_executor(**wanted, max_workers=n_jobs).executor
+            named = shared.shared_options()
+            self._named = {name: named[name] for name in wanted}
+        return pool.with_options(**of_tasks) if any(of_tasks.values()) else pool
 
-    def release(self, executor: PreforkExecutor | None) -> PreforkExecutor | None:
-        """Stop keeping this executor. Returns it, or None if it was not kept any more."""
-        with self._lock:
-            if executor is not self.executor:
-                return None
-            self.executor = None
-            return executor
-
-
-_kept = _Kept()
-
-
-def _are_equal(one: object, other: object) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # noqa: BLE001 - an array among the initargs, say; they count as unequal
-        return False
+    def _wanted(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What to name: these options; what joblib wants, unless others have named that; and
+        what an earlier call has named, to undo it."""
+        named = shared.shared_options()
+        earlier = [name for name, value in self._named.items() if named.get(name) is value]
+        of_others = named.keys() - set(earlier)
+        undone = {name: _DEFAULTS[name] for name in earlier}
+        defaults = {name: value for name, value in _of_calls().items() if name not in of_others}
+        return {**undone, **defaults, **options}
 
 
-def _settings(
-    n_jobs: int, options: Mapping[str, Any], environment: Mapping[str, str]
-) -> dict[str, Any]:
-    """All settings of an executor, to compare with those of the one that is kept."""
-    defaults = {
+_pool = _SharedPool()
+
+
+def _of_calls() -> dict[str, Any]:
+    """The defaults of joblib's calls that differ from the executor's."""
+    return {
         "mp_context": DEFAULT_MP_CONTEXT or "spawn",
         "min_spare_workers": 0,
         "idle_timeout": IDLE_TIMEOUT,
         "preload": "joblib",
     }
-    return {**defaults, **options, "max_workers": n_jobs, "environment": dict(environment)}
-
-
-def _make(settings: Mapping[str, Any]) -> PreforkExecutor:
-    options = dict(settings)
-    del options["pid"]
-    own = (options.pop("environment"), options.get("initializer"), options.get("initargs", ()))
-    options |= {"initializer": _begin, "initargs": own}
-    return PreforkExecutor(**options)
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -324,14 +313,47 @@ def _check(options: Mapping[str, Any]) -> None:
 # --- in the worker -----------------------------------------------------------------------------
 
 
-def _begin(
-    environment: Mapping[str, str], initializer: Callable[..., object] | None, initargs: Any
-) -> None:
-    """Runs once in each worker, before its first task."""
-    os.environ.update(environment)
-    _limit_threads(environment)
-    if initializer is not None:
-        initializer(*initargs)
+class _Batch:
+    """A batch of tasks, and the environment that it needs. Others may share its worker, so each
+    batch brings its own. The worker enters it before it unpickles the tasks: that may import
+    what reads it."""
+
+    def __init__(self, environment: Mapping[str, str], tasks: Any) -> None:
+        self._environment = environment
+        self._tasks = tasks
+        self.__module__, self.__qualname__ = tasks.__module__, tasks.__qualname__
+
+    def __call__(self) -> Any:
+        return self._tasks()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _tasks_of, (_Environment(self._environment), self._tasks)
+
+
+class _Environment:
+    """Pickles to a call of :func:`_enter`."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _enter, (dict(self._variables),)
+
+
+def _tasks_of(_: object, tasks: Callable[[], Any]) -> Callable[[], Any]:
+    return tasks
+
+
+_entered: dict[str, str] = {}
+"""The environment of the latest batch in this worker."""
+
+
+def _enter(environment: dict[str, str]) -> None:
+    global _entered
+    if environment != _entered:
+        os.environ.update(environment)
+        _limit_threads(environment)
+        _entered = environment
 
 
 def _limit_threads(environment: Mapping[str, str]) -> None:

@@ -15,16 +15,19 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from typing import Any, TypeVar
-
-from opentelemetry import context, propagate, trace
+from typing import Any, ParamSpec, TypeVar
 
 from prefork_executor import ExecutorView, PreforkExecutor
 
+from ._extras import needed
 from ._wrapped import Wrapped
+
+with needed("opentelemetry", "opentelemetry"):
+    from opentelemetry import context, propagate, trace
 
 __all__ = ["ContextExecutor"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 FLUSH_TIMEOUT = 5000
 """Milliseconds that a worker has to export its last spans. A worker that has not left after ten
@@ -42,7 +45,7 @@ class ContextExecutor(Executor):
     def __init__(self, executor: PreforkExecutor | ExecutorView) -> None:
         self._executor = executor
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """As :meth:`PreforkExecutor.submit`."""
         return self._executor.submit(_InContext(fn), *args, **kwargs)
 

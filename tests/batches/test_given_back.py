@@ -167,7 +167,7 @@ def test_a_request_to_end_a_task_that_comes_late_does_not_hit_the_next_of_its_me
         try:
             executor.abort(futures[0])
             eventually(
-                lambda: executor._client._books.deadlines._asked, "its end has been asked for"
+                lambda: executor._client._shared.deadlines._asked, "its end has been asked for"
             )
             gates[0].touch()
             eventually(lambda: numbers(ran) == [0, 1], "the next one runs")

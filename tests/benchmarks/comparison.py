@@ -2,7 +2,7 @@
 
     python tests/benchmarks/comparison.py [--feature NAME]... [--pool NAME]... [--jobs N]
 
-Needs Python 3.14 and the extra "comparison". A probe runs in a directory and a process of its
+Needs Python 3.14 and the group "comparison". A probe runs in a directory and a process of its
 own, with all that it starts, for two minutes at most. The figures go to
 docs/figures/comparison.json, where those of the features and pools that were not asked for stay
 as they are; the table goes into docs/comparison.md. All of it takes some minutes.

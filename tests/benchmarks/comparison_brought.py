@@ -56,9 +56,21 @@ def a_dashboard_of_mpire(kind: type[Pool]) -> Cell:
     return check("mpire" in page.lower(), yes("`mpire.dashboard`, with flask"))
 
 
+@dashboard.on(OURS)
+def a_page_of_ours(kind: type[Pool]) -> Cell:
+    pool = kind()
+    pool.submit(tasks.nap, 0.1)()
+    command = [sys.executable, "-m", "prefork_executor", "top", "--web", str(os.getpid())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        page = fetch(server.stdout.readline().strip())
+        server.kill()
+    return check("page.js" in page, yes("`prefork-executor top --web`"))
+
+
 dashboard.lacking("dashboard")
 
-insights = feature("insights", "says how long workers started, waited, worked", BROUGHT)
+insights = feature("insights", "reports how long workers started, waited and worked", BROUGHT)
 
 
 @insights.on(MPIRE)
@@ -102,6 +114,16 @@ def reused_by_loky(_: type[Pool]) -> Cell:
 
     one, other = loky.get_reusable_executor(2), loky.get_reusable_executor(2)
     return check(one is other, yes("`get_reusable_executor`"))
+
+
+@reused.on(OURS)
+def reused_by_ours(_: type[Pool]) -> Cell:
+    from prefork_executor import shared_executor
+
+    one, other = shared_executor(max_workers=2), shared_executor()
+    pids = {executor.submit(os.getpid).result() for executor in (one, other)}
+    workers = {worker.pid for worker in one.stats().workers}
+    return check(one.executor is other.executor and pids <= workers, yes("`shared_executor`"))
 
 
 @reused.on(JOBLIB)
@@ -220,7 +242,7 @@ def delayed_by_dask(kind: type[Pool]) -> Cell:
 
 decorator.lacking("decorat|^asynchronous$|^process$")
 
-windows = feature("windows", "has code for Windows, where none of this was run", BROUGHT)
+windows = feature("windows", "supports Windows (nothing was run there)", BROUGHT)
 
 
 @windows.on()

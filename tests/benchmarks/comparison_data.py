@@ -67,7 +67,7 @@ def a_lambda_by_dill(kind: type[Pool]) -> Cell:
 
 
 arrays = feature("arrays", "a big array as argument passes through no pipe or socket", DATA)
-results = feature("results", "nor does one that is a result", DATA)
+results = feature("results", "a big array as result passes through no pipe or socket", DATA)
 COUNT = 8 * tasks.MIB
 SIZE = 8 * COUNT
 

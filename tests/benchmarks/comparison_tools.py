@@ -90,7 +90,9 @@ def no_plugin(kind: type[Pool]) -> Cell:
 # --- asyncio -----------------------------------------------------------------------------------
 
 awaited = feature("asyncio", "`loop.run_in_executor`", WITH)
-cancelled = feature("cancel", "the running task ends when the one that awaits is cancelled", WITH)
+cancelled = feature(
+    "cancel", "a running task ends when the coroutine that awaits it is cancelled", WITH
+)
 
 
 def awaitable(kind: type[Pool], pool: Any, fn: Callable[..., Any], *args: Any) -> Any:

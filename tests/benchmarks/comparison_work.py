@@ -36,7 +36,7 @@ CONTROL = "control of work"
 
 # --- deaths ------------------------------------------------------------------------------------
 
-death = feature("death", "a worker's death costs the task it held, no other", CONTROL)
+death = feature("death", "a worker's death costs only the task that it held", CONTROL)
 
 
 @death.on(OURS, STANDARD, LOKY, PEBBLE, MPIRE, DASK)
@@ -89,7 +89,7 @@ def run_what_dies(kind: type[Pool]) -> None:
 
 # --- limits ------------------------------------------------------------------------------------
 
-limit = feature("limit", "a time limit ends the running task, no other", CONTROL)
+limit = feature("limit", "a time limit ends only the task that exceeds it", CONTROL)
 
 
 @limit.on(OURS)
@@ -150,7 +150,7 @@ def a_limit_of_dask(kind: type[Pool]) -> Cell:
     return ended_alone("beat", [])
 
 
-abort = feature("abort", "a running task can be ended, no other", CONTROL)
+abort = feature("abort", "a single running task can be ended", CONTROL)
 
 
 @abort.on(OURS)
@@ -209,12 +209,27 @@ def a_retry_of_ours(kind: type[Pool]) -> Cell:
 def a_retry_of_dask(kind: type[Pool]) -> Cell:
     pool = kind()
     asked = succeeds(pool.submit(tasks.die_once, "died"))
-    return check(asked, yes("unasked too, 3 times"))
+    return check(asked, yes("even unasked, 3 times"))
 
 
 retries.lacking("retr(y|ies)|attempt")
 
 priority = feature("priority", "tasks have priorities", CONTROL)
+
+
+@priority.on(OURS)
+def a_priority_of_ours(kind: type[Pool]) -> Cell:
+    executor = kind(1).executor  # type: ignore[attr-defined]
+    futures = [executor.submit(tasks.wait_for, "go")]
+    futures += [
+        executor.with_options(priority=priority).submit(tasks.note_then, "order", priority)
+        for priority in (-1, 1, -2, 2)
+    ]
+    time.sleep(0.5)
+    Path("go").touch()
+    for future in futures:
+        future.result()
+    return check(Path("order").read_text().split() == ["2", "1", "-1", "-2"], yes("`priority`"))
 
 
 @priority.on(DASK)
@@ -251,7 +266,48 @@ def a_future_as_argument(kind: type[Pool]) -> Cell:
     return check(succeeds(lambda: pool.submit(tasks.add, thunk.__self__, 2)()), yes())
 
 
-buffer = feature("buffersize", "map reads ahead of the results that are taken by a bound", CONTROL)
+units = feature("units", "a task waits for a free GPU, and is told which it has", CONTROL)
+
+
+@units.on(OURS)
+def a_unit_of_ours(_: type[Pool]) -> Cell:
+    from prefork_executor import PreforkExecutor, held_resources
+
+    with PreforkExecutor(2, resources={"gpu": 1}) as executor:
+        view = executor.with_options(resources={"gpu": 1})
+        held = {view.submit(held_resources).result()["gpu"] for _ in range(4)}
+    return check(held == {(0,)}, yes("`resources`"))
+
+
+@units.on(DASK)
+def a_unit_of_dask(kind: type[Pool]) -> Cell:
+    pool = kind()
+    signature = inspect.signature(pool.client.submit)  # type: ignore[attr-defined]
+    return (
+        no("a worker's `resources`, but not which") if "resources" in signature.parameters else no()
+    )
+
+
+units.lacking("gpu|resources$")
+
+backlog = feature("backlog", "`submit` waits while too many tasks wait", CONTROL)
+
+
+@backlog.on(OURS)
+def a_backlog_of_ours(_: type[Pool]) -> Cell:
+    from prefork_executor import PreforkExecutor
+
+    with PreforkExecutor(1, max_backlog=5) as executor:
+        most = 0
+        for _ in range(50):
+            executor.submit(tasks.nap, 0.01)
+            most = max(most, executor.stats().backlog)
+    return check(most <= 6, yes("`max_backlog`"))
+
+
+backlog.lacking("backlog|max_pending|queue_size")
+
+buffer = feature("buffersize", "map reads only a bounded number of inputs ahead", CONTROL)
 ITEMS, LEAST_LEFT = 2000, 1000
 
 

@@ -265,6 +265,15 @@ reload.lacking("reload|restart|recycle")
 pins = feature("pins", "pins workers to CPUs", WORKERS)
 
 
+@pins.on(OURS)
+def a_cpu_affinity(_: type[Pool]) -> Cell:
+    from prefork_executor import PreforkExecutor
+
+    ids = tasks.cpus()[:1]
+    with PreforkExecutor(2, cpu_affinity=ids) as executor:
+        return check(executor.submit(tasks.cpus).result() == ids, yes("`cpu_affinity`"))
+
+
 @pins.on(MPIRE)
 def cpu_ids(_: type[Pool]) -> Cell:
     from mpire import WorkerPool

@@ -1,6 +1,7 @@
 """Requests a second of examples/http_server.py beside gunicorn's sync worker.
 
     python tests/benchmarks/http_requests.py [--rounds N] [--requests N] [--json FILE]
+    python tests/benchmarks/http_requests.py --tool ab     # or wrk, where they are installed
 
 Needs the extra "bench". Both serve the same WSGI application with two workers; they
 take turns in one run, so that what else the machine does falls on both. The client is
@@ -15,12 +16,13 @@ import contextlib
 import json
 import multiprocessing
 import platform
+import re
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,6 +30,10 @@ EXAMPLE = HERE.parent.parent / "examples" / "http_server.py"
 WORKERS = 2
 CLIENTS = 4
 """Connections at a time."""
+WRK_TIME = "2s"
+"""How long wrk asks."""
+Measure = Callable[[int, int, bool], float]
+"""Requests a second: takes the port, how many, and whether connections are kept alive."""
 BOUND = 30.0
 """Seconds that a server may take to start, and a request to be answered."""
 CLOSING = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
@@ -130,18 +136,56 @@ def measure(port: int, requests: int, keeps_alive: bool) -> float:
     return requests / float(done.stdout)
 
 
-def compare(rounds: int, requests: int) -> dict[str, list[float]]:
+def measure_by_ab(port: int, requests: int, keeps_alive: bool) -> float:
+    """The same, by ab."""
+    clients = str(WORKERS if keeps_alive else CLIENTS)
+    command = ["ab", "-q", "-n", str(requests), "-c", clients, *(["-k"] if keeps_alive else [])]
+    printed = output([*command, f"http://127.0.0.1:{port}/"])
+    if "Failed requests:        0\n" not in printed or "Non-2xx" in printed:
+        raise SystemExit(f"ab has seen failures:\n{printed}")
+    return figure(r"Requests per second: +([0-9.]+)", printed)
+
+
+def measure_by_wrk(port: int, _requests: int, keeps_alive: bool) -> float:
+    """The same, by wrk, which takes a time and not a number."""
+    clients = str(WORKERS if keeps_alive else CLIENTS)
+    closing = [] if keeps_alive else ["-H", "Connection: close"]
+    command = ["wrk", "-t", "1", "-c", clients, "-d", WRK_TIME, *closing]
+    printed = output([*command, f"http://127.0.0.1:{port}/"])
+    if "Non-2xx" in printed or "Socket errors" in printed:
+        raise SystemExit(f"wrk has seen failures:\n{printed}")
+    return figure(r"Requests/sec: +([0-9.]+)", printed)
+
+
+def output(command: list[str]) -> str:
+    """What a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+
+
+def figure(pattern: str, printed: str) -> float:
+    """The number that a tool has printed."""
+    found = re.search(pattern, printed)
+    if found is None:
+        raise SystemExit(f"no figure in this:\n{printed}")
+    return float(found[1])
+
+
+def compare(rounds: int, requests: int, measure: Measure) -> dict[str, list[float]]:
     """Requests a second by server, one number a round."""
     ports = free_port(), free_port()
     rates: dict[str, list[float]] = {"ours": [], "gunicorn sync": [], "ours, keep-alive": []}
     with serving(ours(ports[0]), ports[0]), serving(gunicorn(ports[1]), ports[1]):
         for port in ports:
-            measure(port, requests // 10, keeps_alive=False)
+            measure(port, requests // 10, False)
         for _ in range(rounds):
-            rates["ours"].append(measure(ports[0], requests, keeps_alive=False))
-            rates["gunicorn sync"].append(measure(ports[1], requests, keeps_alive=False))
-            rates["ours, keep-alive"].append(measure(ports[0], requests, keeps_alive=True))
+            rates["ours"].append(measure(ports[0], requests, False))
+            rates["gunicorn sync"].append(measure(ports[1], requests, False))
+            rates["ours, keep-alive"].append(measure(ports[0], requests, True))
     return rates
+
+
+TOOLS: dict[str, Measure] = {"python": measure, "ab": measure_by_ab, "wrk": measure_by_wrk}
+"""The clients, by name."""
 
 
 def show(rates: dict[str, list[float]]) -> None:
@@ -158,6 +202,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--tool", choices=TOOLS, default="python", help="the client")
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--keep-alive", action="store_true", help=argparse.SUPPRESS)
@@ -165,7 +210,7 @@ def main() -> int:
     if options.client:
         run_client(options.client, options.requests, options.keep_alive)
         return 0
-    rates = compare(options.rounds, options.requests)
+    rates = compare(options.rounds, options.requests, TOOLS[options.tool])
     show(rates)
     if options.json:
         options.json.write_text(json.dumps(rates, indent=1), encoding="utf-8")

@@ -22,8 +22,11 @@ WORKERS = 2
 OURS = "PreforkExecutor"
 FIXED = "PreforkExecutor, fixed size"
 ONE_BY_ONE = "PreforkExecutor, one task a message"
+OURS_BY_FORKSERVER = "PreforkExecutor (forkserver)"
+OURS_BY_SPAWN = "PreforkExecutor (spawn)"
 STANDARD = "ProcessPoolExecutor"
 FORKSERVER = "ProcessPoolExecutor (forkserver)"
+SPAWN = "ProcessPoolExecutor (spawn)"
 INTERPRETERS = "InterpreterPoolExecutor"
 OLD = "multiprocessing.Pool"
 BARE = "bare socketpair"
@@ -88,8 +91,8 @@ class Pool(abc.ABC):
 
     @classmethod
     def load(cls) -> None:
-        """Import it."""
-        importlib.import_module(cls.module)
+        """Import what a program needs of it: some packages import that only when it is named."""
+        getattr(importlib.import_module(cls.module), cls.entry)
 
     @classmethod
     def version(cls) -> str:
@@ -132,11 +135,12 @@ class OurPool(ExecutorPool):
     module = "prefork_executor"
     entry = "PreforkExecutor"
     distribution = "prefork-executor"
+    start_method = "fork"
 
     def __init__(self, workers: int = WORKERS, **options: Any) -> None:
         from prefork_executor import PreforkExecutor
 
-        self.executor = PreforkExecutor(workers, "fork", **options)
+        self.executor = PreforkExecutor(workers, self.start_method, **options)
 
     def live(self) -> int:
         return len(self.executor.stats().workers)
@@ -163,6 +167,20 @@ class OneByOnePool(OurPool):
         super().__init__(workers, **options)
 
 
+class OurForkserverPool(OurPool):
+    """The same, with Python's default from 3.14 on."""
+
+    name = OURS_BY_FORKSERVER
+    start_method = "forkserver"
+
+
+class OurSpawnPool(OurPool):
+    """The same, with a supervisor that begins as a new interpreter."""
+
+    name = OURS_BY_SPAWN
+    start_method = "spawn"
+
+
 class StandardPool(ExecutorPool):
     """concurrent.futures.ProcessPoolExecutor."""
 
@@ -183,6 +201,13 @@ class ForkserverPool(StandardPool):
 
     name = FORKSERVER
     start_method = "forkserver"
+
+
+class SpawnPool(StandardPool):
+    """The same, each worker a new interpreter."""
+
+    name = SPAWN
+    start_method = "spawn"
 
 
 class InterpreterPool(ExecutorPool):
@@ -438,8 +463,10 @@ POOLS: dict[str, type[Pool]] = {
         *([InterpreterPool] if HAS_INTERPRETERS else []),
         *(OldPool, LokyPool, PebblePool, MpirePool, PreforkPool, BilliardPool),
         *(DeadpoolPool, JoblibPool, BareSocketpair, FixedPool, OneByOnePool),
+        *(OurForkserverPool, OurSpawnPool, SpawnPool),
     )
 }
-NO_PEERS = (OURS, POOL, FIXED, ONE_BY_ONE, BARE)
+NO_PEERS = (OURS, POOL, FIXED, ONE_BY_ONE, BARE, OURS_BY_FORKSERVER, OURS_BY_SPAWN)
 """These are not what we measure ourselves against."""
-GENERAL = tuple(name for name in POOLS if name not in (FIXED, ONE_BY_ONE, POOL, BILLIARD))
+_FOR_SOME = (FIXED, ONE_BY_ONE, POOL, BILLIARD, OURS_BY_FORKSERVER, OURS_BY_SPAWN, SPAWN)
+GENERAL = tuple(name for name in POOLS if name not in _FOR_SOME)

@@ -1,13 +1,15 @@
 """How the pool regulates itself, beside a pool of fixed size: docs/regulation.md's figures.
 
-    python tests/benchmarks/regulation.py [--draw] [--rounds N]
+    python tests/benchmarks/regulation.py [--draw] [--rounds N] [--load NAME ...]
 
-Needs the extra "bench", and Linux. Three loads (a burst, a trickle, a heavy tail), two
-pools in turn, three rounds, a process of its own for each; seven minutes in all. The
-process submits tasks that sleep, by a schedule that is the same for both pools; this one
-looks at it from outside: how many workers there are, and what memory they take. What was
-seen goes to docs/figures/regulation.json; from that come the pictures, of the last round,
-and the table on the page, of the medians of all. ``--draw`` makes these again and measures nothing.
+Needs the extra "bench", and Linux. Five loads (a burst, a trickle, a heavy tail, and a
+trace of bursts, with workers that start at once and with some that take a second for it), two
+pools or three in turn, three rounds, a process of its own for each; half an hour in all.
+With ``--load`` only these are measured, and what is known of the others stays. The process
+submits tasks that sleep, by a schedule that is the same for all pools; this one looks at it
+from outside: how many workers there are, and what memory they take. What was seen goes to
+docs/figures/regulation.json; from that come the pictures, of the last round, and the table on
+the page, of the medians of all. ``--draw`` makes these again and measures nothing.
 
 A task's wait is from its submit to its first line, by the clock that all processes of a
 machine share. Memory is the proportional set size of everything the process has forked,
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -45,12 +48,17 @@ BEGIN = "<!-- begin: made by tests/benchmarks/regulation.py -->"
 END = "<!-- end: made by tests/benchmarks/regulation.py -->"
 
 OURS, FIXED = "PreforkExecutor", "ProcessPoolExecutor"
-MOST, IDLE_TIMEOUT = 16, 3.0
-"""Workers at most, in both pools; seconds after which ours lets an idle one go."""
+AUTO, TEN = 'PreforkExecutor, idle_timeout="auto"', "PreforkExecutor, idle_timeout=10"
+TIMEOUTS: dict[str, Any] = {OURS: 3.0, AUTO: "auto", TEN: 10.0}
+MOST = 16
+"""Workers at most, in all pools."""
 TABLE = 20 * 2**20
-"""Bytes that every worker has for itself, as if it held a model."""
+"""Bytes that every worker has for itself, as if it held a model. To fill them takes a processor
+some 30 ms, so where workers are to start at once they have none."""
 LOOK, WEIGH = 0.05, 0.25
 """Seconds between two counts of the workers, and between two looks at their memory."""
+POINTS = 150
+"""Parts of the time that a picture tells apart."""
 BOUND = 120.0
 """Seconds that one run may take; the longest takes thirty."""
 
@@ -85,19 +93,43 @@ def heavy_tail() -> Schedule:
         yield now, 0.04 * chance.paretovariate(1.4)
 
 
+def trace() -> Schedule:
+    """The trace of the simulated runs: a minute, four bursts."""
+    sys.path.append(str(ROOT / "tests" / "support"))
+    from regulator_simulator import periodic
+
+    return periodic(60.0, seed=1)
+
+
 @dataclass(frozen=True)
 class Load:
-    """What is submitted, and for how long the pool is looked at afterwards."""
+    """What is submitted, and for how long the pool is looked at afterwards.
+
+    ``start`` is the seconds that a worker's initializer takes, ``table`` the bytes that it
+    fills. ``is_warm``: the pool has
+    served as many tasks as it has workers at first before the load begins."""
 
     title: str
     schedule: Callable[[], Schedule]
     rest: float
+    pools: tuple[str, ...] = (OURS, FIXED)
+    start: float = 0.0
+    table: int = TABLE
+    is_warm: bool = False
 
 
 LOADS = {
     "burst": Load("two bursts of 40 tasks of 0.5 s", burst, 5.0),
     "trickle": Load("a trickle: 4 tasks a second, 0.05 s each", trickle, 2.0),
     "heavy-tail": Load("a heavy tail: 15 tasks a second, 0.04 to 2.3 s", heavy_tail, 5.0),
+    "trace": Load(
+        "bursts of 100 tasks a second, workers that start at once",
+        *(trace, 0.5, (AUTO, TEN, FIXED), 0.0, 0, True),
+    ),
+    "trace-dear": Load(
+        "the same, workers that take a second to start",
+        *(trace, 0.5, (AUTO, TEN, FIXED), 1.0, 0, True),
+    ),
 }
 
 
@@ -106,10 +138,11 @@ LOADS = {
 _table = b""
 
 
-def hold() -> None:
-    """Have memory of one's own."""
+def hold(start: float, table: int) -> None:
+    """Take some time, and have memory of one's own."""
     global _table
-    _table = os.urandom(4096) * (TABLE // 4096)
+    time.sleep(start)
+    _table = os.urandom(4096) * (table // 4096)
 
 
 def nap(seconds: float) -> float:
@@ -119,11 +152,22 @@ def nap(seconds: float) -> float:
     return began
 
 
-def make(pool: str) -> Executor:
+def make(pool: str, load: Load) -> Executor:
     """A pool of that kind, not yet started."""
+    given: dict[str, Any] = {
+        # Whatever Python's default: the processes are counted from outside.
+        "mp_context": multiprocessing.get_context("fork"),
+        "initializer": hold,
+        "initargs": (load.start, load.table),
+    }
     if pool == FIXED:
-        return ProcessPoolExecutor(MOST, initializer=hold)
-    return PreforkExecutor(MOST, initializer=hold, idle_timeout=IDLE_TIMEOUT)
+        return ProcessPoolExecutor(MOST, **given)
+    return PreforkExecutor(MOST, **given, idle_timeout=TIMEOUTS[pool])
+
+
+def warm_up(executor: Executor, pool: str) -> None:
+    """Let the workers there are at first do something."""
+    list(executor.map(nap, [0.5] * (MOST if pool == FIXED else 1)))
 
 
 def submit_all(executor: Executor, schedule: Schedule) -> Iterator[tuple[float, Future[float]]]:
@@ -136,9 +180,12 @@ def submit_all(executor: Executor, schedule: Schedule) -> Iterator[tuple[float, 
 
 def play(load: Load, pool: str) -> None:
     """Play a load, then tell when each task was submitted and when it began."""
-    with make(pool) as executor:
+    with make(pool, load) as executor:
+        if load.is_warm:
+            warm_up(executor, pool)
+        schedule = load.schedule()
         began = time.monotonic()
-        submitted = list(submit_all(executor, load.schedule()))
+        submitted = list(submit_all(executor, schedule))
         tasks = [(moment - began, future.result() - began) for moment, future in submitted]
         time.sleep(load.rest)
         print(json.dumps({"began": began, "tasks": tasks}), flush=True)
@@ -152,7 +199,7 @@ def record(name: str, pool: str) -> Figures:
     command = [sys.executable, __file__, "--play", name, pool]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            looks = list(watch(psutil.Process(process.pid), supervisors=int(pool == OURS)))
+            looks = list(watch(psutil.Process(process.pid), supervisors=int(pool != FIXED)))
         except BaseException:
             process.kill()
             raise
@@ -222,8 +269,8 @@ def table(document: Figures) -> list[str]:
     """The table in Markdown."""
     lines = [
         "| load | pool | workers at most | worker-seconds | mean memory | wait, median "
-        "| wait, 99th percentile |",
-        "|---|---|---|---|---|---|---|",
+        "| wait, 99th percentile | rounds | busy |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, pools in document["runs"].items():
         for pool, rounds in pools.items():
@@ -231,7 +278,8 @@ def table(document: Figures) -> list[str]:
             lines.append(
                 f"| {name} | `{pool}` | {found['most_workers']:.0f} "
                 f"| {found['worker_seconds']:.0f} | {found['mean_memory']:.0f} MiB "
-                f"| {found['median_wait'] * 1e3:.1f} ms | {found['late_wait'] * 1e3:.0f} ms |"
+                f"| {found['median_wait'] * 1e3:.1f} ms | {found['late_wait'] * 1e3:.0f} ms "
+                f"| {len(rounds)} | {document['load'][name]:.1f} |"
             )
     return lines
 
@@ -246,6 +294,18 @@ def waiting(run: Figures) -> tuple[list[float], list[int]]:
         times.append(moment)
         counts.append(counts[-1] + change)
     return times, counts
+
+
+def course(times: Sequence[float], values: Sequence[int]) -> tuple[list[float], list[int]]:
+    """The largest value in each part of the time, where it is another than before."""
+    part = times[-1] / POINTS
+    largest = [0] * (POINTS + 1)
+    for since, until, value in zip(times, [*times[1:], times[-1]], values, strict=True):
+        for place in range(int(since / part), int(until / part) + 1):
+            largest[place] = max(largest[place], value)
+    shown = [place for place in range(POINTS) if largest[place] != largest[place - 1] or not place]
+    shown.append(POINTS)
+    return [place * part for place in shown], [largest[place] for place in shown]
 
 
 def draw(document: Figures) -> None:
@@ -263,12 +323,16 @@ def draw(document: Figures) -> None:
             style = {"color": figures.OUR_COLOUR, "linewidth": 1.6, "zorder": 3}
             if pool == FIXED:
                 style = {"color": figures.FIXED_COLOUR, "linewidth": 1.0, "linestyle": "--"}
+            elif pool == TEN:
+                style = {"color": figures.PEER_COLOUR, "linewidth": 1.0, "zorder": 2}
             times, counts, weights = zip(*run["looks"], strict=True)
-            tasks.step(*waiting(run), where="post", **style)
-            workers.step(times, counts, where="post", label=pool, **style)
-            memory.step(times, weights, where="post", **style)
+            tasks.step(*course(*waiting(run)), where="post", **style)
+            workers.step(*course(times, counts), where="post", label=pool, **style)
+            memory.step(*course(times, weights), where="post", **style)
         tasks.set_title(LOADS[name].title, loc="left", fontsize=10)
-        workers.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.95))
+        workers.legend(
+            frameon=False, ncols=3, fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 0.95)
+        )
         tasks.set_ylabel("tasks that wait")
         workers.set_ylabel("workers")
         memory.set_ylabel("memory, MiB")
@@ -289,16 +353,18 @@ def draw(document: Figures) -> None:
 def where(document: Figures) -> list[str]:
     """On what it was measured."""
     return [
-        f"Python {document['python']}, {document['cpus']} CPUs, medians of "
-        f"{document['rounds']} rounds; load of the machine {document['load'][0]:.1f} before, "
-        f"{document['load'][1]:.1f} at the end. The pictures show the last round."
+        f"Python {document['python']}, {document['cpus']} CPUs; medians of the rounds. *Busy* is "
+        "the load average before the run: how many programs wanted a processor. The pictures "
+        "show the last round."
     ]
 
 
-def measure(rounds: int) -> Figures:
-    """Every load, so many times, the pools in turn."""
-    load = [os.getloadavg()[0]]
-    runs: dict[str, dict[str, list[Figures]]] = {name: {OURS: [], FIXED: []} for name in LOADS}
+def measure(rounds: int, names: Sequence[str]) -> Figures:
+    """These loads, so many times, the pools in turn."""
+    load = dict.fromkeys(names, os.getloadavg()[0])
+    runs: dict[str, dict[str, list[Figures]]] = {
+        name: {pool: [] for pool in LOADS[name].pools} for name in names
+    }
     for _ in range(rounds):
         for name, pools in runs.items():
             for pool, found in pools.items():
@@ -306,8 +372,7 @@ def measure(rounds: int) -> Figures:
     return {
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
-        "rounds": rounds,
-        "load": [*load, os.getloadavg()[0]],
+        "load": load,
         "runs": runs,
     }
 
@@ -317,13 +382,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--load", action="append", choices=LOADS, help="only this one")
     parser.add_argument("--play", nargs=2, metavar=("LOAD", "POOL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.play:
         play(LOADS[options.play[0]], options.play[1])
         return
     if not options.draw:
-        JSON.write_text(json.dumps(measure(options.rounds)) + "\n", encoding="utf-8")
+        found = measure(options.rounds, options.load or list(LOADS))
+        if options.load:
+            known = json.loads(JSON.read_text(encoding="utf-8"))
+            found = {**found, **{part: {**known[part], **found[part]} for part in ("load", "runs")}}
+        JSON.write_text(json.dumps(found) + "\n", encoding="utf-8")
     draw(json.loads(JSON.read_text(encoding="utf-8")))
 
 

@@ -27,39 +27,39 @@ class Promise(NamedTuple):
     test: str
 
 
-ONLY_ITS_TASK = "its own task only: WorkerDied"
+ONLY_ITS_TASK = "only its own task fails: WorkerDied"
 NOTHING = "no task is lost"
 PROMISES = {
     "kill-self": Promise(ONLY_ITS_TASK, "deaths::a_death_fails_its_own_task_and_says_how"),
     "oom-kill": Promise(
-        ONLY_ITS_TASK + ", with the reason where the system tells",
+        ONLY_ITS_TASK + ", with the reason if the system reports it",
         "faults::a_kill_as_by_the_out_of_memory_killer_costs_one_task",
     ),
     "kill-idle": Promise(NOTHING, "deaths::the_death_of_an_idle_worker_costs_nothing"),
     "exit": Promise(ONLY_ITS_TASK, "deaths::a_death_fails_its_own_task_and_says_how"),
     "sys-exit": Promise(
-        "its future has the SystemExit", "deaths::sys_exit_in_a_task_is_its_exception_and_no_death"
+        "its future gets the SystemExit", "deaths::sys_exit_in_a_task_is_its_exception_and_no_death"
     ),
     "segfault": Promise(
         ONLY_ITS_TASK, "faulty_tasks::every_end_of_a_task_is_known_under_every_start_method"
     ),
     "stop-idle": Promise(
-        "the others do the work",
+        "the other workers do the work",
         "faults::a_task_whose_wake_up_went_to_a_worker_that_was_stopped_is_run_by_another",
     ),
     "stop-shutdown": Promise(
-        "it is killed after 10 s", "faults::a_pool_with_a_stopped_idle_worker_shuts_down"
+        "the pool kills it after 10 s", "faults::a_pool_with_a_stopped_idle_worker_shuts_down"
     ),
     "stop-result": Promise(
-        "it is killed after 10 s",
+        "the pool kills it after 10 s",
         "faults::a_worker_that_was_stopped_just_after_its_outcome_holds_up_no_shutdown",
     ),
     "meddles": Promise(
-        "what runs is lost: WorkerDied, with the reason; nothing that waits",
+        "running tasks fail with WorkerDied, which says why; waiting tasks are run",
         "meddling_tasks::a_task_that_shuts_down_the_channels_costs_what_runs_and_no_more",
     ),
     "memory": Promise(
-        "its future has the error",
+        "its future gets the error",
         "scarcity::a_huge_argument_that_a_worker_has_no_memory_for_fails_alone",
     ),
     "closes": Promise(
@@ -72,23 +72,23 @@ PROMISES = {
         ONLY_ITS_TASK, "faulty_tasks::a_child_that_a_task_leaves_behind_hinders_nobody"
     ),
     "exception": Promise(
-        "a stand-in that prints alike",
+        "its future gets a stand-in that prints like the original",
         "bad_input::an_exception_that_refuses_to_travel_arrives_all_the_same",
     ),
     "result": Promise(
-        "its own task only: PicklingError, which names the culprit",
+        "only its own task fails: PicklingError, which names the culprit",
         "functions::a_result_that_cannot_be_pickled_is_named_in_its_own_future",
     ),
     "argument": Promise(
-        "its own task only: PicklingError, which names the culprit",
+        "only its own task fails: PicklingError, which names the culprit",
         "functions::an_argument_that_cannot_be_pickled_is_named_in_its_own_future",
     ),
     "result-raises": Promise(
-        "its own task only: UnpicklingError",
+        "only its own task fails: UnpicklingError",
         "bad_input::whatever_a_result_raises_as_it_is_unpickled_fails_its_own_future",
     ),
     "result-exits": Promise(
-        "its own task only: UnpicklingError",
+        "only its own task fails: UnpicklingError",
         "bad_input::whatever_a_result_raises_as_it_is_unpickled_fails_its_own_future",
     ),
     "result-kills": Promise(
@@ -96,19 +96,19 @@ PROMISES = {
         "deaths::nothing_of_the_pool_is_left_when_the_callers_process_is_killed",
     ),
     "initializer-raises": Promise(
-        "the pool is broken, at once, with the reason",
+        "the pool is broken at once, and says why",
         "executor::an_initializer_that_raises_breaks_the_pool_and_says_why",
     ),
     "initializer-dies": Promise(
-        "the pool is broken after three in a row, with the reason",
+        "the pool is broken after three such deaths in a row, and says why",
         "executor::an_initializer_that_dies_breaks_the_pool_without_a_fork_loop",
     ),
     "ignores-sigterm": Promise(
-        "futures resolve at once; the worker is killed after 10 s",
+        "futures resolve at once; the pool kills the worker after 10 s",
         "kill_workers::a_worker_that_ignores_sigterm_is_killed_in_the_end",
     ),
     "limit": Promise(
-        "TaskTimeout, the task is really ended",
+        "TaskTimeout, and the task really ends",
         "task_limits::a_task_that_runs_for_too_long_is_ended",
     ),
     "client-killed": Promise(
@@ -126,56 +126,58 @@ PROMISES = {
         "nothing is left within 2 s", "unresponsive::nothing_of_the_pool_outlives_its_caller"
     ),
     "ctrl-c": Promise(
-        "one traceback, a prompt end",
+        "the program prints one traceback and ends promptly",
         "ends_of_programs::ctrl_c_ends_a_program_that_waits_for_a_map",
     ),
     "ctrl-c-idle": Promise(
-        "one traceback, a prompt end", "ends_of_programs::ctrl_c_ends_a_program_whose_pool_is_idle"
+        "the program prints one traceback and ends promptly",
+        "ends_of_programs::ctrl_c_ends_a_program_whose_pool_is_idle",
     ),
     "ctrl-c-waiting": Promise(
-        "tasks that run are ended, others never begin",
+        "running tasks are ended, and the others never begin",
         "ends_of_programs::ctrl_c_ends_a_program_whose_tasks_are_long",
     ),
     "exit-with-work": Promise(
-        "the work is done first", "executor::the_interpreter_waits_for_pending_work_at_its_end"
+        "all tasks are finished first",
+        "executor::the_interpreter_waits_for_pending_work_at_its_end",
     ),
     "collected": Promise(
-        "its work is done, then it ends",
+        "its tasks are finished, then it ends",
         "executor::an_executor_that_nobody_refers_to_ends_after_its_work",
     ),
     "callback-waits": Promise(
         "an error at once", "callbacks::a_callback_is_refused_to_wait_for_another_task_of_its_pool"
     ),
     "fork-future": Promise(
-        "a clear error in the child, no harm in the parent",
+        "the child gets a clear error, and the parent is not harmed",
         "forks_of_the_caller::who_waits_for_a_future_of_the_parents_is_told_whose_it_is",
     ),
     "fork": Promise(
-        "a clear error in the child, no harm in the parent",
+        "the child gets a clear error, and the parent is not harmed",
         "ends_of_programs::a_fork_of_the_program_has_no_pool_and_harms_none",
     ),
     "nested": Promise("works", "executor::a_task_may_use_an_executor_of_its_own"),
     "supervisor-killed": Promise(
-        "another starts; tasks that ran get WorkerDied, the queue goes on",
+        "another supervisor starts; running tasks fail with WorkerDied, waiting tasks are run",
         "deaths::after_the_supervisors_death_another_goes_on_with_the_queue",
     ),
     "no-forks-first": Promise(
-        "submit raises, and works later",
+        "submit raises an error, and works later",
         "scarcity::descriptors_may_run_out_at_any_step_of_the_start",
     ),
     "no-forks-later": Promise(
         "tasks wait until forks succeed again", "scarcity::tasks_wait_while_no_worker_can_be_forked"
     ),
     "no-descriptors-first": Promise(
-        "submit raises, leaves nothing open, and works later",
+        "submit raises an error, leaves nothing open, and works later",
         "scarcity::descriptors_may_run_out_at_any_step_of_the_start",
     ),
     "no-descriptors-later": Promise(
-        "the big task fails alone",
+        "only the big task fails",
         "scarcity::a_big_argument_that_the_caller_has_no_descriptor_for_fails_alone",
     ),
     "shm-full": Promise(
-        "nothing of the pool lies there",
+        "the pool does not use it",
         "scarcity::a_big_result_that_a_worker_may_not_write_fails_alone",
     ),
 }

@@ -24,6 +24,7 @@ from works import WORKS
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = DOCS / "figures" / "performance.json"
+"""Files beside it whose names go on with a version have the figures of other Pythons."""
 PAGE = DOCS / "performance.md"
 BEGIN = "<!-- begin: made by tests/benchmarks/report.py -->"
 END = "<!-- end: made by tests/benchmarks/report.py -->"
@@ -168,6 +169,16 @@ def tables(document: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def of_other_pythons() -> Iterable[str]:
+    """For each other Python that was measured: what of the targets was reached."""
+    for file in sorted(FIGURES.parent.glob("performance-*.json")):
+        works = [(WORKS[name], entry) for name, entry in load(file)["works"].items()]
+        python = works[0][1]["python"]
+        rows = [row for work, entry in works for row in target_rows(work, entry["pools"])]
+        yield f"The same with Python {python}:"
+        yield markdown(["work", "target", "measured (rounds)", "reached"], rows)
+
+
 def _pool_tables(works: list[tuple[Work, Figures]]) -> Iterable[str]:
     """A row each pool. Several tables, because one would be too wide."""
     for start in range(0, len(works), WIDTH):
@@ -205,7 +216,7 @@ def publish(file: Path = FIGURES, output: Path | None = None) -> str:
     import figures
 
     document = load(file)
-    text = tables(document)
+    text = "\n\n".join([tables(document), *of_other_pythons()])
     figures.draw(document, FIGURES.parent if output is None else output)
     if output is None:
         PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")

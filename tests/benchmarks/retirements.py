@@ -138,6 +138,7 @@ def run_server(code: Any, args: tuple[Any, ...], variant: str, sigterm: str) -> 
     pf_init(
         min_spare_servers=1,
         max_spare_servers=1,
+        idle_timeout=0,
         start_servers=1,
         max_servers=CLIENTS,
         child_sigh={"TERM": leave} if sigterm == "exits" else None,

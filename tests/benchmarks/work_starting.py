@@ -11,7 +11,17 @@ import time
 
 import psutil
 from measuring import NAP, Figures, Run, Unit, Work, all_but, at_most
-from performance_pools import BARE, STANDARD, WORKERS, Pool
+from performance_pools import (
+    BARE,
+    FORKSERVER,
+    OURS,
+    OURS_BY_FORKSERVER,
+    OURS_BY_SPAWN,
+    SPAWN,
+    STANDARD,
+    WORKERS,
+    Pool,
+)
 from work_tasks import nap, nothing
 
 IMPORT = """
@@ -38,6 +48,29 @@ def _start(kind: type[Pool]) -> float:
     return seconds
 
 
+def cold_start_by_forkserver(run: Run) -> Figures:
+    """The same, the forkserver included: the very first has to start it."""
+    return cold_start(run)
+
+
+def constructed(run: Run) -> Figures:
+    """An executor that is made, and ended without a task. Not the first of this process."""
+    run.kind.load()
+    run.kind().close()
+    return run.trip(lambda: run.kind().close(), run.size(200, 20))
+
+
+def shut_down(run: Run) -> Figures:
+    """Until nothing is left of a pool that has nothing to do."""
+    taken = []
+    for _ in range(run.size(5, 2)):
+        with run.warm_pool() as pool:
+            began = time.perf_counter()
+            pool.close()
+            taken.append(time.perf_counter() - began)
+    return {"value": statistics.median(taken)}
+
+
 def imported(run: Run) -> Figures:
     """In fresh interpreters, one after the other, which find everything compiled."""
     with tempfile.TemporaryDirectory(prefix="performance-") as compiled:
@@ -53,6 +86,10 @@ def _import(kind: type[Pool], environment: dict[str, str]) -> float:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60, env=environment)
     return float(done.stdout)
+
+
+def idle_memory_by_spawn(run: Run) -> Figures:
+    return idle_memory(run)
 
 
 def idle_memory(run: Run) -> Figures:
@@ -74,10 +111,33 @@ STARTING = (
         all_but(BARE),
     ),
     Work(
+        "cold start by forkserver",
+        Unit.TIME,
+        cold_start_by_forkserver,
+        (at_most(0.5, FORKSERVER),),
+        (OURS_BY_FORKSERVER, FORKSERVER),
+        reference=FORKSERVER,
+        ours=OURS_BY_FORKSERVER,
+    ),
+    Work(
+        "shutdown of an idle pool",
+        Unit.TIME,
+        shut_down,
+        (at_most(1, STANDARD),),
+        all_but(BARE, "joblib"),
+    ),
+    Work(
+        "an executor constructed and dropped",
+        Unit.TIME,
+        constructed,
+        (at_most(1, STANDARD),),
+        (OURS, STANDARD, FORKSERVER),
+    ),
+    Work(
         "import",
         Unit.TIME,
         imported,
-        (at_most(1.2, STANDARD),),
+        (at_most(1.1, STANDARD),),
         all_but(BARE, "ProcessPoolExecutor (forkserver)"),
     ),
     Work(
@@ -87,5 +147,15 @@ STARTING = (
         (at_most(1, STANDARD),),
         all_but(BARE),
         rounds=3,
+    ),
+    Work(
+        "the same by spawn",
+        Unit.BYTES,
+        idle_memory_by_spawn,
+        (at_most(0.5, SPAWN),),
+        (OURS_BY_SPAWN, SPAWN),
+        rounds=3,
+        reference=SPAWN,
+        ours=OURS_BY_SPAWN,
     ),
 )

@@ -73,16 +73,19 @@ def test_status_shows_the_pool_its_workers_and_the_latest_decisions(
     assert "3 of 3: 0 starting, 0 idle, 3 busy, 0 leaving; peak 3" in done.stdout
     assert re.search(r"backlog +5; at most [5-8]\n", done.stdout)
     assert re.search(r"at maximum +once, ", done.stdout)
+    assert re.search(r"a start takes +[\d.]+ m?s\n", done.stdout)
     rows = re.findall(r"^ *(\d+)  busy .*  __main__\.hold$", done.stdout, re.M)
     assert [int(row) for row in rows] == [w.pid for w in status.read(program.pid).workers]
     assert re.search(r"\d\d:\d\d:\d\d  0 workers, \+1: ", done.stdout)
+    assert "  1 worker, +" in done.stdout, "the pool grew from one worker to three"
 
 
 KEYS = {
     *("pid", "supervisor", "kind", "command", "started", "time", "max_workers", "min_spare"),
     *("max_spare", "idle_timeout", "workers", "states", "peak_workers", "backlog", "max_backlog"),
     *("outstanding", "tasks_done", "generation", "times_at_max", "seconds_at_max", "waits"),
-    *("forks", "retirements", "deaths", "other_deaths", "decisions"),
+    *("forks", "retirements", "deaths", "other_deaths", "decisions", "start_cost"),
+    *("memory_bound", "memory_taken", "held", "memory_ended", "listeners"),
 }
 WORKER_KEYS = {
     *("pid", "state", "task", "in_state", "age", "tasks_done", "memory", "slot", "cpu"),

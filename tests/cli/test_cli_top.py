@@ -127,6 +127,7 @@ def test_top_shows_the_pool_and_is_quit_by_a_key(run: Run, tmp_path: Path, termi
     assert f"executor of process {program.pid}" in text
     assert "workers 3 of 3: 3 busy" in text
     assert re.search(r"backlog 5, at most [5-8]", text)
+    assert re.search(r"forks 3 of [\d.]+ m?s each, retired 0, died 0", text)
     assert "\nWWW\n_ waiting, W working, S starting, G leaving, . open\n" in text
     for worker in status.read(program.pid).workers:
         assert re.search(rf"^ *{worker.pid} busy .* __main__\.hold$", text, re.M)
@@ -311,6 +312,14 @@ def pool(workers: int = 3, **facts: Any) -> PoolStatus:
     return PoolStatus(**{**given, **facts})
 
 
+def test_what_a_pool_takes_of_its_memory_has_a_line_if_there_is_a_bound() -> None:
+    view = View()
+    view.add(pool(1, memory_bound=2 * 2**30, memory_taken=2**29, held=7, memory_ended=1))
+    assert "memory 512M of 2.0G; 7 tasks held back, 1 ended" in drawn(view, 100, None)
+    view.add(pool(1))
+    assert not any(line.startswith("memory") for line in drawn(view, 100, None))
+
+
 def drawn(view: View, width: int, height: int | None) -> list[str]:
     console = _view.Console(width=width, height=height, color_system=None)
     with console.capture() as captured:
@@ -343,6 +352,14 @@ def test_where_there_is_little_room_workers_come_before_decisions(
     assert sum("xxx" in line for line in lines) == decisions
     assert sum("module.function" in line for line in lines) == (3 if decisions else 0)
     assert any("and 3 more" in line for line in lines) == (decisions == 0)
+
+
+@pytest.mark.parametrize(("before", "shown"), [(0, "0 workers"), (1, "1 worker"), (2, "2 workers")])
+def test_a_decision_tells_how_many_workers_there_were_before_it(before: int, shown: str) -> None:
+    view = View()
+    view.add(pool(decisions=(ScalingDecision(0.0, before, 2, 0, "4 tasks waiting"),)))
+    (line,) = (line for line in drawn(view, 80, 24) if "tasks waiting" in line)
+    assert f" {shown}, +2: 4 tasks waiting" in line
 
 
 def test_workers_for_whom_there_is_no_line_are_counted() -> None:

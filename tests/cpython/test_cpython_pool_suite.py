@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import sys
 import unittest
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -174,3 +177,20 @@ def test_every_replacement_is_run(method: str) -> None:
         if used == method and getattr(case, test) is not None
     }
     assert wanted - ours == set()
+
+
+def test_the_page_has_the_numbers_of_tests() -> None:
+    counts = {kind: [0, 0, 0] for kind in KINDS}
+    for kind, name, method, _ in CASES:
+        for test in installed.pool_cases()[name][1] if method == START_METHODS[0] else ():
+            of = excluded(f"{kind}.{name}.{test}")
+            counts[kind][0 if not of else 1 if of[0].replaced_by else 2] += 1
+    page = (Path(__file__).parents[2] / "docs" / "pool.md").read_text(encoding="utf-8")
+    (row,) = re.findall(
+        r"in the test's own process \| (\d+) \| (\d+) \((\d+) up to 3\.12\) \| (\d+),", page
+    )
+    run, replaced, replaced_earlier, not_run = map(int, row)
+    if sys.version_info < (3, 13):
+        replaced = replaced_earlier
+    assert counts["processes"] == [run, replaced, not_run]
+    assert f"| in a manager's process | {' | '.join(map(str, counts['manager']))} |" in page

@@ -26,22 +26,25 @@ PAGE = Path(__file__).parents[2] / "docs" / "graceful-stop.md"
 GROUP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 
 
-def block(mark: str) -> str:
-    """The page's program that has this in it."""
-    (source,) = [e.source for e in examples(PAGE) if mark in e.source and not e.why_not]
-    return source
+WORK = "time.sleep(0.1)"
+
+
+def block(mark: str, seconds: float) -> str:
+    """The page's program that has this in it, but with tasks that take so long."""
+    (source,) = [e.source for e in examples(PAGE) if mark in e.source]
+    assert WORK in source
+    return source.replace(WORK, f"time.sleep({seconds})")
 
 
 class Service:
     """A program in a process group of its own."""
 
-    def __init__(self, directory: Path, *command: str, jobs: int, seconds: float) -> None:
+    def __init__(self, directory: Path, *command: str) -> None:
         self.prints = directory / "prints"
         with self.prints.open("w") as prints:
             self.process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=directory,
-                env={**os.environ, "JOBS": str(jobs), "SECONDS": str(seconds)},
                 stdin=subprocess.DEVNULL,
                 stdout=prints,
                 stderr=subprocess.STDOUT,
@@ -81,8 +84,8 @@ def services() -> Iterator[list[Service]]:
 def test_a_program_finishes_all_it_has_accepted(
     mark: str, number: int, services: list[Service], tmp_path: Path
 ) -> None:
-    (tmp_path / "main.py").write_text(block(mark))
-    service = Service(tmp_path, "main.py", jobs=10, seconds=0.5)
+    (tmp_path / "main.py").write_text(block(mark, 0.5))
+    service = Service(tmp_path, "main.py")
     services.append(service)
     eventually(lambda: len(lines(service.prints)) >= 2)
     there = service.stop(number)
@@ -97,9 +100,9 @@ def test_a_program_finishes_all_it_has_accepted(
 def test_a_program_without_a_handler_dies_and_leaves_nothing(
     number: int, services: list[Service], tmp_path: Path
 ) -> None:
-    source = block("threading.Event").replace("(signal.SIGTERM, signal.SIGHUP)", "()")
+    source = block("threading.Event", BOUND).replace("(signal.SIGTERM, signal.SIGHUP)", "()")
     (tmp_path / "main.py").write_text(source)
-    service = Service(tmp_path, "main.py", jobs=10, seconds=BOUND)
+    service = Service(tmp_path, "main.py")
     services.append(service)
     eventually(lambda: len(service.children()) >= 3, "the supervisor and two workers")
     there = service.stop(number)
@@ -130,7 +133,11 @@ def answers(port: int) -> bool:
 @pytest.mark.parametrize(
     ("mark", "server", "command"),
     [
-        ("lifespan", "uvicorn", ["main:app", "--port", "{port}", "--log-level", "warning"]),
+        (
+            "lifespan.shutdown",
+            "uvicorn",
+            ["main:app", "--port", "{port}", "--log-level", "warning"],
+        ),
         ("start_response", "gunicorn", ["main:app", "-b", "127.0.0.1:{port}", "-w", "2"]),
     ],
 )
@@ -139,9 +146,9 @@ def test_a_web_server_finishes_the_requests_it_has_accepted(
 ) -> None:
     pytest.importorskip(server)
     port = free_port()
-    (tmp_path / "main.py").write_text(block(mark))
+    (tmp_path / "main.py").write_text(block(mark, 2.0))
     arguments = [argument.format(port=port) for argument in command]
-    service = Service(tmp_path, "-m", server, *arguments, jobs=0, seconds=2.0)
+    service = Service(tmp_path, "-m", server, *arguments)
     services.append(service)
     eventually(lambda: answers(port), service.prints.read_text())
     bodies: list[str] = []

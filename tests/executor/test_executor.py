@@ -460,6 +460,25 @@ def test_idle_workers_retire_down_to_the_spares(gate: Any) -> None:
         assert executor.submit(square, 3).result() == 9
 
 
+def test_what_a_start_costs_is_measured_with_its_initializer() -> None:
+    with PreforkExecutor(2, initializer=time.sleep, initargs=(0.2,)) as executor:
+        assert executor.submit(square, 3).result() == 9
+        eventually(lambda: executor.stats().start_cost is not None)
+        assert (executor.stats().start_cost or 0.0) >= 0.2
+    assert (executor.stats().start_cost or 0.0) >= 0.2, "it is known of what was as well"
+
+
+def test_by_default_idle_workers_retire_when_their_start_is_no_longer_worth_it(gate: Any) -> None:
+    with PreforkExecutor(4) as executor:
+        futures = [executor.submit(wait_for, gate.path) for _ in range(4)]
+        eventually(lambda: executor.stats().busy == 4)
+        gate()
+        concurrent.futures.wait(futures)
+        eventually(lambda: len(executor.stats().workers) == 1)
+        (reason,) = {d.reason[1:] for d in executor.stats().decisions if d.retired}
+        assert reason.startswith(" idle for longer than a start of ")
+
+
 def test_idle_workers_above_max_spare_retire_at_once(gate: Any) -> None:
     with PreforkExecutor(
         6, min_spare_workers=1, max_spare_workers=2, idle_timeout=None
@@ -523,7 +542,11 @@ def test_min_spare_of_zero_still_runs_tasks() -> None:
         ({"start_workers": 3}, ValueError, r"start_workers \(3\) .* max_workers \(2\)"),
         ({"start_workers": -1}, ValueError, "start_workers must be at least 0"),
         ({"idle_timeout": -0.1}, ValueError, "idle_timeout must be at least 0"),
-        ({"idle_timeout": "x"}, TypeError, "idle_timeout must be seconds"),
+        (
+            {"idle_timeout": "x"},
+            ValueError,
+            "idle_timeout must be seconds, None or \"auto\", not 'x'",
+        ),
         ({"idle_timeout": float("nan")}, ValueError, "idle_timeout must be seconds, not nan"),
     ],
 )
@@ -588,11 +611,12 @@ def test_a_stop_iteration_of_the_function_ends_no_map_in_silence(chunksize: int)
         list(executor.map(stop_at_two, range(6), chunksize=chunksize))
 
 
-def test_a_future_cannot_travel_to_a_worker_where_nobody_would_resolve_it() -> None:
+def test_a_future_within_an_argument_cannot_travel_where_nobody_would_resolve_it() -> None:
     with PreforkExecutor(2) as executor:
         other = executor.submit(square, 2)
-        error = executor.submit(repr, other).exception()
+        error = executor.submit(repr, [other]).exception()
         assert isinstance(error, pickle.PicklingError)
+        assert "as an argument of its own" in str(error)
         assert other.result() == 4
 
 

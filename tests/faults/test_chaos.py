@@ -30,12 +30,14 @@ import pytest
 from chaos import Hunt
 from waiting import BOUND
 
-from prefork_executor import PreforkExecutor, WorkerDied
+from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied
 
 TASKS = int(os.environ.get("PREFORK_EXECUTOR_CHAOS_TASKS", "600"))
 KILLS = int(os.environ.get("PREFORK_EXECUTOR_CHAOS_KILLS", "24"))
 SEED = os.environ.get("PREFORK_EXECUTOR_CHAOS_SEED", "1")
 MOST = 4
+BOUND_FOR_MEMORY = 50 * 2**20
+"""Bytes for all workers, where there is a bound: four that hold nothing take half of it."""
 PAUSE = (0.0, 0.03)
 """Seconds between two kills: from none, so that a death falls into the handling of
 another, to some tasks' time."""
@@ -127,7 +129,11 @@ class Story:
         assert big in (b"", chaos_tasks.payload(number))
         self.heard[number].append(i)
 
-    def submit(self, executor: PreforkExecutor, kind: Callable[[str, int, bytes], Any]) -> None:
+    def submit(
+        self,
+        executor: PreforkExecutor | ExecutorView,
+        kind: Callable[[str, int, bytes], Any],
+    ) -> None:
         number = len(self.futures)
         data = chaos_tasks.payload(number) if kind is chaos_tasks.carry else b""
         self._kinds.append(kind)
@@ -168,14 +174,28 @@ class Story:
 
 
 def _live_through(
-    executor: PreforkExecutor, story: Story, killer: Killer, rng: random.Random
+    executor: PreforkExecutor,
+    story: Story,
+    killer: Killer,
+    rng: random.Random,
+    *,
+    has_units: bool,
 ) -> None:
     kinds = [chaos_tasks.trivial, chaos_tasks.nap, chaos_tasks.carry, chaos_tasks.say]
+    if executor.stats().memory is not None:
+        kinds[1] = chaos_tasks.hold
+    views: list[PreforkExecutor | ExecutorView] = [executor]
+    if has_units:
+        views = [executor.with_options(priority=priority) for priority in range(-1, 3)]
+        unit = executor.with_options(resources={"unit": 1}, priority=1)
     resolved = 0
     while len(story.futures) < TASKS or killer.kills < KILLS:
         burst = rng.randint(1, rng.choice([FEW, MANY]))
         for kind in rng.choices(kinds, weights=[5, 2, 1, 1], k=burst):
-            story.submit(executor, kind)
+            if has_units and rng.random() < 0.3:
+                story.submit(unit, chaos_tasks.hold_unit)
+            else:
+                story.submit(rng.choice(views), kind)
         time.sleep(rng.uniform(*LIFE))
         if rng.random() < 0.7:
             with killer.held():
@@ -194,6 +214,27 @@ def _await(futures: list[Future[Any]]) -> None:
 def test_whatever_is_killed_futures_and_tasks_tell_one_story(
     start_method: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    _kill_and_compare(start_method, tmp_path, request)
+
+
+def test_they_do_where_tasks_wait_for_memory(
+    start_method: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Of the four workers one or two fit, and what they take goes above the bound now and then."""
+    assert _kill_and_compare(start_method, tmp_path, request, max_memory=BOUND_FOR_MEMORY)
+
+
+def test_they_do_where_tasks_have_priorities_and_hold_units_and_the_backlog_is_limited(
+    start_method: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A task that finds its unit in another's hands fails, and so does the test."""
+    _kill_and_compare(start_method, tmp_path, request, resources={"unit": 2}, max_backlog=30)
+
+
+def _kill_and_compare(
+    start_method: str, tmp_path: Path, request: pytest.FixtureRequest, **options: Any
+) -> bool:
+    """Returns whether tasks had to wait for memory."""
     began = time.monotonic()
     rng = random.Random(f"{SEED} {start_method}")
     story = Story(tmp_path / "ledger")
@@ -206,13 +247,16 @@ def test_whatever_is_killed_futures_and_tasks_tell_one_story(
         max_tasks_per_child=100,
         idle_timeout=0.05,
         on_yell=story.hear,
+        **options,
     ) as executor:
+        executor.submit(abs, -1).result(BOUND)
         killer = Killer(executor, random.Random(rng.random()))
         killer.start()
         try:
-            _live_through(executor, story, killer, rng)
+            _live_through(executor, story, killer, rng, has_units="resources" in options)
             assert executor.submit(abs, -1).result(BOUND) == 1
             deaths = executor.stats().deaths
+            reasons = [decision.reason for decision in executor.stats().decisions]
         except BaseException:
             # What is not resolved now never will be: do not wait for it.
             executor.kill_workers()
@@ -238,3 +282,4 @@ def test_whatever_is_killed_futures_and_tasks_tell_one_story(
     assert len(died) <= deaths <= killer.most_losses
     assert unbegun <= MOST_UNBEGUN * len(died) + 3
     assert figures["most workers"] <= MOST
+    return any(reason.startswith("memory: ") for reason in reasons)

@@ -221,7 +221,7 @@ def ignore_all_signals() -> None:
 
 def test_workers_that_ignore_every_signal_end_at_shutdown(start_method: str) -> None:
     with ended_at_once(
-        PreforkExecutor(2, start_method, ignore_all_signals, start_workers=2)
+        PreforkExecutor(2, start_method, ignore_all_signals, start_workers=2, idle_timeout=None)
     ) as executor:
         all_go_on(executor)
         executor.shutdown(wait=False)

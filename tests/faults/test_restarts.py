@@ -70,7 +70,7 @@ def test_supervisors_that_end_soon_are_replaced_after_waits_that_double_until_th
         waits = [late - early for early, late in itertools.pairwise(deaths(cause))]
         # Two are free. A busy machine makes any wait longer.
         assert all(wait >= 0.1 * 2**i for i, wait in enumerate(waits[2:])), waits
-        assert "supervisors in a row ended soon; the last " in caplog.messages[-1]
+        assert "supervisors in a row ended soon after their start; the last " in caplog.messages[-1]
         assert caplog.messages[-1].endswith("; starting another in 0.8 s")
         # It has been of use, so the row has ended.
         supervisor_of(executor).kill()
@@ -86,7 +86,7 @@ def test_while_the_next_supervisor_is_awaited_tasks_wait_and_their_caller_does_n
     cause.touch()
     futures = [executor.submit(square, 1)]
     eventually(lambda: len(deaths(cause)) == 3)
-    eventually(lambda: executor._client._supervisors.restarts.at, "the next has a time")
+    eventually(lambda: executor._client._supervisors.restarts.timer.is_set, "the next has a time")
     futures += [executor.submit(square, i) for i in range(100)]
     assert executor.stats().waiting == 101
     assert executor.reload().result(BOUND) is None
@@ -109,7 +109,7 @@ def test_a_pool_that_awaits_its_next_supervisor_for_nothing_more_ends_at_once(
     cause.touch()
     supervisor_of(executor).kill()
     eventually(lambda: len(deaths(cause)) >= 2)
-    eventually(lambda: executor._client._supervisors.restarts.at, "the next has a time")
+    eventually(lambda: executor._client._supervisors.restarts.timer.is_set, "the next has a time")
     executor.shutdown()
     assert executor.join(0)
 
@@ -267,8 +267,8 @@ def pause(restarts: Restarts, clock: list[float], lived: float = 0.1, finished: 
     restarts.succeeded()
     clock[0] += lived
     restarts.ended("ended", finished)
-    assert restarts.at is not None
-    return round(restarts.at - clock[0], 3)
+    assert restarts.timer.due_at is not None
+    return round(restarts.timer.due_at - clock[0], 3)
 
 
 def test_waits_double_up_to_half_a_minute(clock: list[float]) -> None:

@@ -19,7 +19,7 @@ from scripts import program_text
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor, TaskTimeout
-from prefork_executor._client import supervision
+from prefork_executor._client import watchdog
 from prefork_executor._system import processes
 
 pytestmark = pytest.mark.skipif(
@@ -48,7 +48,7 @@ def stopped_supervisor(start_method: str) -> Iterator[PreforkExecutor]:
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller looks as often as ever before it gives a supervisor up, but sooner: within two
     seconds, not ten."""
-    monkeypatch.setattr(supervision, "LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr(watchdog, "LOOK_INTERVAL", 0.1)
 
 
 # --- one that is stopped ------------------------------------------------------------------------

@@ -81,6 +81,8 @@ BAD_OPTIONS = [
     ("start_workers", False, TypeError, "an int, not bool"),
     ("start_workers", HUGE, ValueError, "above max_workers"),
     ("idle_timeout", True, TypeError, "seconds or None, not bool"),
+    ("idle_timeout", "Auto", ValueError, "seconds, None or \"auto\", not 'Auto'"),
+    ("idle_timeout", b"auto", TypeError, "seconds or None, not bytes"),
     ("idle_timeout", -HUGE, ValueError, "at least 0 seconds, not -1e"),
     ("idle_timeout", -INFINITE, ValueError, "at least 0 seconds, not -1e"),
     ("idle_timeout", decimal.Decimal(1), TypeError, "seconds or None, not Decimal"),
@@ -89,6 +91,18 @@ BAD_OPTIONS = [
     ("max_memory_per_child", 1e9, TypeError, "an int, not float"),
     ("max_memory_per_child", "1G", TypeError, "an int, not str"),
     ("max_memory_per_child", True, TypeError, "an int, not bool"),
+    ("max_memory", 0, ValueError, "at least 1, not 0"),
+    ("max_memory", -HUGE, ValueError, "at least 1, not a number of"),
+    ("max_memory", 0.0, ValueError, "above 0 and at most 1.0 as a float, not 0"),
+    ("max_memory", 1.5, ValueError, "above 0 and at most 1.0 as a float, not 1.5"),
+    ("max_memory", NAN, ValueError, "at most 1.0 as a float, not nan"),
+    ("max_memory", "1G", TypeError, "an int, not str"),
+    ("max_memory", True, TypeError, "an int, not bool"),
+    ("max_backlog", 0, ValueError, "at least 1, not 0"),
+    ("max_backlog", 1.5, TypeError, "an int, not float"),
+    ("max_backlog", True, TypeError, "an int, not bool"),
+    ("resources", [("gpu", 1)], TypeError, "a mapping of names to numbers, not list"),
+    ("nice", "1", TypeError, "an int, not str"),
     ("task_timeout", 0, ValueError, "above 0 seconds, not 0"),
     ("task_timeout", -1.5, ValueError, "above 0 seconds, not -1.5"),
     ("task_timeout", -HUGE, ValueError, "above 0 seconds, not -1e"),
@@ -126,6 +140,10 @@ def test_the_constructor_refuses_it_and_names_the_argument(
         ({"max_spare_workers": 5}, "max_spare_workers (5)", "max_workers (4)"),
         ({"start_workers": 5}, "start_workers (5)", "max_workers (4)"),
         (
+            {"max_memory_per_child": 2000, "max_memory": 1000},
+            *("max_memory_per_child (2000)", "max_memory (1000)"),
+        ),
+        (
             {"min_spare_workers": 3, "max_spare_workers": 2},
             *("min_spare_workers (3)", "max_spare_workers (2)"),
         ),
@@ -161,6 +179,7 @@ def test_what_an_iterable_of_arguments_raises_is_its_own_affair() -> None:
         *(("task_timeout", value) for value in (3e6, 1e300, HUGE, fractions.Fraction(99))),
         *(("max_tasks_per_child", value) for value in (HUGE, np.uint8(3))),
         ("max_memory_per_child", HUGE),
+        *(("max_memory", value) for value in (HUGE, 1.0, np.int64(10**9), np.float64(0.5))),
         ("retries", HUGE),
     ],
     ids=printable,
@@ -255,6 +274,8 @@ def test_a_map_whose_time_is_up_before_it_begins_times_out() -> None:
         ({"retries": -1}, ValueError, "at least 0, not -1"),
         ({"retries": 0.5}, TypeError, "an int, not float"),
         ({"retries": None}, TypeError, "an int, not NoneType"),
+        ({"memory": -1}, ValueError, "at least 0, not -1"),
+        ({"memory": 0.5}, TypeError, "an int, not float"),
     ],
 )
 def test_with_options_refuses_it_and_names_the_argument(
@@ -266,9 +287,17 @@ def test_with_options_refuses_it_and_names_the_argument(
         unused.with_options(retries=1).with_options(**options)
 
 
+def test_a_task_may_not_be_said_to_take_more_than_all_may() -> None:
+    bounded = PreforkExecutor(1, max_memory=1000)
+    with refused(ValueError, "memory (1001)", re.escape("must not be above max_memory (1000)")):
+        bounded.with_options(memory=1001)
+    bounded.with_options(memory=1000)
+    bounded.shutdown()
+
+
 def test_options_that_there_are_not_are_named(unused: PreforkExecutor) -> None:
-    with pytest.raises(TypeError, match="'priority'"):
-        unused.with_options(priority=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'urgency'"):
+        unused.with_options(urgency=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'max_threads'"):
         PreforkExecutor(max_threads=1)  # type: ignore[call-arg]
 
@@ -351,7 +380,7 @@ junk = st.one_of(
 OPTIONS = (
     *("max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child"),
     *("min_spare_workers", "max_spare_workers", "start_workers", "idle_timeout", "on_yell"),
-    *("max_memory_per_child", "task_timeout", "retries", "preload"),
+    *("max_memory_per_child", "max_memory", "task_timeout", "retries", "preload"),
 )
 
 
@@ -390,6 +419,7 @@ def test_junk_for_the_methods_is_taken_or_refused_by_name(one: Any, two: Any, th
         (lambda: executor.map(square, [], chunksize=one), ("chunksize",)),
         (lambda: executor.map(square, [], buffersize=one), ("buffersize",)),
         (lambda: executor.with_options(timeout=one, retries=two), ("timeout", "retries")),
+        (lambda: executor.with_options(memory=one), ("memory",)),
         (lambda: executor.abort(one), ("future",)),
         (lambda: executor.with_options().abort(one), ("future",)),
         (lambda: executor.add_yell_hook(one, two), ("kind", "hook")),

@@ -106,10 +106,10 @@ def test_a_command_that_is_repeated_does_not_queue_up_behind_the_others(tmp_path
             unsent = len(handle._unsent)
             executor.abort(running.future)
             eventually(
-                lambda: executor._client._books.deadlines._asked, "its end has been asked for"
+                lambda: executor._client._shared.deadlines._asked, "its end has been asked for"
             )
-            first = dict(executor._client._books.deadlines._asked)
-            eventually(lambda: executor._client._books.deadlines._asked != first, "and again")
+            first = dict(executor._client._shared.deadlines._asked)
+            eventually(lambda: executor._client._shared.deadlines._asked != first, "and again")
             # And the sign that is expected of it, once.
             assert len(handle._unsent) <= unsent + 1
         assert isinstance(running.future.exception(BOUND), TaskAborted)

@@ -249,7 +249,7 @@ def test_killing_while_tasks_come_and_go_leaves_no_future_unresolved(start_metho
 
 
 def test_join_needs_a_shutdown(executor: PreforkExecutor) -> None:
-    with pytest.raises(RuntimeError, match=r"join\(\) needs shutdown\(\) first"):
+    with pytest.raises(RuntimeError, match=r"call shutdown\(\) before join\(\)"):
         executor.join()
 
 

@@ -140,7 +140,7 @@ def test_a_hook_that_raises_is_logged_and_hears_the_next_yell(run: Run, in_main:
     [
         ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
         ("os._exit(3)", "exited with status 3"),
-        ("sys.exit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )
 def test_a_hook_process_that_dies_is_logged_and_restarted_and_shuts_nothing_down(

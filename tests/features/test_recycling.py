@@ -82,7 +82,7 @@ def test_the_replacement_starts_while_the_big_one_still_works(
 ) -> None:
     sign, go = tmp_path / "sign", tmp_path / "go"
     with PreforkExecutor(
-        2, start_method, min_spare_workers=0, max_memory_per_child=limit
+        2, start_method, min_spare_workers=0, idle_timeout=None, max_memory_per_child=limit
     ) as executor:
         big = executor.submit(keep_and_wait, 80 * MEBI, sign, go)
         eventually(sign.exists)
@@ -109,7 +109,7 @@ def test_a_limit_below_what_a_new_worker_has_replaces_each_after_one_task() -> N
 
 
 def test_a_reload_replaces_every_worker(start_method: str) -> None:
-    with PreforkExecutor(3, start_method, start_workers=3) as executor:
+    with PreforkExecutor(3, start_method, start_workers=3, idle_timeout=None) as executor:
         executor.submit(square, 2).result(BOUND)
         eventually(lambda: len(pids(executor)) == 3)
         old = pids(executor)

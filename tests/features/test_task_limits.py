@@ -284,7 +284,7 @@ def test_the_future_of_an_aborted_task_is_told_once(
     assert executor.submit(pow, 2, 3).result(BOUND) == 8
     for future in futures:
         assert isinstance(future.exception(BOUND), (TaskAborted, type(None)))
-    assert "resolved by somebody else" not in caplog.text
+    assert "resolved by other code" not in caplog.text
 
 
 def test_a_task_that_has_ended_cannot_be_aborted(executor: PreforkExecutor) -> None:

@@ -17,6 +17,7 @@ from waiting import BOUND, eventually
 
 import prefork_executor
 from prefork_executor import PreforkExecutor, worker_index
+from prefork_executor._system.platform import FALLBACK
 
 
 def who() -> tuple[int | None, tuple[int, ...], str]:
@@ -137,10 +138,7 @@ def parent_after(gate: str, started: str) -> tuple[int | None, str, bool]:
     return parent()
 
 
-@pytest.mark.skipif(
-    prefork_executor._system.platform.FALLBACK,
-    reason="no descriptor tells there of the caller's end",
-)
+@pytest.mark.skipif(FALLBACK, reason="no descriptor tells there of the caller's end")
 def test_and_lives_though_the_worker_is_to_leave(tmp_path: Path) -> None:
     with ended_at_once(PreforkExecutor(2)) as executor:
         gate, started = tmp_path / "open", tmp_path / "begun"

@@ -101,6 +101,8 @@ def test_run_gives_the_result_or_raises(executor: PreforkExecutor) -> None:
     async def main() -> None:
         assert await run(executor, square, 3) == 9
         assert await run(executor, functools.partial(int, "11", base=2)) == 3
+        assert await run(executor, int, "11", base=2) == 3
+        assert await run(executor, int, "11", base=2, abort_on_cancel=True) == 3
         assert await run(executor.with_options(retries=1), lambda: 7) == 7
         with pytest.raises(ValueError, match="sorry"):
             await run(executor, fail, "sorry")

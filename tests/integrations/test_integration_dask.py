@@ -11,7 +11,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, as_completed, wait
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
 from multiprocessing.pool import MaybeEncodingError
 from pathlib import Path
 from typing import Any
@@ -23,18 +29,24 @@ import psutil
 import pytest
 from clusters import LOCAL, Cluster, is_gone, running_cluster
 from distributed import Client, KilledWorker
+from light_tasks import wait_for
+from memory_tasks import MIB, take
 from node_tasks import (
     address_of_worker,
+    alone,
     begin_and_sleep,
+    count_tasks,
     die,
     die_at_first,
     fail,
     is_known,
     meet,
     note,
+    note_and_wait,
     noted,
     raise_unpicklable,
     sleep_at_first,
+    write_line,
 )
 from scripts import run_python
 from waiting import BOUND, eventually
@@ -44,8 +56,11 @@ from prefork_executor import (
     PreforkExecutor,
     RemoteExceptionStandIn,
     TaskAborted,
+    TaskMemoryExceeded,
     TaskTimeout,
     WorkerDied,
+    shared,
+    shared_executor,
 )
 from prefork_executor.integrations._carried import CarriedCall, CarriedError
 from prefork_executor.integrations._dask_nodes import Gate, NodePool
@@ -108,11 +123,44 @@ def test_dask_computes_in_an_executor(options: dict[str, Any]) -> None:
             assert dask.delayed(fail)(4).compute() == 4
 
 
+def test_dask_computes_in_the_shared_pool_by_its_name(tmp_path: Path) -> None:
+    try:
+        mine = shared_executor(max_workers=3)
+        mine.submit(os.getpid).result()
+        with dask.config.set(scheduler="prefork"):
+            pid = dask.delayed(os.getpid)().compute()
+            met = [dask.delayed(meet)(tmp_path, 3) for _ in range(3)]
+            pids = dask.compute(*met)
+            doubled = dask.bag.from_sequence(range(10), npartitions=3).map(lambda x: 2 * x)
+            assert doubled.sum().compute(num_workers=1) == 90
+            with pytest.raises(ValueError, match="it was 3"):
+                dask.delayed(fail)(3).compute()
+        assert {pid, *pids} <= {worker.pid for worker in mine.stats().workers}
+        assert dask.delayed(os.getpid)().compute(scheduler="prefork") != os.getpid()
+    finally:
+        shared.shutdown()
+
+
 def test_dask_uses_all_workers_that_an_executor_may_have(tmp_path: Path) -> None:
     count = dask.system.CPU_COUNT + 2
     with PreforkExecutor(count) as executor:
         met = [dask.delayed(meet)(tmp_path, count) for _ in range(count)]
         assert len(set(dask.compute(*met, scheduler=executor))) == count
+
+
+def test_dask_uses_no_more_workers_than_a_computation_says(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    waiting = [dask.delayed(wait_for)(gate) for _ in range(6)]
+    try:
+        mine = shared_executor(max_workers=4)
+        with ThreadPoolExecutor() as threads:
+            told = threads.submit(dask.compute, *waiting, scheduler="prefork", num_workers=2)
+            eventually(lambda: mine.stats().busy == 2 or told.done(), "two run")
+            assert mine.stats().in_flight + mine.stats().waiting == 2
+            gate.touch()
+            assert len(told.result(BOUND)) == 6
+    finally:
+        shared.shutdown()
 
 
 def test_dask_computes_on_the_terms_of_a_view(tmp_path: Path) -> None:
@@ -295,6 +343,8 @@ def test_bad_arguments_of_map_are_errors_at_the_call(
         executor.with_options(retries=-1)
     with pytest.raises(TypeError, match="timeout"):
         executor.with_options(timeout="1")
+    with pytest.raises(ValueError, match="memory"):
+        executor.with_options(memory=-1)
 
 
 def test_a_process_that_dies_costs_its_own_task_and_nothing_is_run_twice(
@@ -348,6 +398,12 @@ def test_an_aborted_task_that_waits_never_begins(executor: Any, tmp_path: Path) 
     assert noted(tmp_path / "begun") == []
 
 
+def test_the_repr_of_an_executor_has_the_cluster_and_the_number_of_its_tasks(nodes: Any) -> None:
+    nodes.submit(abs, -1).result(BOUND)
+    assert repr(nodes).startswith("<DaskExecutor on the cluster at tcp://")
+    eventually(lambda: repr(nodes).endswith(", unfinished tasks: 0>"))
+
+
 def test_futures_are_those_of_the_standard_library(executor: Executor) -> None:
     futures = [executor.submit(abs, -i) for i in range(3)]
     assert {future.result() for future in as_completed(futures, BOUND)} == {0, 1, 2}
@@ -394,6 +450,17 @@ def test_a_task_of_a_lost_node_is_run_again_if_its_caller_asked_for_it(tmp_path:
             assert future.result(BOUND) == 2
 
 
+def test_a_running_task_can_be_cancelled_and_runs_on_in_vain(nodes: Any, tmp_path: Path) -> None:
+    runs, gate = tmp_path / "runs", tmp_path / "gate"
+    future = nodes.submit(note_and_wait, runs, gate)
+    eventually(lambda: len(noted(runs)) == 1, "it has begun")
+    assert not future.running()
+    assert future.cancel()
+    gate.touch()
+    eventually(lambda: len(noted(runs)) == 2, "it has ended")
+    assert future.cancelled()
+
+
 def test_a_cancelled_task_never_begins(nodes: Any, client: Client, tmp_path: Path) -> None:
     holders = [nodes.submit(begin_and_sleep, tmp_path / "runs") for _ in range(4)]
     eventually(lambda: len(noted(tmp_path / "runs")) == 4)
@@ -411,7 +478,7 @@ def test_a_task_aborted_on_its_way_to_a_node_does_not_begin_there() -> None:
         node = NodePool(pool)
         node.end("key")
         with pytest.raises(CarriedError) as caught:
-            node.run(CarriedCall(die, (), {}), "key", None, 0)
+            node.run(CarriedCall(die, (), {}), "key", None, 0, None)
     assert isinstance(caught.value.restored(), TaskAborted)
 
 
@@ -422,6 +489,79 @@ def test_executors_with_the_same_options_share_the_nodes_pools(cluster: Cluster)
             used.append({nodes.submit(os.getpid).result(BOUND) for _ in range(4)})
     assert len(used[0]) == 1
     assert used[0] == used[1]
+
+
+def test_the_nodes_pools_may_have_a_bound_for_memory(cluster: Cluster) -> None:
+    with connect(cluster.address, max_workers=1, max_memory=200 * MIB) as nodes:
+        assert nodes.with_options(memory=200 * MIB).submit(take, 20, 0).result(BOUND) == 20
+        with pytest.raises(ValueError, match=r"memory .* must not be above max_memory"):
+            nodes.with_options(memory=201 * MIB).submit(abs, -1).result(BOUND)
+        with pytest.raises(TaskMemoryExceeded, match=r"memory_tasks\.take alone took"):
+            nodes.submit(take, 230, 60.0).result(BOUND)
+
+
+def test_resources_are_those_of_dasks_workers(tmp_path: Path) -> None:
+    with (
+        running_cluster(n_workers=1, nthreads=4, resources={"unit": 1}) as cluster,
+        connect(cluster.address) as nodes,
+    ):
+        one = nodes.with_options(resources={"unit": 1})
+        futures = [one.submit(alone, tmp_path / "unit") for _ in range(20)]
+        assert nodes.submit(abs, -3).result(BOUND) == 3
+        assert all(future.result(BOUND) for future in futures)
+        assert nodes.with_options(resources=None).submit(abs, -2).result(BOUND) == 2
+
+
+def test_priorities_are_dasks(tmp_path: Path) -> None:
+    """The worker is sent a few tasks ahead. Of the others those with the highest priority begin
+    first."""
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    with (
+        running_cluster(n_workers=1, nthreads=1) as cluster,
+        connect(cluster.address) as nodes,
+        Client(cluster.address, set_as_default=False) as client,
+    ):
+        futures = [nodes.submit(wait_for, str(gate))]
+        ahead = nodes.with_options(priority=9)
+        futures += [ahead.submit(write_line, log, f"ahead{number}") for number in range(4)]
+        eventually(lambda: client.run_on_scheduler(count_tasks) == 5)
+        for priority in (-1, 1, -2, 2):
+            view = nodes.with_options(priority=priority)
+            futures.append(view.submit(write_line, log, str(priority)))
+        eventually(lambda: client.run_on_scheduler(count_tasks) == 9)
+        gate.touch()
+        for future in futures:
+            future.result(BOUND)
+    assert log.read_text().split()[-4:] == ["2", "1", "-1", "-2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"priority": "1"}, TypeError, "priority must be an int, not str"),
+        ({"resources": ["unit"]}, TypeError, "resources must be a mapping"),
+        ({"resources": {1: 1}}, TypeError, "the names of resources must be strings"),
+        ({"resources": {"unit": "1"}}, TypeError, r"resources\['unit'\] must be a number, not str"),
+        ({"resources": {"unit": 0}}, ValueError, r"resources\['unit'\] must be above 0, not 0"),
+        ({"urgency": 1}, TypeError, "urgency"),
+    ],
+)
+def test_a_bad_option_of_a_task_of_a_cluster_is_an_error_where_it_is_given(
+    cluster: Cluster, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with connect(cluster.address) as nodes, pytest.raises(error, match=message):
+        nodes.with_options(**options)
+
+
+def test_what_a_cluster_has_not_is_refused_by_name(cluster: Cluster) -> None:
+    with pytest.raises(TypeError, match="resources are Dask's own"):
+        connect(cluster.address, resources={"unit": 1})
+    with pytest.raises(TypeError, match="max_backlog works on one machine only"):
+        connect(cluster.address, max_backlog=3)
+    with connect(cluster.address) as nodes:
+        first = nodes.submit(abs, -1)
+        with pytest.raises(TypeError, match="takes no future as an argument"):
+            nodes.submit(abs, first)
 
 
 def test_after_shutdown_nothing_is_taken_and_all_is_done(cluster: Cluster) -> None:

@@ -10,10 +10,14 @@ import pytest
 from light_tasks import wait_for
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from raw_programs import TERM, Run, linux_only, run
 from waiting import eventually
 
 from prefork_executor import PreforkExecutor
-from prefork_executor.integrations.prometheus import ExecutorCollector
+from prefork_executor.integrations.prometheus import ExecutorCollector, PoolCollector
+
+__all__ = ["run"]
 
 
 @pytest.fixture
@@ -25,8 +29,12 @@ def executor(tmp_path: Path) -> Iterator[PreforkExecutor]:
 
 def scrape(**executors: PreforkExecutor) -> dict[tuple[str, ...], float]:
     """What a scrape gives: a value for each name and label values."""
+    return scrape_of(ExecutorCollector(**executors))
+
+
+def scrape_of(collector: Collector) -> dict[tuple[str, ...], float]:
     registry = CollectorRegistry(auto_describe=True)
-    registry.register(ExecutorCollector(**executors))
+    registry.register(collector)
     families = text_string_to_metric_families(generate_latest(registry).decode())
     samples = (sample for family in families for sample in family.samples)
     return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
@@ -34,6 +42,7 @@ def scrape(**executors: PreforkExecutor) -> dict[tuple[str, ...], float]:
 
 def test_an_executor_that_has_done_nothing_is_all_zeros(executor: PreforkExecutor) -> None:
     metrics = scrape(pool=executor)
+    assert ("prefork_executor_start_seconds", "pool") not in metrics, "it has started none"
     assert metrics.pop(("prefork_executor_workers_max", "pool")) == 2
     assert len(metrics) == 10
     assert set(metrics.values()) == {0}
@@ -57,6 +66,8 @@ def test_it_shows_what_the_executor_does(executor: PreforkExecutor, tmp_path: Pa
     assert metrics["prefork_executor_tasks_finished_total", "pool"] == 1  # The other died.
     assert metrics["prefork_executor_worker_deaths_total", "pool"] == 1
     assert metrics["prefork_executor_longest_task_seconds", "pool"] > 0
+    start_seconds = ("prefork_executor_start_seconds", "pool")
+    eventually(lambda: scrape(pool=executor).get(start_seconds) == executor.stats().start_cost)
     in_flight = metrics["prefork_executor_tasks_in_flight", "pool"]
     assert in_flight >= 2
     assert in_flight + metrics["prefork_executor_tasks_waiting", "pool"] == 20
@@ -67,6 +78,18 @@ def test_it_shows_what_the_executor_does(executor: PreforkExecutor, tmp_path: Pa
     metrics = scrape(pool=executor)
     assert metrics["prefork_executor_tasks_finished_total", "pool"] == 21
     assert metrics["prefork_executor_longest_task_seconds", "pool"] == 0
+
+
+def test_it_shows_the_memory_of_an_executor_that_has_a_bound(executor: PreforkExecutor) -> None:
+    with PreforkExecutor(1, max_memory=2**30) as bounded:
+        bounded.submit(abs, -1).result()
+        metrics = scrape(pool=executor, bounded=bounded)
+    assert metrics["prefork_executor_memory_bound_bytes", "bounded"] == 2**30
+    assert metrics["prefork_executor_memory_left_bytes", "bounded"] > 0
+    assert metrics["prefork_executor_tasks_held", "bounded"] == 0
+    assert metrics["prefork_executor_tasks_ended_for_memory_total", "bounded"] == 0
+    assert metrics["prefork_executor_tasks_too_large_total", "bounded"] == 0
+    assert ("prefork_executor_memory_bound_bytes", "pool") not in metrics
 
 
 def test_one_collector_serves_several_executors(executor: PreforkExecutor) -> None:
@@ -82,3 +105,33 @@ def test_an_executor_that_was_shut_down_remains_readable(executor: PreforkExecut
     metrics = scrape(pool=executor)
     assert metrics["prefork_executor_tasks_finished_total", "pool"] == 1
     assert metrics["prefork_executor_workers", "pool", "idle"] == 0
+
+
+@linux_only
+def test_a_raw_pool_is_scraped_from_another_process(run: Run) -> None:
+    program = run(
+        """
+        signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+        listener = listen()
+        pf_init(max_servers=1, listeners=[listener])
+        whip(serve, (listener,))
+        """
+    )
+    name = "prefork_executor_pool"
+
+    def scrape_pool() -> dict[tuple[str, ...], float]:
+        return scrape_of(PoolCollector(web=program.pid, gone=lambda: int("no number")))
+
+    with program.connect() as connection:
+        assert program.echo(connection) == b"hello\n"
+        with program.connect():
+            eventually(lambda: scrape_pool()[f"{name}_backlog", "web"] == 1)
+            metrics = scrape_pool()
+    assert metrics[f"{name}_up", "web"] == 1
+    assert metrics[f"{name}_up", "gone"] == 0
+    assert metrics[f"{name}_workers", "web", "busy"] == 1
+    assert metrics[f"{name}_forks_total", "web"] == 1
+    eventually(lambda: scrape_pool()[f"{name}_tasks_done_total", "web"] == 2)
+    program.signal(TERM)
+    assert program.wait() == 0
+    assert scrape_pool() == {(f"{name}_up", "web"): 0, (f"{name}_up", "gone"): 0}

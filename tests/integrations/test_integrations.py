@@ -13,7 +13,7 @@ import prefork_executor
 
 PACKAGE = Path(prefork_executor.__file__).parent
 OUTSIDE = sorted([PACKAGE / "pytest_plugin.py", *PACKAGE.glob("integrations/*.py")])
-EXTRAS = ("pytest", "rich", "tqdm", "prometheus_client", "opentelemetry", "joblib", "dask")
+EXTRAS = ("anyio", "pytest", "rich", "tqdm", "prometheus_client", "opentelemetry", "joblib", "dask")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -54,3 +54,15 @@ def test_the_plugin_imports_no_extra_but_pytest(tmp_path: Path) -> None:
         f"print([name for name in {EXTRAS} if name in sys.modules])"
     )
     assert run_python(tmp_path, "-c", code) == "['pytest']\n"
+
+
+def test_the_plugin_imports_neither_the_pool_nor_multiprocessing(tmp_path: Path) -> None:
+    code = (
+        "import pytest, sys; before = set(sys.modules)\n"
+        "import prefork_executor.pytest_plugin\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    assert run_python(tmp_path, "-c", code) == (
+        "['prefork_executor', 'prefork_executor._system', 'prefork_executor._system.platform', "
+        "'prefork_executor.pytest_plugin']\n"
+    )

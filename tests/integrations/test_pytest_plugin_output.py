@@ -249,11 +249,17 @@ def test_coverage_of_what_workers_execute_depends_on_its_settings(
 
     @pytest.mark.parametrize("method", METHODS)
     def test_abort(prefork_executor_factory, method):
+        # A worker that a busy machine does not let save its data in time is killed.
         executor = prefork_executor_factory(mp_context=method)
-        future = executor.submit(covered.in_an_aborted_task, method)
-        until(pathlib.Path(method).exists)
-        executor.abort(future)
-        assert future.exception()
+        for _ in range(20):
+            future = executor.submit(covered.in_an_aborted_task, method)
+            until(pathlib.Path(method).exists)
+            executor.abort(future)
+            if future.exception().__cause__.signal == signal.SIGTERM:
+                break
+            pathlib.Path(method).unlink()
+        else:
+            pytest.fail("always killed")
 
     def test_pool(prefork_pool):
         with socket.create_server(("127.0.0.1", 0)) as listener:

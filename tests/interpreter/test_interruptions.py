@@ -135,7 +135,8 @@ def test_a_fork_elsewhere_as_a_supervisor_starts_does_not_hide_its_death() -> No
                 assert executor.submit(square, 2).result() == 4
             assert children
             future = executor.submit(time.sleep, 600)
-            eventually(lambda: executor.stats().busy)
+            # Not only busy: it may be so with the task before, whose result came first.
+            eventually(lambda: [w.task for w in executor.stats().workers] == ["time.sleep"])
             supervisor = psutil.Process(executor.stats().workers[0].pid).parent()
             assert supervisor is not None
             supervisor.kill()

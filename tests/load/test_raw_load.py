@@ -6,10 +6,12 @@ server. The figures go to the report (pytest -s shows them).
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+from certificates import certify
 from load_client import Connection
 from raw_programs import HUP, KILL, TERM, Program, Run, run
 from scripts import SUPPORT
@@ -32,6 +35,8 @@ REQUESTS = int(os.environ.get("PREFORK_EXECUTOR_LOAD", "2500"))
 LONGEST = BOUND + REQUESTS / 100
 """Seconds that a load may take: far beyond what it takes."""
 MOST = 12
+SILENT = 3
+"""Clients at a time that connect and say nothing."""
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLIENT = SUPPORT / "load_client.py"
 
@@ -59,7 +64,8 @@ class Server:
         # It says that workers which we kill died, as it should.
         self.program.expects_complaints = True
         eventually(lambda: ":" in self.program.output)
-        self.port = int(self.program.lines[0].rstrip("/").rpartition(":")[2])
+        self.ports = [int(port) for port in re.findall(r":(\d+)", self.program.lines[0])]
+        self.port = self.ports[0]
         self.board = self._open_board()
         self.most_children = 0
 
@@ -97,10 +103,13 @@ class Server:
         return is_idle
 
 
-@pytest.fixture
-def http_server(run: Run, tmp_path: Path) -> Iterator[Server]:
+@pytest.fixture(params=["plain", "plain and TLS"])
+def http_server(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     publish(tmp_path, 0)
-    server = Server(run, str(EXAMPLES / "http_server.py"), "--app", "served:application")
+    arguments = [str(EXAMPLES / "http_server.py"), "--app", "served:application"]
+    if request.param == "plain and TLS":
+        arguments += ["--tls-port", "0", "--certificate", str(certify(tmp_path, "load"))]
+    server = Server(run, *arguments)
     yield server
     server.board.close()
 
@@ -126,9 +135,10 @@ def version(server: Server) -> str:
     return answer
 
 
-def start_client(run: Run, protocol: str, port: int, requests: int) -> Program:
+def start_client(run: Run, protocol: str, server: Server, requests: int) -> Program:
     waves = max(6, requests // 1000)
-    arguments = [str(CLIENT), protocol, str(port), str(requests), str(waves)]
+    ports = ",".join(map(str, server.ports))
+    arguments = [str(CLIENT), protocol, ports, str(requests), str(waves)]
     return run(RUN_FILE.format(arguments=arguments), prelude="")
 
 
@@ -151,18 +161,27 @@ def grows_and_shrinks(server: Server, protocol: str) -> None:
 
 
 def disturbed(server: Server, client: Program, reload: Any) -> dict[str, int]:
-    """Kill idle children and reload until the client has ended. How often."""
-    done = {"TERM": 0, "KILL": 0, "HUP": 0}
+    """Kill idle children, reload, and connect without a word, until the client has ended. How
+    often."""
+    done = {"TERM": 0, "KILL": 0, "HUP": 0, "silent": 0}
+    silent: collections.deque[socket.socket] = collections.deque()
     began = time.monotonic()
     while client.process.poll() is None and time.monotonic() - began < LONGEST:
         assert server.count() <= MOST
-        what = random.choice(["TERM", "KILL", "TERM", "KILL", "HUP"]) if done["HUP"] else "HUP"
+        what = random.choice(["TERM", "KILL", *done]) if done["HUP"] else "HUP"
         if what == "HUP":
             reload()
             done[what] += 1
+        elif what == "silent":
+            silent.append(socket.create_connection(("127.0.0.1", server.ports[-1])))
+            done[what] += 1
         else:
             done[what] += server.kill_an_idle_child(TERM if what == "TERM" else KILL)
+        if len(silent) > SILENT:
+            silent.popleft().close()
         time.sleep(random.uniform(0.02, 0.2))
+    for connection in silent:
+        connection.close()
     return done
 
 
@@ -185,10 +204,10 @@ def test_the_http_server_loses_no_request_whatever_happens_to_idle_children(
         publish(tmp_path, latest)
         http_server.program.signal(HUP)
 
-    client = start_client(run, "http", http_server.port, REQUESTS)
+    client = start_client(run, "http", http_server, REQUESTS)
     done = disturbed(http_server, client, reload)
     found = figures(client)
-    report("http", found, done, http_server)
+    report(f"http on {len(http_server.ports)} ports", found, done, http_server)
     assert (found["lost"], found["answered"]) == (0, REQUESTS), found["first lost"]
     if latest:
         eventually(lambda: version(http_server) == f"version-{latest}", "the last reload")
@@ -199,7 +218,7 @@ def test_the_echo_server_loses_no_line_whatever_happens_to_idle_children(
     run: Run, echo_server: Server
 ) -> None:
     grows_and_shrinks(echo_server, "echo")
-    client = start_client(run, "echo", echo_server.port, REQUESTS)
+    client = start_client(run, "echo", echo_server, REQUESTS)
     done = disturbed(echo_server, client, lambda: echo_server.program.signal(HUP))
     found = figures(client)
     report("echo", found, done, echo_server)

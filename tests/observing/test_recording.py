@@ -140,7 +140,7 @@ def test_a_span_is_exact(task: Any, tmp_path: Path) -> None:
     with PreforkExecutor(2) as executor:
         list(executor.map(task, range(20)))
         with executor.record(path):
-            recorder = executor._client._books.recorder
+            recorder = executor._client._shared.recorder
             assert recorder is not None
             told = list(executor.map(task, range(300)))
     where: list[Told] = told if task is short else [first for first, _ in told]
@@ -248,7 +248,7 @@ def test_the_trace_has_the_workers_ends_and_the_decisions_with_their_reasons(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "run.json"
-    with PreforkExecutor(4, min_spare_workers=0) as executor:
+    with PreforkExecutor(4, min_spare_workers=0, idle_timeout=None) as executor:
         executor.record(path)
         executor.submit(die).exception(BOUND)
         wait_for([executor.submit(work, 0.05) for _ in range(8)])
@@ -347,7 +347,7 @@ def test_no_more_tasks_are_kept_than_asked_for_and_the_files_say_so(tmp_path: Pa
 def test_memory_is_bounded_while_tasks_wait_to_be_counted(tmp_path: Path) -> None:
     with PreforkExecutor(2) as executor:
         with executor.record(tmp_path / "run.json", max_tasks=5):
-            recorder = executor._client._books.recorder
+            recorder = executor._client._shared.recorder
             assert recorder is not None
             list(executor.map(short, range(2000)))
             assert len(recorder._rows) == 5

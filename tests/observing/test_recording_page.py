@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import os
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browsers import browse, in_browser
 from recorded_tasks import die, fail, short, work
 from waiting import BOUND
 
@@ -21,30 +20,7 @@ from prefork_executor._timeline.model import Curve, Life, Run, TaskRow, Timeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-in_browser = pytest.mark.skipif(BROWSER is None, reason=f"none of {BROWSERS} is installed")
 SECOND = 1_000_000_000
-
-
-def browse(path: Path, profile: Path, *options: str) -> tuple[str, str]:
-    """What the page has become in a browser, and what this has complained about."""
-    assert BROWSER is not None
-    done = subprocess.run(
-        [
-            *(BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--enable-logging=stderr", "--no-first-run", f"--user-data-dir={profile}"),
-            *options,
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=BOUND,
-        env={**os.environ, "HOME": str(profile)},
-        check=True,
-    )
-    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout, "\n".join(complaints)
 
 
 def made(workers: int, seconds: int, tasks: int = 100, name: str = "app.task") -> Timeline:
@@ -142,6 +118,18 @@ def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
     assert "@import" not in text
 
 
+@pytest.mark.parametrize(("workers", "told"), [(1, "1 worker. "), (2, "2 workers. ")])
+def test_the_page_tells_the_maximum_of_workers(workers: int, told: str) -> None:
+    assert f", at most {told}" in "".join(page(made(workers, 3)))
+
+
+def test_the_page_tells_how_much_it_leaves_out() -> None:
+    timeline = dataclasses.replace(made(1, 3), left_out=1, lives_left_out=2)
+    text = "".join(page(timeline))
+    assert "include 1 task more than the recording keeps" in text
+    assert "include 2 workers more than the recording keeps" in text
+
+
 def test_names_and_reasons_are_text_and_no_markup() -> None:
     text = "".join(page(made(2, 3, name="<script>alert(1)</script>")))
     assert "<script" not in text
@@ -160,7 +148,7 @@ def test_a_browser_shows_a_real_run_and_complains_of_nothing(tmp_path: Path) -> 
             list(executor.map(short, range(200)))
             for future in futures:
                 future.exception(BOUND)
-    shown, complaints = browse(path, tmp_path / "profile", "--dump-dom")
+    shown, complaints = browse(path.as_uri(), tmp_path / "profile", "--dump-dom")
     assert complaints == ""
     assert "<h1>Pool size against backlog</h1>" in shown
     for words in ("recorded_tasks.work", "240 returned", "1 raised", "1 died", "tasks waiting"):
@@ -176,7 +164,7 @@ def test_the_browser_would_complain_of_a_script(tmp_path: Path) -> None:
     path = tmp_path / "run.html"
     text = "".join(page(made(2, 3)))
     path.write_text(text.replace("</body>", "<script>document.title = 'ran'</script></body>"))
-    shown, complaints = browse(path, tmp_path / "profile", "--dump-dom")
+    shown, complaints = browse(path.as_uri(), tmp_path / "profile", "--dump-dom")
     assert "Content Security Policy" in complaints
     assert "<title>ran" not in shown
 
@@ -187,7 +175,7 @@ def test_the_plot_is_painted_in_light_and_in_dark(scheme: str, tmp_path: Path) -
     path, picture = tmp_path / "run.html", tmp_path / "run.png"
     path.write_text("".join(page(made(200, 3 * 3600))))
     browse(
-        *(path, tmp_path / "profile", f"--screenshot={picture}", "--window-size=1100,900"),
+        *(path.as_uri(), tmp_path / "profile", f"--screenshot={picture}", "--window-size=1100,900"),
         f"--blink-settings=preferredColorScheme={scheme}",
     )
     assert len(picture.read_bytes()) > 20_000  # An empty one of that size has a tenth of it.

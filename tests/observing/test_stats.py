@@ -22,10 +22,10 @@ from waiting import BOUND, eventually
 from prefork_executor import ExecutorStats, PreforkExecutor, WorkerDied, status
 from prefork_executor._board import scoreboard as sb
 from prefork_executor._board.counters import Counters
+from prefork_executor._board.decisions import pack_decision, read_decision
 from prefork_executor._board.reader import (
     BoardReader,
     percentiles,
-    read_decision,
     read_header,
 )
 from prefork_executor._board.scoreboard import Scoreboard, Slot
@@ -68,6 +68,7 @@ def test_a_new_executor_has_nothing_to_tell() -> None:
         deaths=0,
         other_deaths=0,
         decisions=(),
+        start_cost=None,
         waiting=0,
         in_flight=0,
         finished=0,
@@ -120,7 +121,7 @@ def test_waits_are_the_times_from_submission_to_beginning(tmp_path: Path) -> Non
 
 
 def test_idle_workers_are_not_waited_for() -> None:
-    with PreforkExecutor(2, "fork", start_workers=2) as executor:
+    with PreforkExecutor(2, "fork", start_workers=2, idle_timeout=None) as executor:
         for number in range(64):
             executor.submit(square, number).result(BOUND)
         waits = executor.stats().waits
@@ -288,10 +289,10 @@ def test_a_wait_counts_for_a_minute(board: Scoreboard) -> None:
 
 
 def test_the_ring_of_decisions_gives_the_latest_in_their_order(board: Scoreboard) -> None:
-    counters, reader = Counters(board, 4), BoardReader(board.copy, 4)
+    reader = BoardReader(board.copy, 4)
     assert reader.decisions(read_header(board.copy)) == ()
     for number in range(3 * sb.DECISIONS_KEPT):
-        counters.decided(number, 1, 2, f"reason {number}")
+        board.write_decision(pack_decision(number, 1, 2, f"reason {number}"))
         found = reader.decisions(read_header(board.copy))
         last = [decision.workers for decision in found]
         assert last == list(range(max(0, number + 2 - sb.DECISIONS_KEPT), number + 1))
@@ -299,7 +300,7 @@ def test_the_ring_of_decisions_gives_the_latest_in_their_order(board: Scoreboard
 
 
 def test_a_long_reason_is_cut(board: Scoreboard) -> None:
-    Counters(board, 4).decided(1, 2, 3, "ä" * 200)
+    board.write_decision(pack_decision(1, 2, 3, "ä" * 200))
     (found,) = BoardReader(board.copy, 4).decisions(read_header(board.copy))
     assert (found.workers, found.started, found.retired) == (1, 2, 3)
     assert 40 < len(found.reason) < 100

@@ -9,6 +9,7 @@ import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -65,6 +66,7 @@ def test_a_pool_looks_from_outside_as_it_does_from_inside(run: Run, tmp_path: Pa
     assert 5 <= pool.max_backlog <= 8
     for name in ("forks", "retirements", "deaths", "other_deaths", "times_at_max", "peak_workers"):
         assert getattr(pool, name) == own[name]
+    eventually(lambda: status.read(program.pid).start_cost)
     inside = [tuple(decision.values()) for decision in own["decisions"]]
     for decision, (at, *rest) in zip(pool.decisions, inside, strict=True):
         assert [decision.workers, decision.started, decision.retired, decision.reason] == rest
@@ -155,7 +157,9 @@ def test_what_has_ended_is_counted_by_how_it_ended(run: Run, tmp_path: Path) -> 
     # A spare, or two, are started in their place.
     pool = seen(
         program.pid,
-        lambda pool: pool.busy == 1 and pool.idle and pool.forks == len(pool.workers) + 2,
+        lambda pool: (
+            pool.busy == 1 and pool.idle and pool.forks == len(pool.workers) + pool.retirements + 2
+        ),
     )
     assert pool.forks in (4, 5)
 
@@ -492,14 +496,14 @@ def test_other_users_pools_are_not_shown(
     program = held_pool(run, tmp_path / "gate")
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     assert status.pools() == []
-    with pytest.raises(UnreadablePool, match="is not this user's"):
+    with pytest.raises(UnreadablePool, match="belongs to another user"):
         status.read(program.pid)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_a_file_of_another_user_is_not_believed_even_in_an_own_process(board: Scoreboard) -> None:
     os.fchown(board.descriptor, 54321, -1)
-    with pytest.raises(UnreadablePool, match="none of this user's"):
+    with pytest.raises(UnreadablePool, match="is not this user's"):
         status.read(os.getpid())
 
 
@@ -512,9 +516,15 @@ def board() -> Iterator[Scoreboard]:
     board.close()
 
 
+@pytest.mark.parametrize("timeout", [None, 0.0, 0.5, 1e9, "auto"])
+def test_how_long_idle_workers_stay_is_seen_from_outside(board: Scoreboard, timeout: Any) -> None:
+    board.introduce(sb.EXECUTOR, os.getpid(), min_spare=1, max_spare=4, idle_timeout=timeout)
+    assert status.read(os.getpid()).idle_timeout == timeout
+
+
 def test_a_board_of_another_version_is_called_so(board: Scoreboard) -> None:
     board.words[sb.LAYOUT] = 99
-    theirs_and_ours = rf"layout 99, this one reads {sb.LAYOUT_VERSION}\."
+    theirs_and_ours = rf"layout 99, and this version reads {sb.LAYOUT_VERSION}\."
     with pytest.raises(UnreadablePool, match=rf"runs another version.*{theirs_and_ours}"):
         status.read(os.getpid())
     assert os.getpid() not in pids()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts import program_text, run_python, run_script
+from waiting import BOUND
 
 
 def test_a_registered_reducer_serves_arguments_results_messages_and_exceptions(
@@ -45,6 +46,37 @@ def test_a_descriptor_in_a_result_or_an_exception_outlives_its_worker(
     out = run_script(tmp_path, source, start_method).splitlines()
     every = [line for i in range(3) for line in (f"result {i}", f"error {i}")]
     assert out == [*every, "argument"]
+
+
+def test_a_worker_does_not_wait_for_descriptors_that_were_never_sent(tmp_path: Path) -> None:
+    """A failure is pickled several times, and only the last pickle is sent. A result that cannot be
+    pickled is not sent at all."""
+    source = f"""
+        import os, socket, threading
+        from prefork_executor import PreforkExecutor
+        from prefork_executor._server import worker
+
+        worker.TAKEN_WITHIN = {10 * BOUND}
+
+        def give():
+            return socket.socket()
+
+        def fail():
+            raise LookupError(socket.socket())
+
+        def give_with_a_lock():
+            return [socket.socket(), threading.Lock()]
+
+        def give_with_a_lambda():
+            return [socket.socket(), lambda: 1]
+
+        with PreforkExecutor(1, "fork", max_tasks_per_child=1) as executor:
+            for task in (fail, give_with_a_lock, give_with_a_lambda, give):
+                error = executor.submit(task).exception()
+                print(type(error).__name__)
+    """
+    told = run_script(tmp_path, source).splitlines()
+    assert told == ["LookupError", "ResultPicklingError", "NoneType", "NoneType"]
 
 
 def test_what_a_module_defines_that_workers_cannot_find_travels_by_value(

@@ -700,7 +700,7 @@ def test_of_far_too_many_exceptions_some_are_left_out_and_a_note_says_so(
     error: Any = executor.submit(too_many).exception()
     assert isinstance(error, ExceptionGroup)
     assert 9_000 < len(error.exceptions) < 20_000
-    assert re.match(r"Of its exceptions only \d+ were brought here", error.__notes__[0])
+    assert re.match(r"Only \d+ of its exceptions were sent here", error.__notes__[0])
 
 
 # --- stand-ins ----------------------------------------------------------------------------------

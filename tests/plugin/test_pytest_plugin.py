@@ -385,10 +385,63 @@ def test_a_task_left_in_the_sessions_executor_fails_and_names_the_test(inner: In
         [
             f"prefork_session_executor did not end within {NO_TIME} s; still alive:",
             f"  worker {inner.pid('pid')}, busy for * s with task test_inner.hang",
-            "*not been without work since test_inner.py::test_hangs.",
+            "It had work at the end of every test since test_inner.py::test_hangs.",
         ]
     )
     assert not psutil.pid_exists(inner.pid("pid"))
+
+
+LEAVES_SLOWLY = """
+    import multiprocessing.util
+
+    def leave_slowly(name):
+        pathlib.Path(name).write_text(str(os.getpid()))
+        multiprocessing.util.Finalize(None, time.sleep, args=(3600,), exitpriority=1)
+
+    def test_it(prefork_executor):
+        prefork_executor.submit(leave_slowly, "pid").result()
+"""
+
+
+def test_a_worker_that_is_slow_to_leave_is_not_the_tests_fault(inner: Inner) -> None:
+    inner.suite(LEAVES_SLOWLY)
+    # The pool kills it ten seconds after it should have left.
+    inner.run_with_no_time().assert_outcomes(passed=1)
+    assert not psutil.pid_exists(inner.pid("pid"))
+
+
+def test_a_worker_that_does_not_leave_has_a_bound_and_an_error_of_its_own(inner: Inner) -> None:
+    inner.suite(LEAVES_SLOWLY)
+    result = inner.run_with_no_time("-o", "prefork_leave_timeout=0.3")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "prefork_executor: workers without a task did not leave within 0.6 s; still alive:",
+            f"  worker {inner.pid('pid')}, leaving for *",
+            "They have been killed*",
+            "All tasks had ended. Look at what workers do when they leave:*",
+        ]
+    )
+    assert "should wait for its futures" not in output(result)
+    assert not psutil.pid_exists(inner.pid("pid"))
+
+
+def test_a_running_task_is_reported_though_another_executors_worker_leaves_slowly(
+    inner: Inner,
+) -> None:
+    inner.suite(
+        LEAVES_SLOWLY,
+        """
+    def test_hangs(prefork_executor_factory):
+        prefork_executor_factory().submit(leave_slowly, "slow").result()
+        leave_running(prefork_executor_factory(), hang, "hangs")
+    """,
+    )
+    result = inner.run_with_no_time("-k", "test_hangs")
+    result.assert_outcomes(passed=1, errors=1, deselected=1)
+    result.stdout.fnmatch_lines([f"  worker {inner.pid('hangs')}, busy for *test_inner.hang"])
+    for name in ("slow", "hangs"):
+        assert not psutil.pid_exists(inner.pid(name))
 
 
 def test_tasks_that_end_within_the_bound_are_fine(inner: Inner) -> None:

@@ -140,7 +140,7 @@ def test_a_pool_works_where_membarrier_is_refused_later_on() -> None:
 {REFUSE}
 import time
 from prefork_executor import PreforkExecutor
-with PreforkExecutor(2, "fork", start_workers=2) as executor:
+with PreforkExecutor(2, "fork", start_workers=2, idle_timeout=None) as executor:
     list(executor.map(abs, range(-500, 0)))
     refuse_membarrier()
     slow = executor.with_options(timeout=0.2).submit(time.sleep, 60)

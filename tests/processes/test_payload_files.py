@@ -194,7 +194,7 @@ def test_a_file_whose_mapping_goes_as_the_process_forks_is_not_used_again(
     del view  # Its file must not become spare,
     payload_files_module._after_fork_in_parent()
     del other  # nor one that was mapped as the process forked.
-    assert files.drop_at is None
+    assert files.due_at is None
     files.close()
 
 

@@ -58,6 +58,8 @@ def has_ended(pid):
 
 def is_tracker(process):
     try:
+        # For a moment, a process that executes another program has no command line.
+        eventually(lambda: process.cmdline() or process.status() == psutil.STATUS_ZOMBIE)
         return "resource_tracker" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:  # It has just ended.
         return False

@@ -253,7 +253,7 @@ def test_what_a_finalizer_raises_is_logged_and_that_is_all(
 def test_a_finalizer_is_called_once_even_if_the_worker_never_had_a_task(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     options = {"finalizer": note, "finalargs": (witness, "finalizer")}
-    with PreforkExecutor(3, "fork", start_workers=3, **options) as executor:
+    with PreforkExecutor(3, "fork", start_workers=3, idle_timeout=None, **options) as executor:
         executor.submit(abs, -1).result(BOUND)
         eventually(lambda: len(executor.stats().workers) == 3)
     assert notes(witness) == ["finalizer"] * 3
@@ -341,3 +341,33 @@ def test_a_finalizer_that_takes_too_long_is_killed_with_its_worker(
     with PreforkExecutor(1, "fork", finalizer=time.sleep, finalargs=(BOUND,)) as executor:
         pid = executor.submit(os.getpid).result(BOUND)
     assert has_ended(pid)
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_what_main_has_left_for_its_end_is_done_in_every_process_that_has_imported_it(
+    tmp_path: Path, start_method: str
+) -> None:
+    for folder in ("scratch", "imported", "ended"):
+        (tmp_path / folder).mkdir()
+    printed = run_script(
+        tmp_path,
+        """
+        import atexit, os, sys, tempfile, threading
+        from pathlib import Path
+        from prefork_executor import PreforkExecutor
+
+        scratch = tempfile.TemporaryDirectory(dir="scratch")
+        atexit.register(lambda: Path("ended", str(os.getpid())).touch())
+        Path("imported", str(os.getpid())).touch()
+
+        if __name__ == "__main__":
+            with PreforkExecutor(2, sys.argv[1]) as executor:
+                assert executor.submit(os.getpid).result() != os.getpid()
+            imported = {*os.listdir("imported")} - {str(os.getpid())}
+            print(len(imported) > 0, imported == {*os.listdir("ended")}, os.listdir("scratch"))
+            print([os.path.basename(scratch.name)])
+        """,
+        start_method,
+    )
+    told, own = printed.splitlines()
+    assert told == f"True True {own}"

@@ -48,7 +48,7 @@ def test_a_program_does_the_same_with_either_pool(
     program: Program, start_method: str, tmp_path: Path
 ) -> None:
     if not all(map(is_installed, program.needs)):
-        pytest.skip("it is not installed: the extra 'programs' brings it")
+        pytest.skip("it is not installed: the group 'programs' brings it")
     if sys.version_info >= program.below:
         pytest.skip("the program itself does not work on this Python")
     standard, prefork = program.pools

@@ -524,8 +524,8 @@ def test_a_reload_replaces_the_children_and_cuts_nothing_short(run: Run, most: i
 
 def test_new_children_that_only_wait_for_a_connection_let_the_old_go(run: Run) -> None:
     patience = "from prefork_executor._raw import child\n"
-    patience += "from prefork_executor._pool import worker_pool\n"
-    patience += "worker_pool.SETTLED_AFTER = child.LOOK_AGAIN = 3600.0\n"
+    patience += "from prefork_executor._pool import rollover\n"
+    patience += "rollover.SETTLED_AFTER = child.LOOK_AGAIN = 3600.0\n"
     program = run(patience + GENERATIONS.format(broken=(), most=4))
     eventually(lambda: len(program.children()) == 2)
     before = set(program.children())

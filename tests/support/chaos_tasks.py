@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import os
 import random
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefork_executor import yell
+from prefork_executor import held_resources, yell
 from prefork_executor._server import worker as worker_module
 
 YELLS = 4
 BIG = 100_000
 """Bytes: travels in a shared file of its own, either way."""
+HELD = 8 * 2**20
+"""Bytes that a task holds for a moment, in a pool with a bound for them."""
 
 EXITCODE = 5
 STAY = 600.0
@@ -71,6 +74,27 @@ def trivial(ledger: str, number: int, _: bytes) -> int:
 def nap(ledger: str, number: int, _: bytes) -> int:
     record(ledger, "begun", number)
     time.sleep(number % 5 / 1000)
+    record(ledger, "ended", number)
+    return number
+
+
+def hold(ledger: str, number: int, _: bytes) -> int:
+    """Takes memory for a moment."""
+    record(ledger, "begun", number)
+    held = bytearray(HELD)
+    time.sleep(number % 5 / 1000)
+    record(ledger, "ended", number)
+    return number if held else -1
+
+
+def hold_unit(ledger: str, number: int, _: bytes) -> int:
+    """Shows that no other task holds the unit that it has been given. The kernel unlocks the file
+    when the process ends, however it ends."""
+    record(ledger, "begun", number)
+    (unit,) = held_resources()["unit"]
+    with open(f"{ledger}.unit{unit}", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(number % 5 / 1000)
     record(ledger, "ended", number)
     return number
 

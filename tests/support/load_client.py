@@ -1,7 +1,8 @@
 """Loads a server from a process of its own, and counts what it does not answer.
 
-    python load_client.py http|echo PORT REQUESTS [WAVES]
+    python load_client.py http|echo PORT[,TLSPORT] REQUESTS [WAVES]
 
+With a second port, every other connection goes there and speaks TLS.
 Waves of many and of few connections at a time follow one another, so that the server
 grows and shrinks. A connection carries a few requests. Nothing is tried again: a
 request that is not answered in full, and rightly, is lost. Prints a line of JSON.
@@ -13,6 +14,7 @@ import collections
 import json
 import random
 import socket
+import ssl
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +23,19 @@ MANY, FEW = 16, 2
 """Connections at a time."""
 BOUND = 180.0
 """Seconds without an answer after which a request counts as lost."""
+TLS = ssl.create_default_context()
+"""Accepts any certificate. (This program runs from a copy, without what tests share.)"""
+TLS.check_hostname = False
+TLS.verify_mode = ssl.CERT_NONE
 
 
 class Connection:
     """One connection: requests in, answers out."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, is_tls: bool = False) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=BOUND)
+        if is_tls:
+            self._socket = TLS.wrap_socket(self._socket)
         self._lines = self._socket.makefile("rb")
         self.is_open = True
 
@@ -60,8 +68,8 @@ class Connection:
 class Load:
     """The counts of one run."""
 
-    def __init__(self, protocol: str, port: int) -> None:
-        self._protocol, self._port = protocol, port
+    def __init__(self, protocol: str, ports: list[int]) -> None:
+        self._protocol, self._ports = protocol, ports
         self.answered: collections.Counter[str] = collections.Counter()
         self.lost: list[str] = []
 
@@ -71,7 +79,8 @@ class Load:
         for number in numbers:
             try:
                 if connection is None:
-                    connection = Connection(self._port)
+                    place = number % len(self._ports)
+                    connection = Connection(self._ports[place], is_tls=place > 0)
                 self.answered[getattr(connection, self._protocol)(number)] += 1
             except Exception as error:
                 self.lost.append(f"{number}: {error!r}")
@@ -93,9 +102,10 @@ class Load:
 
 
 def main() -> None:
-    protocol, port, requests = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    protocol, requests = sys.argv[1], int(sys.argv[3])
+    ports = [int(port) for port in sys.argv[2].split(",")]
     waves = int(sys.argv[4]) if len(sys.argv) > 4 else 6
-    load, began = Load(protocol, port), time.perf_counter()
+    load, began = Load(protocol, ports), time.perf_counter()
     for wave in range(waves):
         numbers = list(range(wave, requests, waves))
         load.wave(FEW if wave % 2 else MANY, numbers)

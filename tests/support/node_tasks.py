@@ -3,12 +3,15 @@ this for itself, so it imports nothing that takes its time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from light_tasks import wait_for
 
 FOREVER = 3600.0
 """Seconds that a task sleeps which nobody waits for."""
@@ -55,6 +58,13 @@ def sleep_at_first(path: Path) -> int:
     return run
 
 
+def note_and_wait(path: Path, gate: Path) -> None:
+    """Note the beginning, wait for the file, and note the end."""
+    note(path)
+    wait_for(gate)
+    note(path)
+
+
 def meet(directory: Path, others: int) -> int:
     """Return when so many have come."""
     (directory / str(os.getpid())).touch()
@@ -68,6 +78,24 @@ def address_of_worker() -> str:
     from distributed import get_worker
 
     return str(get_worker().address)
+
+
+def write_line(path: Path, text: str) -> None:
+    with open(path, "a", buffering=1) as file:
+        file.write(f"{text}\n")
+
+
+def alone(path: Path) -> bool:
+    """Fails if another task is in here at the same time."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.01)
+    return True
+
+
+def count_tasks(dask_scheduler: Any) -> int:
+    """In a scheduler: the tasks that it knows."""
+    return len(dask_scheduler.tasks)
 
 
 def is_known(key: str, dask_scheduler: Any) -> bool:

@@ -72,6 +72,8 @@ class Program:
     def __init__(self, directory: Path, source: str, *, prelude: str = PRELUDE) -> None:
         self.expects_complaints = False
         """Whether something on its standard error is part of what is tested."""
+        self.directory = directory
+        """Where it runs."""
         self._mark = uuid.uuid4().hex
         self._out, self._err = directory / f"{self._mark}.out", directory / f"{self._mark}.err"
         script = directory / f"{self._mark}.py"

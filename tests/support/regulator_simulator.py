@@ -27,7 +27,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prefork_executor._pool.regulator import Counts, Decision, Limits, Memory, regulate
+from prefork_executor._pool.regulator import Counts, Decision, Life, Limits, Memory, learn, regulate
 from prefork_executor._pool.worker_pool import SETTLED_AFTER
 
 # Seconds; on the scale of what a machine of today takes.
@@ -49,7 +49,7 @@ Load = Iterable[tuple[float, float]]
 """When each task comes and how long it runs, in seconds, in order."""
 
 
-def pool_of(most: int, min_spare: int = 1, idle_timeout: float | None = 10.0) -> Limits:
+def pool_of(most: int, min_spare: int = 1, idle_timeout: Any = 10.0) -> Limits:
     return Limits(most, min_spare, most, min_spare, idle_timeout)
 
 
@@ -62,6 +62,8 @@ class Worker:
     state: str = "starting"
     since: float = 0.0
     done: int = 0
+    ready: float = 0.0
+    worked: float = 0.0
     woken: bool = False
     told: bool = False
     holds_task: bool = False
@@ -110,6 +112,7 @@ class Simulation:
         self.demand: list[tuple[float, int]] = [(0.0, 0)]
         self.waits: list[float] = []
         self.longest_lack = 0.0
+        self.start_cost: float | None = None
         self._load = iter(load)
         self._chance = random.Random(seed)
         self._start_up = start_up
@@ -170,9 +173,9 @@ class Simulation:
 
     def starts_needed(self) -> int:
         """Starts that no pool could do without which lets a worker go as soon as it
-        was of no use for idle_timeout: the rises of the load's own moving maximum."""
+        was of no use for as long as any may be idle: the rises of the load's own moving maximum."""
         window, most, spare = (
-            self.limits.idle_timeout,
+            self.limits.dwell(self.start_cost),
             self.limits.max_workers,
             self.limits.min_spare,
         )
@@ -238,10 +241,11 @@ class Simulation:
     def _begin(self, worker: Worker, duration: float) -> None:
         worker.state = "busy"
         self._watch_the_spares()
-        self._at(self.now + duration, self._finish, worker)
+        self._at(self.now + duration, self._finish, worker, duration)
 
-    def _finish(self, worker: Worker) -> None:
+    def _finish(self, worker: Worker, duration: float) -> None:
         worker.done += 1
+        worker.worked += duration
         worker.holds_task = False
         worker.state = "taking"
         self._watch_the_spares()
@@ -309,6 +313,7 @@ class Simulation:
             backlog=max(0, self._outstanding - states["busy"]) if may_be_readable else 0,
             outstanding=self._outstanding,
             settled=any(map(self._has_settled, self._workers.values())),
+            start_cost=self.start_cost,
             **self._idle_times(),
             **self._seen,
         )
@@ -328,12 +333,18 @@ class Simulation:
         return ended
 
     def _idle_times(self) -> dict[str, Any]:
-        timeout = self.limits.idle_timeout
-        if timeout is None:
-            return {}
-        ends = [w.since + timeout for w in self._workers.values() if w.state == "idle"]
+        ends = [self._times_out(w) for w in self._workers.values() if w.state == "idle"]
         fresh = [end for end in ends if end > self.now]
-        return {"idle_long": len(ends) - len(fresh), "idle_next": min(fresh, default=None)}
+        idle_next = min(fresh, default=math.inf)
+        return {
+            "idle_long": len(ends) - len(fresh),
+            "idle_next": None if idle_next == math.inf else idle_next,
+        }
+
+    def _times_out(self, worker: Worker) -> float:
+        life = Life(worker.worked, worker.since - worker.ready - worker.worked)
+        dwell = self.limits.dwell(self.start_cost, life)
+        return math.inf if dwell is None else worker.since + dwell
 
     def _has_settled(self, worker: Worker) -> bool:
         if worker.born <= self._last_crash or worker.state == "starting":
@@ -349,7 +360,7 @@ class Simulation:
 
     def _retire(self, number: int) -> None:
         idle = [w for w in self._workers.values() if w.state == "idle" and not w.told]
-        idle.sort(key=lambda worker: worker.since)
+        idle.sort(key=lambda worker: (self._times_out(worker), worker.since))
         for worker in idle[:number]:
             worker.told = True
             self._at(self.now + WORKER_WAKES, self._ask, worker)
@@ -380,6 +391,9 @@ class Simulation:
             self._lacks_since = self.now if lacks else None
 
     def _is_ready(self, worker: Worker) -> None:
+        self.start_cost = learn(self.start_cost, self.now - worker.born)
+        worker.ready = self.now
+        self._ring()
         worker.state = "taking"
         self._ask(worker)
 
@@ -413,6 +427,18 @@ def burst(size: int, duration: float, start: float = 0.0, spacing: float = 15e-6
     """As one loop submits them."""
     for number in range(size):
         yield start + number * spacing, duration
+
+
+def periodic(seconds: float, seed: int, *, period: float = 15.0) -> Iterator[tuple[float, float]]:
+    """Tasks of 50 ms: two a second, and at the end of every period a hundred a second, for
+    two seconds."""
+    chance, now = random.Random(seed), 0.0
+    while now < seconds:
+        for rate, length in ((2.0, period - 2.0), (100.0, 2.0)):
+            end = min(seconds, now + length)
+            while (now := now + chance.expovariate(rate)) < end:
+                yield now, 0.05
+            now = end
 
 
 def exponential(mean: float) -> Callable[[random.Random], float]:

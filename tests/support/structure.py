@@ -25,13 +25,18 @@ LONG = 600
 
 OF_OTHERS = {
     "_finalize._registered_with_atexit": "weakref.finalize",
+    "func.items": "joblib's BatchedCalls",
+    "pickler.dispatch_table": "pickle.Pickler",
+    "plugin.idempotent": "distributed.WorkerPlugin",
+    "process.daemon": "the process of multiprocessing.current_process()",
+    "wrapped.args": "multiprocessing.pool.MaybeEncodingError",
     "connection._handle": "multiprocessing.connection.Connection",
     "process._inheriting": "the process of multiprocessing.current_process()",
     "sockets._accept": "socket.socket",
     "tracker._fd": "multiprocessing.resource_tracker.ResourceTracker",
     "tracker._pid": "multiprocessing.resource_tracker.ResourceTracker",
 }
-"""Private attributes of Python and of other packages that are written, as the code writes them,
+"""Attributes of Python and of other packages that are written, as the code writes them,
 and whose they are."""
 
 Arrows = Mapping[str, set[str]]
@@ -51,7 +56,7 @@ class Long:
 
 @dataclasses.dataclass(frozen=True)
 class Write:
-    """A private attribute that is given a value, or deleted, by other code than its class's."""
+    """An attribute that is given a value, or deleted, by other code than its class's."""
 
     place: str
     target: str
@@ -178,24 +183,30 @@ def _reached(start: str, arrows: Arrows) -> set[str]:
     return found
 
 
-# --- private attributes ---------------------------------------------------------------------
+# --- attributes ------------------------------------------------------------------------------
 
 
 def writes_from_outside(files: Mapping[str, str]) -> list[Write]:
-    """Where a private attribute of something is written that is neither ``self`` nor ``cls``,
-    but for code of the class that has this attribute."""
+    """Where an attribute of something is written that is neither ``self`` nor ``cls``.
+
+    A private attribute may be written by code of the class that has it. A public one may also be
+    written in the file of that class. Of public ones only those count that a class of these files
+    has: others are Python's, or another package's, and made for that."""
     trees = {file: ast.parse(text) for file, text in files.items()}
     owners: dict[str, set[ast.ClassDef]] = {}
-    for tree in trees.values():
+    homes: dict[str, set[str]] = {}
+    for file, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 for name in _attributes(node):
                     owners.setdefault(name, set()).add(node)
+                    homes.setdefault(name, {file}).add(file)
     return [
         Write(f"{file}:{line}", target)
         for file, tree in trees.items()
         for line, target, name, around in _writes(tree, ())
         if not owners.get(name, set()).intersection(around)
+        and (_is_private(name) or file not in homes.get(name, {file}))
     ]
 
 
@@ -203,8 +214,12 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+def _is_special(name: str) -> bool:
+    return name.startswith("__")
+
+
 def _attributes(kind: ast.ClassDef) -> Iterator[str]:
-    """The private attributes that a class has by its own code."""
+    """The attributes that a class has by its own code."""
     for node in kind.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name
@@ -230,14 +245,14 @@ def _is_written(node: ast.Attribute) -> bool:
 def _writes(
     node: ast.AST, around: tuple[ast.ClassDef, ...]
 ) -> Iterator[tuple[int, str, str, tuple[ast.ClassDef, ...]]]:
-    """Line, target, attribute and the classes around of each write to a private attribute."""
+    """Line, target, attribute and the classes around of each write to an attribute."""
     match node:
         case ast.Attribute(value, name) if (
-            _is_private(name) and _is_written(node) and not _is_of_self(value)
+            not _is_special(name) and _is_written(node) and not _is_of_self(value)
         ):
             yield node.lineno, ast.unparse(node), name, around
         case ast.Call(ast.Name("setattr" | "delattr"), [value, ast.Constant(str(name)), *_]) if (
-            _is_private(name) and not _is_of_self(value)
+            not _is_special(name) and not _is_of_self(value)
         ):
             yield node.lineno, f"{ast.unparse(value)}.{name}", name, around
     if isinstance(node, ast.ClassDef):
@@ -283,7 +298,7 @@ def report() -> Iterator[str]:
         yield from (f"       {' <-> '.join(circle)}" for circle in found)
     yield ""
     ours = [write for write in writes if not write.is_of_others]
-    yield f"{len(ours)} writes to private attributes from outside their classes"
+    yield f"{len(ours)} writes to attributes from outside their classes"
     yield from (f"       {write}" for write in ours)
     others = [write for write in writes if write.is_of_others]
     yield f"{len(others)} more to those of Python and of other packages"

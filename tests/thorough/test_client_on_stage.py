@@ -30,10 +30,10 @@ from pool_model import (
 from prefork_executor import WorkerDied
 from prefork_executor._board import fences
 from prefork_executor._board import scoreboard as sb
-from prefork_executor._client import batches, recovery
+from prefork_executor._client import barriers, batches
 from prefork_executor._client import client as client_module
 from prefork_executor._client.ledger import Ledger
-from prefork_executor._client.supervision import Supervision
+from prefork_executor._client.watchdog import Watchdog
 from prefork_executor._messages import wire
 from prefork_executor._messages.channels import Packet
 from prefork_executor._messages.payload_files import PayloadFiles
@@ -41,6 +41,7 @@ from prefork_executor._messages.wire import Kind
 from prefork_executor._pickling import calls
 from prefork_executor._pool.regulator import Limits
 from prefork_executor._server.settings import DEFAULT_OPTIONS
+from prefork_executor._support.timers import Timer
 
 
 class Stage:
@@ -61,7 +62,14 @@ class Stage:
 
     def _client(self, workers: int) -> Any:
         limits = Limits(workers, 1, workers, 1, None)
-        settings: Any = types.SimpleNamespace(limits=limits, initializer=None, is_forked=True)
+        settings: Any = types.SimpleNamespace(
+            limits=limits,
+            initializer=None,
+            is_forked=True,
+            max_memory=None,
+            max_backlog=None,
+            resources={},
+        )
         client: Any = client_module.Client(None, settings, None)  # type: ignore[arg-type]
         client._main.look()
         client._thread = threading.current_thread()
@@ -78,6 +86,7 @@ class Stage:
             files=PayloadFiles(),
         )
         client._take(channels, None)
+        client._submits.open(channels, client._dispatcher, client._requests)
         supervisor: Any = types.SimpleNamespace(
             control=types.SimpleNamespace(fileno=lambda: -1),
             tell=lambda *_: None,
@@ -85,7 +94,7 @@ class Stage:
             has_unsent=False,
         )
         client._supervisors.current = supervisor
-        client._supervisors.supervision = Supervision(supervisor, board)
+        client._supervisors.watchdog = Watchdog(supervisor, board, Timer())
         client._direct.reading.acquire()  # As the I/O thread does.
         return client
 
@@ -340,10 +349,8 @@ def real_audits_that(fault: Callable[[pytest.MonkeyPatch], None]) -> None:
 
 
 def settle_late(patch: pytest.MonkeyPatch) -> None:
-    marker = recovery.Recoveries.on_marker
-    patch.setattr(
-        recovery.Recoveries, "on_marker", lambda self, number, _: marker(self, number, ())
-    )
+    passed = barriers.Barriers.passed
+    patch.setattr(barriers.Barriers, "passed", lambda self, number, _: passed(self, number, ()))
 
 
 def keep_the_number(patch: pytest.MonkeyPatch) -> None:

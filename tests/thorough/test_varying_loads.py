@@ -46,6 +46,18 @@ VARYING: dict[str, tuple[Limits, Callable[[], Load]]] = {
         lambda: at_random(lambda _: 2, exponential(1.0), hours=0.5),
     ),
     "short tasks": (pool_of(16), lambda: at_random(lambda _: 200, exponential(0.005), 0.05)),
+    "auto, steady": (
+        pool_of(16, 1, "auto"),
+        lambda: at_random(lambda _: 8, exponential(0.4), hours=1),
+    ),
+    "auto, bursts of 20x": (
+        pool_of(32, 1, "auto"),
+        lambda: at_random(bursts(0.5, 20, 300, 0.1), exponential(1.0), hours=2),
+    ),
+    "auto, heavy tail": (
+        pool_of(32, 1, "auto"),
+        lambda: at_random(lambda _: 4, heavy_tailed(0.05, 600), hours=1),
+    ),
 }
 
 
@@ -76,7 +88,7 @@ def test_tasks_wait_for_a_worker_to_start_at_most_while_there_is_room(
 
 
 def test_the_pool_looks_a_few_times_a_change_and_in_a_timeout(varied: Simulation) -> None:
-    quiet = 9 * HOUR / (varied.limits.idle_timeout or math.inf)
+    quiet = 9 * HOUR / (varied.limits.dwell(varied.start_cost) or math.inf)
     assert len(varied.looks) <= quiet + 5 * len(varied.changes) + 0.005 * len(varied.waits)
 
 

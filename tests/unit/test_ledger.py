@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prefork_executor._board import scoreboard as sb
 from prefork_executor._board.scoreboard import Slot
 from prefork_executor._client.futures import TaskFuture
-from prefork_executor._client.ledger import AHEAD, FULL_WEIGHT, FULL_WEIGHT_NS, Ledger, Task, Timing
+from prefork_executor._client.ledger import AHEAD, Ledger, Task
 from prefork_executor._client.recovery import Recovery
 from prefork_executor._client.task_states import (
     DONE,
@@ -31,6 +31,7 @@ from prefork_executor._client.task_states import (
     Event,
     State,
 )
+from prefork_executor._client.timings import FULL_WEIGHT, FULL_WEIGHT_NS, Timing
 from prefork_executor._pickling.main_snapshot import MainSnapshot
 from prefork_executor._server.settings import DEFAULT_OPTIONS
 from prefork_executor.errors import IllegalTransition
@@ -52,7 +53,7 @@ def send(ledger: Ledger, task: Task) -> int:
     ledger.enqueue(task)
     assert ledger.waiting[0] is task
     number = ledger.number(task)
-    ledger.send_next()
+    ledger.send_next(task)
     return number
 
 
@@ -309,7 +310,7 @@ class Books(RuleBasedStateMachine):
             assert self.ledger.dequeue() is task
             self.waiting.pop(0)
         elif works:
-            self.ledger.send_next()
+            self.ledger.send_next(task)
             self.in_flight[number] = self.waiting.pop(0)
 
     @precondition(lambda self: self.waiting)
@@ -513,7 +514,7 @@ def test_a_send_that_a_handler_has_interrupted_is_completed(is_told: bool) -> No
     ledger.enqueue(other)
     number = ledger.number(task)
     with pytest.raises(Raised):
-        ledger.send_next()
+        ledger.send_next(task)
     if is_told:
         ledger.complete_send(task)
     ledger.recount()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,18 +19,26 @@ from hypothesis import strategies as st
 from regulator_simulator import pool_of
 
 from prefork_executor._pool.regulator import (
+    FIRST_DWELL,
+    FORESIGHT,
     FREE_CRASHES,
     MAX_BACKOFF,
     MAX_DOUBT,
+    MAX_DWELL,
     MAX_RAMP,
     MIN_BACKOFF,
+    MIN_DWELL,
     MIN_LOOK_INTERVAL,
     RAMP_INTERVAL,
     RAMP_REST,
+    STARTS_WORTH,
+    WORKS_WORTH,
     Counts,
     Decision,
+    Life,
     Limits,
     Memory,
+    learn,
     regulate,
 )
 
@@ -63,6 +72,11 @@ class Case(NamedTuple):
         return self.counts.backlog + self.lack
 
     @property
+    def foreseen(self) -> int:
+        """Workers that may lack when those started now are ready."""
+        return FORESIGHT * self.counts.backlog + self.lack
+
+    @property
     def held(self) -> bool:
         return self.counts.now < self.after.held_until
 
@@ -78,6 +92,8 @@ sized = st.integers(1, MOST)
 few = st.integers(0, 20)
 failed = st.sampled_from([0, 0, 0, 0, 1, 2, 40])
 seconds = st.sampled_from([0.0, 0.004, RAMP_INTERVAL, 0.3, 2.0, 60.0])
+timeouts = st.one_of(st.none(), st.just("auto"), seconds)
+start_costs = st.none() | st.sampled_from([0.0, 0.001, 0.3, 1.0, 60.0, 1e4])
 readings = st.fixed_dictionaries(
     {
         "starting": st.integers(0, 5),
@@ -90,6 +106,7 @@ readings = st.fixed_dictionaries(
         "forks": st.sampled_from([0, 0, 1, 5]),
         "failed_forks": failed,
         "settled": st.booleans(),
+        "start_cost": start_costs,
     }
 )
 tiredness = st.tuples(few, st.none() | seconds)
@@ -102,7 +119,7 @@ limits_of_pools = st.builds(
         start_workers=min(start, most),
         idle_timeout=timeout,
     ),
-    *(sized, st.integers(0, 8), few, sized, st.none() | seconds),
+    *(sized, st.integers(0, 8), few, sized, timeouts),
 )
 
 
@@ -190,7 +207,9 @@ def test_spares_lacking_under_the_minimum_are_started_at_once(case: Case) -> Non
 @whatever_the_counts
 def test_growth_is_capped_at_the_lack(case: Case) -> None:
     first = case.limits.start_workers - case.counts.live if not case.memory.begun else 0
-    assert case.decision.start <= max(0, case.wanted, first)
+    assert case.decision.start <= max(0, case.foreseen, first)
+    if not case.counts.start_cost or case.counts.backlog <= case.memory.backlog:
+        assert case.decision.start <= max(0, case.wanted, first), "nothing is to be foreseen"
 
 
 @whatever_the_counts
@@ -270,6 +289,140 @@ def test_an_idle_timeout_of_zero_does_not_make_a_busy_pool_look_all_the_time() -
     assert decision.check_in == MIN_LOOK_INTERVAL
 
 
+# --- what a start is worth ----------------------------------------------------------------
+
+AUTO = pool_of(8, idle_timeout="auto")
+costs = st.floats(0.0, 1e5)
+lives = st.builds(Life, st.floats(0.0, 1e7), st.floats(0.0, 1e7))
+
+
+@given(costs, lives)
+def test_a_worker_may_be_idle_for_what_its_start_is_worth_within_the_bounds(
+    start_cost: float, life: Life
+) -> None:
+    dwell = AUTO.dwell(start_cost, life)
+    assert dwell is not None
+    assert MIN_DWELL <= dwell <= MAX_DWELL
+    assert dwell <= max(MIN_DWELL, STARTS_WORTH * start_cost)
+    assert dwell >= min(MAX_DWELL, start_cost), "no shorter than its start took"
+
+
+@given(costs, costs, lives)
+def test_the_more_a_start_costs_the_longer_a_worker_may_be_idle(
+    one: float, other: float, life: Life
+) -> None:
+    cheap, dear = sorted((one, other))
+    assert (AUTO.dwell(cheap, life) or 0) <= (AUTO.dwell(dear, life) or 0)
+
+
+@given(costs, lives, st.floats(0.0, 1e5))
+def test_work_earns_idleness_and_idleness_spends_it(
+    start_cost: float, life: Life, more: float
+) -> None:
+    dwell = AUTO.dwell(start_cost, life) or 0
+    worked = AUTO.dwell(start_cost, life._replace(worked=life.worked + more)) or 0
+    idled = AUTO.dwell(start_cost, life._replace(idled=life.idled + more)) or 0
+    assert idled <= dwell <= worked
+
+
+def test_a_worker_that_works_enough_stays_as_long_as_its_start_is_worth() -> None:
+    busy, hardly = Life(worked=1.0, idled=WORKS_WORTH - 15.0), Life(worked=1.0, idled=19.0)
+    assert AUTO.dwell(1.0, busy) == STARTS_WORTH
+    assert AUTO.dwell(1.0, hardly) == 1.0
+
+
+def test_as_long_as_no_start_was_seen_a_worker_stays_for_some_seconds() -> None:
+    assert AUTO.dwell(None) == FIRST_DWELL
+
+
+@given(start_costs, lives, st.none() | st.floats(0.0, 1e6))
+def test_a_timeout_that_the_user_gives_holds_whatever_a_start_costs(
+    start_cost: float | None, life: Life, timeout: float | None
+) -> None:
+    assert pool_of(8, idle_timeout=timeout).dwell(start_cost, life) == timeout
+
+
+@given(st.lists(st.floats(0.0, 1e4), min_size=1))
+def test_what_is_known_of_starts_lies_between_the_cheapest_and_the_dearest(
+    took: list[float],
+) -> None:
+    known = None
+    for one in took:
+        known = learn(known, one)
+    assert known is not None
+    assert min(took) * (1 - 1e-9) <= known <= max(took) * (1 + 1e-9)
+
+
+def test_what_is_known_of_starts_follows_them_within_a_dozen() -> None:
+    known = learn(None, 30.0)
+    for _ in range(12):
+        known = learn(known, 1.0)
+    assert known == pytest.approx(1.0, abs=1.0)
+
+
+def test_a_backlog_that_grows_is_expected_to_grow_on_while_workers_start() -> None:
+    dear: list[int] = []
+    cheap: list[int] = []
+    for start_cost, started in ((1.0, dear), (0.001, cheap)):
+        limits, memory = pool_of(64), BEGUN
+        for number in range(12):
+            seen = {
+                "busy": 2,
+                "backlog": number,
+                "starting": sum(started),
+                "start_cost": start_cost,
+            }
+            decision, memory = ask(limits, memory, now=number * TICK, **seen)
+            started.append(decision.start)
+    assert sum(cheap) == 12
+    assert sum(dear) == 12 + 11
+
+
+def test_a_backlog_that_shrinks_is_not_expected_to_grow() -> None:
+    _, memory = ask(pool_of(64), BEGUN, now=0.0, busy=2, backlog=9, start_cost=60.0)
+    seen = {"busy": 2, "starting": 9, "backlog": 8, "start_cost": 60.0}
+    decision, _ = ask(pool_of(64), memory, now=0.1, **seen)
+    assert decision.start == 0
+
+
+# --- reasons ------------------------------------------------------------------------------
+
+
+@whatever_the_counts
+def test_a_reason_has_its_numbers_and_nouns_agree(case: Case) -> None:
+    reason = case.decision.reason
+    assert not re.search(r"\b1 (tasks|workers|spares|times)\b", reason)
+    assert not re.search(r"\b(0|[2-9]|\d{2,}) (task|worker|spare|time)\b", reason)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seen", "reason"),
+    [
+        (AUTO, {"busy": 1, "backlog": 1}, "1 task waiting, 0 idle"),
+        (AUTO, {"busy": 1, "backlog": 2}, "2 tasks waiting, 0 idle"),
+        (AUTO, {"busy": 1}, "0 idle, 1 lacking"),
+        (Limits(8, 0, 0, 0, None), {"idle": 1}, "1 spare, more than the 0 allowed"),
+        (
+            AUTO,
+            {"idle": 3, "idle_long": 2, "start_cost": 0.0123},
+            "2 idle for longer than a start of 12.3 ms is worth",
+        ),
+        (
+            AUTO,
+            {"idle": 3, "idle_long": 2, "start_cost": 30.0},
+            "2 idle for longer than a start of 30 s is worth",
+        ),
+        (AUTO, {"idle": 3, "idle_long": 2}, "2 idle for over 10 s"),
+        (AUTO, {"failed_forks": 1}, "fork failed 1 time in a row; starting none for now"),
+    ],
+)
+def test_a_decision_says_why_in_plain_words(
+    limits: Limits, seen: dict[str, Any], reason: str
+) -> None:
+    decision, _ = ask(limits, BEGUN, now=0.0, **seen)
+    assert decision.reason == reason
+
+
 # --- when to look again -------------------------------------------------------------------
 
 
@@ -291,7 +444,7 @@ def test_what_lacks_while_there_is_room_is_looked_at_again_within_the_ramps_inte
 
 @whatever_the_counts
 def test_workers_that_may_grow_tired_are_looked_at_again(case: Case) -> None:
-    counts, timeout = case.counts, case.limits.idle_timeout
+    counts, timeout = case.counts, case.limits.dwell(case.counts.start_cost)
     workers = counts.spares + counts.busy + case.decision.start
     if timeout is not None and workers > case.limits.min_spare and not case.held:
         assert case.decision.check_in is not None
@@ -329,8 +482,11 @@ def test_a_number_of_tasks_that_suffices_would_start_nobody(case: Case) -> None:
         failed_forks=0,
     )
     assert case.counts.outstanding <= enough
+    # As if no more waited than before. What a growing backlog will need is a matter of foresight:
+    # as long as the workers are enough, the client need not wake the pool for that.
+    steady = case.after._replace(backlog=exact.backlog)
     if case.counts.outstanding < enough and not case.after.on_probation:
-        assert regulate(exact, case.limits, case.after)[0].start == 0
+        assert regulate(exact, case.limits, steady)[0].start == 0
 
 
 @whatever_the_counts

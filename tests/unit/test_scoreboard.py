@@ -59,7 +59,7 @@ def test_the_header_has_cache_lines_of_its_own() -> None:
 def test_a_board_has_room_for_its_slots_and_no_more(slots: int) -> None:
     words = Scoreboard.base(slots) * sb.WORD_BYTES
     waits = slots * sb.WAITS * 2 * sb.WORD_BYTES
-    rings = sb.DECISIONS_KEPT * sb.DECISION_BYTES + sb.MAX_NAMES * sb.NAME_BYTES
+    rings = 2 * sb.DECISIONS_KEPT * sb.DECISION_BYTES + sb.MAX_NAMES * sb.NAME_BYTES
     assert Scoreboard.size_for(slots) == words + slots * sb.AREA + waits + rings
 
 

@@ -34,7 +34,7 @@ def arrows() -> dict[str, set[str]]:
 
 @functools.cache
 def outside_writes() -> list[structure.Write]:
-    """The package's writes to private attributes from outside."""
+    """The package's writes to attributes from outside."""
     return structure.writes_from_outside(structure.sources())
 
 
@@ -51,7 +51,14 @@ def test_no_files_of_a_room_import_each_other() -> None:
     assert structure.circles(structure.within_rooms(arrows())) == []
 
 
-def test_no_private_attribute_is_written_from_outside_its_class() -> None:
+def test_no_file_is_too_long_to_be_read_in_one_go() -> None:
+    long = [
+        str(file) for file in structure.lengths(structure.sources()) if file.lines > structure.LONG
+    ]
+    assert long == []
+
+
+def test_nobody_writes_the_attributes_of_others_objects() -> None:
     assert [str(write) for write in outside_writes() if not write.is_of_others] == []
 
 
@@ -91,6 +98,21 @@ def test_a_write_from_outside_is_found(statement: str) -> None:
                 {statement}
     """
     assert writes_in(code) == ["door._is_open"]
+
+
+def test_a_write_to_a_public_attribute_is_found_if_its_class_is_of_another_file() -> None:
+    door = """
+        class Door:
+            def __init__(self):
+                self.width = 1
+
+        def widen(door):
+            door.width = 2
+    """
+    visitor = "def enter(door):\n    door.width = 3\n    door.name_of_another_packages = 4"
+    files = {"door.py": textwrap.dedent(door), "visitor.py": visitor}
+    found = structure.writes_from_outside(files)
+    assert [(write.place, write.target) for write in found] == [("visitor.py:2", "door.width")]
 
 
 def test_a_class_may_write_its_own_private_attributes_of_any_object() -> None:

@@ -1,5 +1,7 @@
 import os
+import socket
 import sys
+import time
 from multiprocessing.reduction import DupFd, register
 
 from prefork_executor import PreforkExecutor
@@ -15,6 +17,13 @@ def opened(dup):
 
 
 register(File, lambda file: (opened, (DupFd(file.descriptor),)))
+
+
+def send_slowly(self, data, *flags):
+    """As a receiver does that is slow to say that it has got a descriptor."""
+    if data == b"A":
+        time.sleep(0.1)
+    return socket.socket.real_send(self, data, *flags)
 
 
 def give(text):
@@ -33,6 +42,7 @@ def read(file):
 
 
 if __name__ == "__main__":
+    socket.socket.real_send, socket.socket.send = socket.socket.send, send_slowly
     with PreforkExecutor(1, sys.argv[1], max_tasks_per_child=1) as executor:
         for i in range(3):
             print(read(executor.submit(give, b"result %d" % i).result()).decode())

@@ -1,4 +1,5 @@
 import json
+import multiprocessing  # First: when it is imported, it sets sys.modules["__mp_main__"].
 import os
 import sys
 import time
@@ -8,6 +9,7 @@ import warnings
 from prefork_executor._fork_safety.holdings import Holdings, in_the_way, watching
 
 warnings.simplefilter("ignore")
+assert multiprocessing
 source, child = json.loads(sys.argv[1])
 main = sys.modules["__mp_main__"] = types.ModuleType("__mp_main__")
 before = Holdings.now()

@@ -1,0 +1,294 @@
+"""How much memory processes take, and how much is left for them.
+
+What a process takes is its *proportional set size*: a page that several processes share
+counts for each of them in part, so the sizes of all workers add up to what they take
+together. The kernel counts it page by page (``smaps_rollup``: 20 ms for a gigabyte), and keeps
+the process from mapping memory meanwhile. So each process is counted once, and then again one
+at a time, as far as that takes no more than PSS_SHARE of the time. In between, what has come or
+gone since is taken from ``statm``, which costs microseconds: resident pages less those of files.
+Where there is no /proc, psutil tells what a process has for itself.
+
+What is left is the least of what the machine and each control group have left, from that of
+this process up to the root: below ``memory.max`` and ``memory.high`` (version 2), or
+``memory.limit_in_bytes`` (version 1). Pages of files that nobody has used lately count as free.
+
+All that is read here is read through a function that gives a file's bytes, and that gives
+none for a file that cannot be read. So tests give it recorded ones. Only pools with a bound
+for their memory import this.
+"""
+
+from __future__ import annotations
+
+import os
+import posix
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from .control_groups import groups_of, read_file
+from .machine import MAXRSS_UNIT
+from .platform import FALLBACK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Read = Callable[[str], bytes]
+
+PSS_SHARE = 0.01
+"""The part of a processor's time that may go into counting pages, beyond once for each
+process."""
+UNSURE = 1 << 20
+"""Bytes by which a process may have grown while it was counted, without another count."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_NO_LIMIT = 1 << 62
+"""From here on a limit of version 1 is none: it writes the largest number of pages there is."""
+_MEMINFO, _PRESSURE = "/proc/meminfo", "/proc/pressure/memory"
+
+
+def why_not_measurable() -> str:
+    """Why memory cannot be measured here, and what to do; empty if it can."""
+    if not FALLBACK or _psutil() is not None:
+        return ""
+    return "this system has no /proc; install psutil (the extra prefork-executor[memory])"
+
+
+def _psutil() -> Any:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil
+
+
+# --- what a process takes --------------------------------------------------------------------
+
+
+def pss_in(rollup: bytes) -> int | None:
+    """Bytes of a process's proportional set size, of the text of its smaps_rollup."""
+    return _kilobytes(rollup, b"Pss:")
+
+
+def private_in(statm: bytes) -> int | None:
+    """Bytes of resident memory that are of no file, of the text of a process's statm."""
+    try:
+        resident, shared = statm.split()[1:3]
+        return max(0, int(resident) - int(shared)) * _PAGE
+    except ValueError:
+        return None
+
+
+def _kilobytes(text: bytes, name: bytes) -> int | None:
+    for line in text.splitlines():
+        if line.startswith(name):
+            try:
+                return int(line.split()[1]) * 1024
+            except (ValueError, IndexError):
+                return None
+    return None
+
+
+class _Counted(NamedTuple):
+    """When a process's pages were counted, and by how much they were more than what statm
+    said then."""
+
+    at: float = -1.0
+    beyond: int = 0
+
+
+class Scales:
+    """Weighs the workers of one pool."""
+
+    def __init__(
+        self,
+        read: Read = read_file,
+        clock: Callable[[], float] = time.monotonic,
+        cost: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._read = read
+        self._clock = clock
+        self._cost = cost
+        self._counted: dict[int, _Counted] = {}
+        self._count_again_at = 0.0
+
+    def weigh(self, pids: Iterable[int], *, exactly: bool = False) -> dict[int, int]:
+        """Bytes that each of these processes takes. One that has ended is left out.
+        ``exactly``: count the pages of all of them now."""
+        if FALLBACK:
+            return {pid: size for pid in pids if (size := _unique_size(pid)) is not None}
+        private = {pid: size for pid in pids if (size := self._private(pid)) is not None}
+        counted = {pid: self._counted.get(pid, _Counted()) for pid in private}
+        for pid in sorted(private, key=lambda pid: counted[pid].at):
+            is_new = counted[pid].at < 0
+            if not (is_new or exactly) and self._clock() < self._count_again_at:
+                break
+            private[pid], counted[pid] = self._count(pid, private[pid], counted[pid].beyond)
+        self._counted = counted
+        return {pid: max(0, size + counted[pid].beyond) for pid, size in private.items()}
+
+    def _private(self, pid: int) -> int | None:
+        return private_in(self._read(f"/proc/{pid}/statm"))
+
+    def _count(self, pid: int, before: int, beyond: int) -> tuple[int, _Counted]:
+        begin = self._cost()
+        pss = pss_in(self._read(f"/proc/{pid}/smaps_rollup"))
+        now = self._clock()
+        self._count_again_at = now + (self._cost() - begin) / PSS_SHARE
+        after = self._private(pid)
+        if pss is None or after is None:
+            return before, _Counted(now, beyond)
+        # While it grows, what is counted is of some moment between the two. Then it is counted
+        # again at once.
+        least, most = pss - max(before, after), pss - min(before, after)
+        at = now if most - least < UNSURE else _Counted().at
+        return after, _Counted(at, min(max(beyond, least), most))
+
+
+def _unique_size(pid: int) -> int | None:
+    psutil = _psutil()
+    try:
+        process = psutil.Process(pid)
+        try:
+            return int(process.memory_full_info().uss)
+        except psutil.AccessDenied:
+            return int(process.memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+# --- what is left -----------------------------------------------------------------------------
+
+
+class Room(NamedTuple):
+    """The memory there is for this process and others, in bytes. ``stalled`` is the percent of
+    the last ten seconds in which all processes that had work waited for memory."""
+
+    has: int
+    left: int
+    stalled: float = 0.0
+
+
+class System:
+    """The machine's memory, and that of the control groups that this process is in."""
+
+    def __init__(self, read: Read = read_file) -> None:
+        self._read = read
+        self._groups = list(groups_in(read("/proc/self/cgroup"), read("/proc/self/mountinfo")))
+        own = f"{self._groups[0].folder}/memory.pressure" if self._groups else ""
+        self._pressure = own if own and read(own) else _PRESSURE
+
+    def look(self) -> Room:
+        """What there is now. ``left`` is never below zero."""
+        if FALLBACK:
+            memory = _psutil().virtual_memory()
+            return Room(int(memory.total), int(memory.available))
+        meminfo = self._read(_MEMINFO)
+        has = _kilobytes(meminfo, b"MemTotal:") or 0
+        left = _kilobytes(meminfo, b"MemAvailable:") or 0
+        for group in self._groups:
+            limit = group.limit(self._read)
+            if limit is not None:
+                has = min(has, limit)
+                left = min(left, limit - group.used(self._read))
+        return Room(has, max(0, left), stalled_in(self._read(self._pressure)))
+
+
+class Group(NamedTuple):
+    """A control group: the folder of its files, and whether they are version 1's."""
+
+    folder: str
+    is_old: bool = False
+
+    def limit(self, read: Read) -> int | None:
+        """Bytes that it may take; None: any."""
+        names = ("memory.limit_in_bytes",) if self.is_old else ("memory.max", "memory.high")
+        found = [_number(read(f"{self.folder}/{name}")) for name in names]
+        return min((limit for limit in found if limit is not None), default=None)
+
+    def used(self, read: Read) -> int:
+        """Bytes that it takes, without pages of files that nobody has used lately."""
+        usage = "memory.usage_in_bytes" if self.is_old else "memory.current"
+        name = b"total_inactive_file " if self.is_old else b"inactive_file "
+        inactive = 0
+        for line in read(f"{self.folder}/memory.stat").splitlines():
+            if line.startswith(name):
+                inactive = _number(line.split()[1]) or 0
+        return max(0, (_number(read(f"{self.folder}/{usage}")) or 0) - inactive)
+
+
+def _number(text: bytes) -> int | None:
+    text = text.strip()
+    value = int(text) if text.isdigit() else None
+    return value if value is not None and value < _NO_LIMIT else None
+
+
+def groups_in(own: bytes, mounts: bytes) -> Iterator[Group]:
+    """The control groups that bound this process's memory, its own first, of the texts of
+    /proc/self/cgroup and /proc/self/mountinfo."""
+    is_old, folders = groups_of("memory", own, mounts)
+    return (Group(folder, is_old) for folder in folders)
+
+
+def stalled_in(pressure: bytes) -> float:
+    """The percent of the last ten seconds in which nobody could go on, of the text of a
+    memory.pressure. 0 where the kernel does not tell."""
+    for line in pressure.splitlines():
+        if line.startswith(b"full avg10="):
+            try:
+                return float(line.split()[1].removeprefix(b"avg10="))
+            except ValueError:
+                return 0.0
+    return 0.0
+
+
+# --- the most that a task takes ---------------------------------------------------------------
+
+
+class Gauge:
+    """In a worker: how much memory a task adds to it at most, and how much more it had at the
+    task's beginning than at its first one's, which earlier tasks have left behind.
+
+    The kernel keeps the most that a process has had (``ru_maxrss``), and forgets it when
+    asked to (``clear_refs``). Together that takes 9 microseconds a task, most of it to open
+    the file: a descriptor that was kept open might be another file's by now, if a task has
+    closed it. Where the kernel does not forget, only what is more than ever before is seen."""
+
+    def __init__(self) -> None:
+        import resource
+
+        self._usage = resource.getrusage
+        self._who = resource.RUSAGE_SELF
+        self._first: int | None = None
+        self._begin = 0
+
+    def size_of_new(self) -> int:
+        """What this process takes before its first task, as `Scales` weighs it."""
+        return Scales().weigh([os.getpid()]).get(os.getpid(), 0)
+
+    def begin(self) -> None:
+        """A task begins."""
+        if not FALLBACK:
+            _forget_most()
+        self._begin = self._most()
+        if self._first is None:
+            self._first = self._begin
+
+    def end(self) -> tuple[int, int]:
+        """It has ended: bytes that it has added at most, and that there were before."""
+        return max(0, self._most() - self._begin), max(0, self._begin - (self._first or 0))
+
+    def _most(self) -> int:
+        return int(self._usage(self._who).ru_maxrss) * MAXRSS_UNIT
+
+
+def _forget_most() -> None:
+    try:
+        descriptor = posix.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        posix.write(descriptor, b"5")
+    except OSError:
+        pass
+    finally:
+        posix.close(descriptor)

@@ -1,0 +1,1 @@
+"""``prefork-executor top --web``: the live view of a pool in a browser."""

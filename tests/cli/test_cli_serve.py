@@ -1,0 +1,230 @@
+"""``prefork-executor serve``: new code and a new interpreter under the same listeners."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+from raw_programs import HUP, TERM, Program, Run, linux_only, run
+from waiting import BOUND, eventually
+
+from prefork_executor.cli import main
+from prefork_executor.raw import pf_listeners
+
+__all__ = ["run"]
+
+SERVER = """
+import os, signal, socket, sys, time
+from prefork_executor.raw import *
+signal.alarm(900)
+GENERATION = {generation}
+{extra}
+def serve(*listeners):
+    while taken := pf_kid_accept(*listeners):
+        with taken[0] as connection, connection.makefile("rb") as lines:
+            for line in lines:
+                connection.sendall(b"%d %d\\n" % (GENERATION, os.getppid()))
+listeners = pf_listeners()
+assert listeners == pf_listeners()
+print("port", listeners[0].getsockname()[1], flush=True)
+pf_init(max_servers=6, min_spare_servers=2, max_spare_servers=2, start_servers=2)
+def stop(*_):
+    print("stopping", flush=True)
+    pf_done({status})
+signal.signal(signal.SIGTERM, stop)
+while pf_whip_kids(serve, listeners):
+    pass
+"""
+
+
+def write_server(directory: Path, generation: int, extra: str = "", status: int = 0) -> None:
+    source = SERVER.format(generation=generation, extra=textwrap.dedent(extra), status=status)
+    (directory / "server.new").write_text(source)
+    (directory / "server.new").rename(directory / "server.py")
+
+
+def start(run: Run, *options: str) -> Program:
+    """The command, with a server that lies in its directory."""
+    arguments = ["-m", "prefork_executor", "serve", "-b", "127.0.0.1:0", *options]
+    program = run(
+        f"""
+        os.execv(sys.executable, [sys.executable, *{arguments}, "--", sys.executable, "server.py"])
+        """
+    )
+    program.expects_complaints = True
+    return program
+
+
+def ask(program: Program) -> list[int]:
+    """The generation that answers, and its main process."""
+    with program.connect() as connection:
+        return [int(word) for word in program.echo(connection).split()]
+
+
+def test_sighup_loads_new_code_in_a_new_interpreter_and_no_request_is_lost(
+    run: Run, tmp_path: Path
+) -> None:
+    write_server(tmp_path, 0)
+    program = start(run)
+    answers, is_over = [ask(program)], threading.Event()
+
+    def ask_on() -> None:
+        while not is_over.is_set():
+            answers.append(ask(program))
+
+    clients = [threading.Thread(target=ask_on) for _ in range(2)]
+    for client in clients:
+        client.start()
+    try:
+        for generation in range(1, 4):
+            write_server(tmp_path, generation)
+            program.signal(HUP)
+            eventually(lambda generation=generation: answers[-1][:1] == [generation])
+    finally:
+        is_over.set()
+        for client in clients:
+            client.join(BOUND)
+    assert [] not in answers
+    assert [number for number, _ in answers[:1]] == [0]
+    assert len({pid for _, pid in answers}) == 4
+    program.signal(TERM)
+    assert program.wait() == 0
+
+
+def test_a_connection_of_the_old_server_is_served_to_its_end(run: Run, tmp_path: Path) -> None:
+    write_server(tmp_path, 0)
+    program = start(run)
+    with program.connect() as connection:
+        assert program.echo(connection).startswith(b"0 ")
+        write_server(tmp_path, 1)
+        program.signal(HUP)
+        eventually(lambda: ask(program)[0] == 1)
+        assert program.echo(connection).startswith(b"0 ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint", "timeout"),
+    [
+        ("import no_such_module", "ModuleNotFoundError", "900"),
+        ("time.sleep(900)", "did not serve within 0.5 s", "0.5"),
+        ("serve = None\ndef pf_kid_accept(*_): sys.exit(1)", "died before they did anything", "5"),
+    ],
+    ids=["cannot be imported", "hangs", "its children die"],
+)
+def test_the_old_server_goes_on_if_the_new_one_does_not_serve(
+    run: Run, tmp_path: Path, fault: str, complaint: str, timeout: str
+) -> None:
+    write_server(tmp_path, 0)
+    program = start(run, "--ready-timeout", timeout)
+    before = ask(program)
+    write_server(tmp_path, 1, fault)
+    program.signal(HUP)
+    eventually(lambda: complaint in program.complaints)
+    eventually(lambda: len(program.children()) == 1, "the new server is gone")
+    assert ask(program) == before
+
+
+def test_a_reload_after_one_that_failed_loads_the_new_code(run: Run, tmp_path: Path) -> None:
+    write_server(tmp_path, 0)
+    program = start(run)
+    assert ask(program)[0] == 0
+    write_server(tmp_path, 1, "import no_such_module")
+    program.signal(HUP)
+    eventually(lambda: "ended before it served" in program.complaints)
+    write_server(tmp_path, 2)
+    program.signal(HUP)
+    eventually(lambda: ask(program)[0] == 2)
+
+
+def test_sigterm_ends_the_server_and_its_exit_status_is_the_commands(
+    run: Run, tmp_path: Path
+) -> None:
+    write_server(tmp_path, 0, status=5)
+    program = start(run)
+    with program.connect() as connection:
+        assert program.echo(connection).startswith(b"0 ")
+        program.signal(TERM)
+        program.hear("stopping")
+        eventually(lambda: len(program.processes()) == 3, "one child is busy")
+        assert program.echo(connection).startswith(b"0 ")
+    assert program.wait() == 5
+
+
+@linux_only
+def test_a_second_sigterm_kills_the_server(run: Run, tmp_path: Path) -> None:
+    write_server(tmp_path, 0)
+    program = start(run)
+    with program.connect() as connection:
+        assert program.echo(connection).startswith(b"0 ")
+        program.signal(TERM)
+        program.hear("stopping")  # Two signals that wait for the same process are one.
+        program.signal(TERM)
+        assert program.wait() == 128 + signal.SIGKILL
+
+
+def test_it_ends_when_the_server_ends_by_itself(run: Run, tmp_path: Path) -> None:
+    write_server(tmp_path, 0, "sys.exit(7)")
+    program = start(run)
+    assert program.wait() == 7
+
+
+@linux_only
+def test_the_server_gets_sigterm_when_the_command_is_killed(run: Run, tmp_path: Path) -> None:
+    write_server(tmp_path, 0)
+    program = start(run)
+    with program.connect() as connection:
+        assert program.echo(connection).startswith(b"0 ")
+        program.signal(signal.SIGKILL)
+        eventually(lambda: len(program.processes()) == 2, "one child is busy")
+        assert program.echo(connection).startswith(b"0 ")
+    assert program.wait() == -signal.SIGKILL
+
+
+def test_a_process_that_nobody_gave_listeners_has_none() -> None:
+    assert pf_listeners() == []
+
+
+def test_a_unix_socket_that_a_killed_server_left_is_taken_over(run: Run, tmp_path: Path) -> None:
+    path = str(tmp_path / "here")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
+    write_server(tmp_path, 0)
+    program = start(run, "-b", f"unix:{path}")
+    program.hear("port")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(BOUND)
+        client.connect(path)
+        client.sendall(b"hello\n")
+        assert client.recv(100).startswith(b"0 ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-b", "127.0.0.1:0"], 2, "say which COMMAND to run"),
+        (["-b", "8000", "--", "true"], 1, "'8000' is not HOST:PORT"),
+        (["-b", "host:http", "--", "true"], 1, "'host:http' is not HOST:PORT"),
+        (["-b", "unix:/nowhere/at/all", "--", "true"], 1, "cannot listen at unix:/nowhere/at/all"),
+    ],
+)
+def test_bad_arguments_are_named(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    assert main(["serve", *arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_command_that_cannot_be_run_is_named(run: Run) -> None:
+    program = run(
+        """
+        os.execv(sys.executable, [sys.executable, "-m", "prefork_executor", "serve",
+                                  "-b", "127.0.0.1:0", "no-such-command"])
+        """
+    )
+    program.expects_complaints = True
+    assert program.wait() == 127
+    assert "cannot run no-such-command: No such file or directory" in program.complaints

@@ -1,0 +1,51 @@
+"""Tasks that take memory, for pools with a bound for it. The module imports next to nothing,
+because a worker imports it in the middle of its first task."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from light_tasks import note
+
+MIB = 2**20
+_kept: list[bytearray] = []
+
+
+def take(mib: int, seconds: float = 0.1, journal: str = "") -> int:
+    """Takes so much for so long."""
+    if journal:
+        note(journal, f"begun {mib} {time.monotonic()}")
+    taken = bytearray(mib * MIB)
+    time.sleep(seconds)
+    if journal:
+        note(journal, f"ended {mib} {time.monotonic()}")
+    return len(taken) // MIB
+
+
+def take_when_both_are_there(mib: int, journal: str, gate: str) -> int:
+    """Takes nothing before two have begun, and keeps it until the gate is there. Each run leaves a
+    line, so later ones do not wait for others."""
+    note(journal, "begun")
+    while _lines(journal) < 2:
+        time.sleep(0.005)
+    taken = bytearray(mib * MIB)
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    return len(taken) // MIB
+
+
+def keep(mib: int, journal: str, workers: int) -> int:
+    """Leaves so much in its worker; waits until as many as that do."""
+    _kept.append(bytearray(mib * MIB))
+    note(journal, "kept")
+    while _lines(journal) < workers:
+        time.sleep(0.005)
+    return os.getpid()
+
+
+def _lines(path: str) -> int:
+    # It is closed: under fork a worker has pytest's hook for what cannot be raised, which keeps
+    # the frame of a function that leaves a file open, and with that what the frame holds.
+    with open(path) as file:
+        return len(file.readlines())
