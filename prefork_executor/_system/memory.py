@@ -2,7 +2,12 @@
 
 What a process takes is its *proportional set size*: a page that several processes share
 counts for each of them in part, so the sizes of all workers add up to what they take
-together. The kernel counts it page by page (``smaps_rollup``: 20 ms for a gigabyte), and keeps
+together. Pages that a worker has inherited and not written to are left out: they belong to the
+program or to the supervisor, and are there whether a worker runs or not. With them, a program of
+10 GB would have four forked workers of 1.7 GB each before their first task, and a bound of 6 GB
+would let only one task run at a time.
+
+The kernel counts page by page (``smaps_rollup``: 20 ms for a gigabyte), and keeps
 the process from mapping memory meanwhile. So each process is counted once, and then again one
 at a time, as far as that takes no more than PSS_SHARE of the time. In between, what has come or
 gone since is taken from ``statm``, which costs microseconds: resident pages less those of files.
@@ -64,9 +69,18 @@ def _psutil() -> Any:
 # --- what a process takes --------------------------------------------------------------------
 
 
-def pss_in(rollup: bytes) -> int | None:
-    """Bytes of a process's proportional set size, of the text of its smaps_rollup."""
-    return _kilobytes(rollup, b"Pss:")
+def taken_in(rollup: bytes) -> int | None:
+    """Bytes of a process's proportional set size without the pages that it has inherited, of the
+    text of its smaps_rollup.
+
+    The kernel does not say how many of the private pages are of no file. So the private pages of
+    files, and of shared memory that no other process has mapped, may stand for as many inherited
+    ones. Before version 5.4 it tells the whole size only."""
+    whole, anonymous = _kilobytes(rollup, b"Pss:"), _kilobytes(rollup, b"Pss_Anon:")
+    if whole is None or anonymous is None:
+        return whole
+    private = [_kilobytes(rollup, name) or 0 for name in (b"Private_Clean:", b"Private_Dirty:")]
+    return whole - max(0, anonymous - sum(private))
 
 
 def private_in(statm: bytes) -> int | None:
@@ -131,15 +145,15 @@ class Scales:
 
     def _count(self, pid: int, before: int, beyond: int) -> tuple[int, _Counted]:
         begin = self._cost()
-        pss = pss_in(self._read(f"/proc/{pid}/smaps_rollup"))
+        taken = taken_in(self._read(f"/proc/{pid}/smaps_rollup"))
         now = self._clock()
         self._count_again_at = now + (self._cost() - begin) / PSS_SHARE
         after = self._private(pid)
-        if pss is None or after is None:
+        if taken is None or after is None:
             return before, _Counted(now, beyond)
         # While it grows, what is counted is of some moment between the two. Then it is counted
         # again at once.
-        least, most = pss - max(before, after), pss - min(before, after)
+        least, most = taken - max(before, after), taken - min(before, after)
         at = now if most - least < UNSURE else _Counted().at
         return after, _Counted(at, min(max(beyond, least), most))
 

@@ -8,17 +8,18 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import control_groups
 import pytest
 from injection import Running, all_go_on, ended_at_once, linux
 from light_tasks import square
-from memory_tasks import MIB, keep, take, take_when_both_are_there
+from memory_tasks import MIB, keep, take, take_until, take_when_both_are_there
 from waiting import BOUND, eventually
 
 from prefork_executor import Pool, PreforkExecutor, TaskMemoryExceeded
+from prefork_executor.executor import ExecutorView
 from prefork_executor.stats import MemoryStats
 from prefork_executor.status import read
 
@@ -46,6 +47,24 @@ def most_at_a_time(journal: Path) -> int:
     return most
 
 
+def run_as_many_as_fit(
+    executor: PreforkExecutor | ExecutorView, stats: Callable[[], MemoryStats], directory: Path
+) -> int:
+    """Eight tasks of 60 MiB that end when two of them run and the others are held. How many ran
+    at the same moment."""
+    journal, gate = directory / "journal", directory / "gate"
+    futures = [executor.submit(take_until, 60, str(journal), str(gate)) for _ in range(8)]
+
+    def the_others_are_held() -> bool:
+        begun = journal.read_text().count("begun") if journal.exists() else 0
+        return begun >= 2 and begun + stats().held == 8
+
+    eventually(the_others_are_held, "some run, and the others are held")
+    gate.touch()
+    assert [future.result(BOUND) for future in futures] == [60] * 8
+    return most_at_a_time(journal)
+
+
 @pytest.fixture
 def executor(start_method: str) -> Iterator[PreforkExecutor]:
     made = PreforkExecutor(4, start_method, max_memory=200 * MIB, preload="memory_tasks")
@@ -55,23 +74,35 @@ def executor(start_method: str) -> Iterator[PreforkExecutor]:
 
 
 def test_as_many_run_at_a_time_as_fit(executor: PreforkExecutor, tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
     large = executor.with_options(memory=60 * MIB)
-    assert list(large.map(take, [60] * 8, [0.2] * 8, [str(journal)] * 8)) == [60] * 8
-    assert 2 <= most_at_a_time(journal) <= 3
+    assert run_as_many_as_fit(large, lambda: memory_of(executor), tmp_path) <= 3
     assert memory_of(executor).ended == 0
     assert any("waits: it may add 60 MiB" in reason for reason in reasons(executor))
 
 
 def test_what_a_function_takes_is_learned(executor: PreforkExecutor, tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
-    executor.submit(take, 60, 0).result(BOUND)
+    (tmp_path / "open").touch()
+    alone = executor.submit(take_until, 60, str(tmp_path / "first"), str(tmp_path / "open"))
+    assert alone.result(BOUND) == 60
     ((name, peak),) = memory_of(executor).peaks
-    assert name == "memory_tasks.take"
+    assert name == "memory_tasks.take_until"
     assert 58 * MIB <= peak < 70 * MIB
-    assert list(executor.map(take, [60] * 8, [0.2] * 8, [str(journal)] * 8)) == [60] * 8
-    assert 2 <= most_at_a_time(journal) <= 3
+    assert run_as_many_as_fit(executor, lambda: memory_of(executor), tmp_path) <= 3
     assert memory_of(executor).ended == 0
+
+
+def test_what_the_program_has_itself_does_not_count(tmp_path: Path) -> None:
+    """Forked workers share it. If their part of these 500 MiB counted, no two tasks would fit."""
+    of_the_program = bytearray(b"x") * (500 * MIB)
+    made = PreforkExecutor(4, "fork", max_memory=200 * MIB, preload="memory_tasks")
+    with ended_at_once(made) as executor:
+        assert executor.submit(take, 60, 0).result(BOUND) == 60
+        eventually(lambda: memory_of(executor).taken > 0, "it has been measured")
+        assert memory_of(executor).taken < 150 * MIB
+        large = executor.with_options(memory=60 * MIB)
+        assert run_as_many_as_fit(large, lambda: memory_of(executor), tmp_path) <= 3
+        assert memory_of(executor).exceeded == 0
+    del of_the_program
 
 
 def test_a_peak_is_seen_however_short_the_task_is(executor: PreforkExecutor) -> None:

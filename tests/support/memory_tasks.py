@@ -23,6 +23,16 @@ def take(mib: int, seconds: float = 0.1, journal: str = "") -> int:
     return len(taken) // MIB
 
 
+def take_until(mib: int, journal: str, gate: str) -> int:
+    """Takes so much until the gate is there."""
+    note(journal, f"begun {mib} {time.monotonic()}")
+    taken = bytearray(mib * MIB)
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    note(journal, f"ended {mib} {time.monotonic()}")
+    return len(taken) // MIB
+
+
 def take_when_both_are_there(mib: int, journal: str, gate: str) -> int:
     """Takes nothing before two have begun, and keeps it until the gate is there. Each run leaves a
     line, so later ones do not wait for others."""

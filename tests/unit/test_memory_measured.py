@@ -23,12 +23,20 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 ROLLUP = b"""\
 5621db714000-7ffcf2ed6000 ---p 00000000 00:00 0                          [rollup]
-Rss:                9744 kB
-Pss:                7798 kB
-Pss_Dirty:          3412 kB
-Pss_Anon:           3412 kB
+Rss:              109744 kB
+Pss:               27798 kB
+Pss_Dirty:         23412 kB
+Pss_Anon:          23412 kB
+Pss_File:           4386 kB
+Pss_Shmem:             0 kB
+Shared_Clean:       5932 kB
+Shared_Dirty:     100000 kB
+Private_Clean:       400 kB
+Private_Dirty:      3412 kB
+Anonymous:        103412 kB
 SwapPss:               0 kB
 """
+"""Of a worker whose program has 100,000 kB, which five processes share."""
 MEMINFO = b"""\
 MemTotal:       24684256 kB
 MemFree:        17079808 kB
@@ -59,12 +67,15 @@ def system_of(files: dict[str, bytes]) -> System:
 
 
 class TestWhatAProcessTakes:
-    def test_is_its_proportional_set_size(self) -> None:
-        assert memory.pss_in(ROLLUP) == 7798 * 1024
+    def test_is_its_proportional_set_size_without_what_it_has_inherited(self) -> None:
+        assert memory.taken_in(ROLLUP) == (27798 - 23412 + 3412 + 400) * 1024
+
+    def test_is_its_whole_proportional_set_size_where_the_kernel_says_no_more(self) -> None:
+        assert memory.taken_in(b"Pss: 7798 kB\nPrivate_Dirty: 9 kB\n") == 7798 * 1024
 
     def test_is_not_known_where_the_kernel_does_not_say(self) -> None:
-        assert memory.pss_in(b"") is None
-        assert memory.pss_in(b"Pss:\n") is None
+        assert memory.taken_in(b"") is None
+        assert memory.taken_in(b"Pss:\n") is None
 
     def test_is_between_two_counts_what_statm_says_without_files(self) -> None:
         assert memory.private_in(b"3306 1737 884 1 0 1195 0\n") == (1737 - 884) * PAGE
