@@ -28,6 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+    from ._client.backpressure import RoomCall
     from ._client.client import Client
     from ._server.contexts import Context
     from .recording import Recording
@@ -125,6 +126,10 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
         if has_future(args, kwargs):
             return self._client.submit_after(fn, args, kwargs, self._task_options)
         return self._client.submit(fn, args, kwargs, self._task_options, waits=False)
+
+    def _call_when_room(self, tell: Callable[[], bool]) -> RoomCall:
+        """For bridges to event loops, after a BacklogFull."""
+        return self._client.call_when_room(tell)
 
     def submit_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
         if self._has_another_submit():

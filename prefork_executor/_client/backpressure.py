@@ -6,7 +6,8 @@ outstanding, without one for each worker that takes tasks.
 If there is no room for a thread's task, the thread leaves a *bell* here and waits for it. When
 tasks have left the books, the I/O thread rings one bell for each free place. The thread that it
 wakes tries again, and another thread may have been quicker. A signal handler may raise in a thread
-that waits. If that thread's bell has been rung, it rings the next one.
+that waits. If that thread's bell has been rung, it rings the next one. A task of an event loop
+leaves a bell that tells the loop.
 
 Some threads must not wait, because the I/O thread would wait for them in turn. These are the I/O
 thread itself, which runs done-callbacks and ``on_yell``, and threads whose signal handler or
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import _thread
 import collections
+from collections.abc import Callable
 
 from ..errors import BacklogFull
 from .phases import Phase
@@ -34,7 +36,7 @@ class Backpressure:
     def __init__(self, limit: int, shared: SharedState) -> None:
         self._limit = limit
         self._shared = shared
-        self._bells: collections.deque[RoomBell] = collections.deque()
+        self._bells: collections.deque[RoomBell | RoomCall] = collections.deque()
 
     def has_room(self, workers: int) -> bool:
         """With the lock held: whether one more task may wait, if so many workers take tasks."""
@@ -54,7 +56,15 @@ class Backpressure:
         self._bells.append(bell)
         return bell
 
-    def give_up(self, bell: RoomBell) -> None:
+    def call_when_room(self, tell: Callable[[], bool], workers: int) -> RoomCall:
+        """With the lock held: a bell that calls this once when there may be room, which may be at
+        once. See `RoomCall`."""
+        bell = RoomCall(self, tell)
+        self._bells.append(bell)
+        self.ring_for_room(workers)
+        return bell
+
+    def give_up(self, bell: RoomBell | RoomCall) -> None:
         """Nobody waits for this bell any more."""
         with self._shared.lock:
             if bell in self._bells:
@@ -70,8 +80,7 @@ class Backpressure:
 
     def _ring(self, times: int) -> None:
         while self._bells and times > 0:
-            self._bells.popleft().ring()
-            times -= 1
+            times -= self._bells.popleft().ring()
 
     def ring_for_room(self, workers: int) -> None:
         """With the lock held: tasks may have left the books, or the executor takes no more."""
@@ -99,6 +108,27 @@ class RoomBell:
             self._backpressure.give_up(self)
             raise
 
-    def ring(self) -> None:
+    def ring(self) -> bool:
         """Wake the thread that waits."""
         self._lock.release()
+        return True
+
+
+class RoomCall:
+    """A bell for a task of an event loop.
+
+    Args:
+        tell: tells the loop, from any thread and with the client's lock held, so it must neither
+            wait nor use the executor. Returns False if the loop has ended: another may use the
+            room.
+    """
+
+    __slots__ = ("_backpressure", "ring")
+
+    def __init__(self, backpressure: Backpressure, tell: Callable[[], bool]) -> None:
+        self._backpressure = backpressure
+        self.ring = tell
+
+    def give_up(self) -> None:
+        """The task waits no more, for example because it was cancelled."""
+        self._backpressure.give_up(self)

@@ -30,7 +30,7 @@ from .._system import green, processes
 from .._system.descriptors import Poller
 from .._system.green import GreenPoller
 from ..errors import BacklogFull
-from .backpressure import Backpressure
+from .backpressure import Backpressure, RoomCall
 from .dependents import Dependents
 from .direct import DirectReader
 from .dispatch import Dispatcher, Failed
@@ -137,6 +137,12 @@ class Client:
         except BaseException:
             self._leave_interrupted(before)
             raise
+
+    def call_when_room(self, tell: Callable[[], bool]) -> RoomCall:
+        """After a BacklogFull: see `RoomCall`."""
+        assert self._backpressure is not None
+        with self._lock:
+            return self._backpressure.call_when_room(tell, len(self._dispatcher.ready))
 
     def submit_after(
         self,

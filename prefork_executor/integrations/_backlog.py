@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prefork_executor import BacklogFull, ExecutorView, PreforkExecutor
 
 T = TypeVar("T")
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
-"""Seconds between two attempts. Nothing tells an event loop that there is room: whoever
-waits for it in ``submit`` is a thread, and each would be one for every task that waits."""
+
+
+class Signal(Protocol):
+    """What a task of an event loop waits for."""
+
+    def set(self) -> bool:
+        """Wake the task. Any thread may call this, and it does not wait. Returns False if the
+        loop has ended."""
+
+    async def wait(self) -> object:
+        """Wait until it is set."""
 
 
 async def submitted(
-    sleep: Callable[[float], Awaitable[object]],
+    new_signal: Callable[[], Signal],
     executor: PreforkExecutor | ExecutorView,
     fn: Callable[..., T],
     /,
@@ -25,13 +33,17 @@ async def submitted(
     """The call's future. While the backlog is full, this waits, but not in the loop's thread.
 
     Args:
-        sleep: the loop's.
+        new_signal: makes a signal for the current task of the loop.
         executor, fn, args, kwargs: the call.
     """
-    pause = FIRST_PAUSE
     while True:
         try:
             return executor.submit_nowait(fn, *args, **kwargs)
         except BacklogFull:
-            await sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            signal = new_signal()
+        room = executor._call_when_room(signal.set)
+        try:
+            await signal.wait()
+        except BaseException:
+            room.give_up()
+            raise

@@ -114,7 +114,7 @@ class AsyncPool:
         """
         await checkpoint()
         self._life.check_open()
-        future = await submitted(anyio.sleep, self._executor, fn, *args, **kwargs)
+        future = await submitted(_Signal, self._executor, fn, *args, **kwargs)
         self._life.keep(future)
         try:
             await _end_of([future])
@@ -384,7 +384,7 @@ class _Map(Generic[S, T]):
                         item = await anext(items)
                         if self.is_over:
                             return  # A cancellation comes only where something is awaited.
-                        future = await submitted(anyio.sleep, self._executor, self._fn, item)
+                        future = await submitted(_Signal, self._executor, self._fn, item)
                         self._add(future)
             except StopAsyncIteration:
                 pass
@@ -451,23 +451,37 @@ def _in_this_loop() -> InLoop:
     return of_trio or loop.call_soon_threadsafe
 
 
-def _tell_loop(in_loop: InLoop, fn: Callable[..., object], *args: object) -> None:
-    with contextlib.suppress(RuntimeError):  # The loop has ended, and with it who would be told.
+def _tell_loop(in_loop: InLoop, fn: Callable[..., object], *args: object) -> bool:
+    """Returns False if the loop has ended, and with it the task that would be told."""
+    with contextlib.suppress(RuntimeError):
         in_loop(fn, *args)
+        return True
+    return False
+
+
+class _Signal:
+    """An event that any thread may set."""
+
+    def __init__(self) -> None:
+        self._in_loop = _in_this_loop()
+        self._event = anyio.Event()
+
+    def set(self, _: object = None) -> bool:
+        """Returns False if the loop has ended."""
+        return _tell_loop(self._in_loop, self._event.set)
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        await self._event.wait()
 
 
 async def _end_of(futures: Iterable[Future[Any]]) -> None:
     """Wait until all of these are done."""
-    in_loop = _in_this_loop()
     for future in list(futures):
         if not future.done():
-            event = anyio.Event()
-
-            def tell(_: object, event: anyio.Event = event) -> None:
-                _tell_loop(in_loop, event.set)
-
-            future.add_done_callback(tell)
-            await event.wait()
+            signal = _Signal()
+            future.add_done_callback(signal.set)
+            await signal.wait()
 
 
 async def _aborted(executor: Executor, futures: Iterable[Future[Any]]) -> None:
@@ -487,15 +501,15 @@ def _abort(executor: Executor, futures: Iterable[Future[Any]]) -> None:
 
 async def _in_thread(fn: Callable[[], object]) -> None:
     """Call this function in a thread of its own, and wait for its end."""
-    in_loop, event = _in_this_loop(), anyio.Event()
+    signal = _Signal()
 
     def call() -> None:
         try:
             fn()
         finally:
-            _tell_loop(in_loop, event.set)
+            signal.set()
 
     thread = threading.Thread(target=call, name="prefork-executor-shutdown")
     thread.start()
-    await event.wait()
+    await signal.wait()
     thread.join()

@@ -12,6 +12,7 @@ cancelling the awaiting task leaves the work running. For other event loops, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -66,10 +67,29 @@ async def run(
             down with ``cancel_futures``.
         BaseException: what the call raised, or what says how its worker ended.
     """
-    future = await submitted(asyncio.sleep, executor, fn, *args, **kwargs)
+    future = await submitted(_Signal, executor, fn, *args, **kwargs)
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
         if abort_on_cancel:
             executor.abort(future)
         raise
+
+
+class _Signal:
+    """An event that any thread may set."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def set(self) -> bool:
+        """Returns False if the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._event.set)
+            return True
+        return False
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        await self._event.wait()

@@ -215,6 +215,56 @@ def test_a_full_backlog_is_awaited_and_the_loop_goes_on(loop: Any, tmp_path: Pat
     loop(main)
 
 
+class Counted:
+    """Counts how often it is pickled."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        self.times += 1
+        return int, ()
+
+
+def test_a_call_that_waits_for_room_is_not_tried_over_and_over(loop: Any, tmp_path: Path) -> None:
+    gate, started, counted = tmp_path / "gate", tmp_path / "started", Counted()
+
+    async def main() -> None:
+        async with AsyncPool(1, max_backlog=1) as pool, anyio.create_task_group() as group:
+            group.start_soon(pool.run, run_until, str(gate), str(started))
+            await until(lambda: lines(started))
+            group.start_soon(pool.run, wait_for, str(gate))
+            await until(lambda: pool.executor.stats().backlog == 1)
+            group.start_soon(pool.run, square, counted)
+            await until(lambda: counted.times == 1)
+            await anyio.sleep(0.3)  # Whoever asks again and again asks several times meanwhile.
+            assert counted.times == 1
+            gate.touch()
+        assert 2 <= counted.times <= 3  # The bell is rung when the first and the second task end.
+
+    loop(main)
+
+
+def test_calls_that_give_up_waiting_leave_their_room_to_others(loop: Any) -> None:
+    async def main() -> None:
+        results: list[int] = []
+
+        async def one(pool: AsyncPool, number: int) -> None:
+            is_patient = number % 3 == 0
+            with anyio.move_on_after(BOUND if is_patient else random.uniform(0, 0.1)):
+                results.append(await pool.run(square, number))
+
+        async with AsyncPool(1, max_backlog=1) as pool:
+            for _ in range(5):
+                results.clear()
+                async with anyio.create_task_group() as group:
+                    for number in range(60):
+                        group.start_soon(one, pool, number)
+                assert {n * n for n in range(0, 60, 3)} <= set(results)
+
+    loop(main)
+
+
 # --- the block ----------------------------------------------------------------------------------
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from light_tasks import square
+from injection import lines
+from light_tasks import run_until, square, wait_for
 from waiting import BOUND, eventually
 
 from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied
@@ -197,3 +199,78 @@ def test_a_shutdown_that_cancels_is_a_cancellation() -> None:
         assert isinstance(ends[-1], asyncio.CancelledError)
 
     asyncio.run(main())
+
+
+# --- a bounded backlog ------------------------------------------------------------------------
+
+
+async def fill(executor: PreforkExecutor, gate: Path) -> list[asyncio.Task[int]]:
+    """One task runs until the gate is there, and one waits, as many as may."""
+    started = gate.with_name("started")
+    runs = asyncio.create_task(run(executor, run_until, str(gate), str(started)))
+    async with asyncio.timeout(BOUND):
+        while not lines(started):
+            await asyncio.sleep(0.005)
+    waits = asyncio.create_task(run(executor, wait_for, str(gate)))
+    await asyncio.sleep(0)
+    assert executor.stats().backlog == 1
+    return [runs, waits]
+
+
+def test_calls_wait_for_room_in_turn_and_the_loop_goes_on(tmp_path: Path) -> None:
+    gate, ended = tmp_path / "gate", []
+
+    async def main() -> None:
+        with PreforkExecutor(1, max_backlog=1) as executor:
+            full = await fill(executor, gate)
+
+            async def one(number: int) -> None:
+                ended.append(await run(executor, abs, number))
+
+            calls = [asyncio.create_task(one(number)) for number in range(20)]
+            await asyncio.sleep(0)
+            assert executor.stats().backlog == 1
+            gate.touch()
+            await asyncio.gather(*full, *calls)
+
+    asyncio.run(main())
+    assert ended == list(range(20))
+
+
+def test_a_shutdown_ends_the_wait_for_room(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def main() -> None:
+        executor = PreforkExecutor(1, max_backlog=1)
+        full = await fill(executor, gate)
+        call = asyncio.create_task(run(executor, abs, 1))
+        await asyncio.sleep(0)
+        executor.shutdown(wait=False)
+        async with asyncio.timeout(BOUND):
+            with pytest.raises(RuntimeError, match="after shutdown"):
+                await call
+        gate.touch()
+        await asyncio.gather(*full)
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_has_ended_leaves_its_room_to_others(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with PreforkExecutor(1, max_backlog=1) as executor:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(fill(executor, gate))
+        left = loop.create_task(run(executor, abs, 1))
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        waiting = [threading.Thread(target=executor.submit, args=(abs, n)) for n in range(3)]
+        for thread in waiting:
+            thread.start()
+        gate.touch()
+        for thread in waiting:
+            thread.join(BOUND)
+        assert not any(thread.is_alive() for thread in waiting)
+        assert not left.done()
+    coroutine = left.get_coro()
+    assert coroutine is not None
+    coroutine.close()  # Nobody will ever run it.
