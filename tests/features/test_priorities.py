@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from injection import noted_pid
 from light_tasks import noted, run_until, square
 from waiting import BOUND, eventually
 
@@ -121,11 +122,11 @@ def test_a_task_that_runs_again_keeps_its_priority(tmp_path: Path) -> None:
         gate, started, log = tmp_path / "gate", tmp_path / "started", tmp_path / "log"
         urgent = executor.with_options(priority=1, retries=1)
         again = urgent.submit(run_until, str(gate), str(started))
-        eventually(started.exists)
+        pid = noted_pid(started)
         for number in range(5):
             executor.submit(noted, str(log), f"low{number}")
         executor.with_options(priority=2).submit(noted, str(log), "higher")
-        os.kill(int(started.read_text()), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         eventually(lambda: started.read_text().count("\n") == 2, "it runs again")
         open_gate(executor, gate)
         again.result(BOUND)

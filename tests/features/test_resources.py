@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from injection import noted_pid
 from light_tasks import run_until, square, wait_for
 from waiting import BOUND, eventually
 
@@ -127,10 +128,10 @@ def test_the_units_of_a_task_that_was_ended_are_free_when_its_worker_has_gone(
         limited = one.with_options(timeout=1.0) if end == "timeout" else one
         held = limited.submit(hold_until, str(tmp_path), str(gate), str(started))
         following = one.submit(hold_alone, str(tmp_path))
-        eventually(started.exists)
         if end == "kill":
-            os.kill(int(started.read_text()), signal.SIGKILL)
+            os.kill(noted_pid(started), signal.SIGKILL)
         elif end == "abort":
+            eventually(started.exists)
             assert executor.abort(held)
         error = held.exception(BOUND)
         assert isinstance(
@@ -144,8 +145,7 @@ def test_a_task_that_runs_again_gets_a_unit_again(tmp_path: Path) -> None:
     with PreforkExecutor(2, "fork", resources={"gpu": 1}) as executor:
         view = executor.with_options(resources={"gpu": 1}, retries=1)
         held = view.submit(hold_until, str(tmp_path), str(gate), str(started))
-        eventually(started.exists)
-        os.kill(int(started.read_text()), signal.SIGKILL)
+        os.kill(noted_pid(started), signal.SIGKILL)
         eventually(lambda: started.read_text().count("\n") == 2)
         gate.touch()
         assert held.result(BOUND) == (0,)

@@ -24,6 +24,13 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def noted_pid(path: Path) -> int:
+    """The process id in the first line of this file, once that is there. A file that exists may
+    still be empty."""
+    eventually(lambda: lines(path), f"{path.name} has a line")
+    return int(lines(path)[0])
+
+
 def in_worker() -> bool:
     """Whether this is a worker; for faults that all processes of a forked pool inherit."""
     return worker_index() is not None
