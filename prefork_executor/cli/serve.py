@@ -18,6 +18,7 @@ import os
 import posix
 import signal
 import socket
+import stat
 import sys
 import time
 from typing import Any, NoReturn
@@ -109,12 +110,18 @@ def _listen_unix(path: str, backlog: int) -> socket.socket:
 
 
 def _is_left_over(path: str) -> bool:
-    """Whether no process listens there any more."""
+    """Whether this is a socket on which no process listens any more. The kernel also refuses a
+    connection to a file that is no socket."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
         try:
             client.connect(path)
         except ConnectionRefusedError:
             return True
+        except BlockingIOError:
+            return False  # A process listens, and its backlog is full.
     return False
 
 

@@ -202,6 +202,28 @@ def test_a_unix_socket_that_a_killed_server_left_is_taken_over(run: Run, tmp_pat
         assert client.recv(100).startswith(b"0 ")
 
 
+def test_a_file_that_is_no_socket_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "orders.txt"
+    path.write_text("precious")
+    assert main(["serve", "-b", f"unix:{path}", "--", "true"]) == 1
+    assert "Address already in use" in capsys.readouterr().err
+    assert path.read_text() == "precious"
+
+
+@linux_only
+def test_a_socket_whose_process_is_too_busy_to_accept_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "here")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(path)
+        busy.listen(0)
+        client.connect(path)
+        assert main(["serve", "-b", f"unix:{path}", "--", "true"]) == 1
+        assert "Address already in use" in capsys.readouterr().err
+        busy.accept()[0].close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
