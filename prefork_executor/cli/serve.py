@@ -298,4 +298,7 @@ class Master:
 
     @staticmethod
     def _say(text: str) -> None:
-        print(f"prefork-executor serve: {text}", file=sys.stderr, flush=True)
+        # Whoever read our messages may have ended, or the disk may be full. The service goes on.
+        # (sys.stderr would keep the message, and fail again at the end of this process.)
+        with contextlib.suppress(OSError):
+            posix.write(2, f"prefork-executor serve: {text}\n".encode(errors="backslashreplace"))

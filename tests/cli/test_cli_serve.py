@@ -47,11 +47,13 @@ def write_server(directory: Path, generation: int, extra: str = "", status: int 
     (directory / "server.new").rename(directory / "server.py")
 
 
-def start(run: Run, *options: str) -> Program:
-    """The command, with a server that lies in its directory."""
+def start(run: Run, *options: str, error_to: str = "2") -> Program:
+    """The command, with a server that lies in its directory. ``error_to``: an expression for the
+    descriptor that becomes its standard error."""
     arguments = ["-m", "prefork_executor", "serve", "-b", "127.0.0.1:0", *options]
     program = run(
         f"""
+        os.dup2({error_to}, 2)
         os.execv(sys.executable, [sys.executable, *{arguments}, "--", sys.executable, "server.py"])
         """
     )
@@ -182,6 +184,17 @@ def test_the_server_gets_sigterm_when_the_command_is_killed(run: Run, tmp_path: 
         eventually(lambda: len(program.processes()) == 2, "one child is busy")
         assert program.echo(connection).startswith(b"0 ")
     assert program.wait() == -signal.SIGKILL
+
+
+def test_it_goes_on_when_nobody_reads_its_messages_any_more(run: Run, tmp_path: Path) -> None:
+    write_server(tmp_path, 0, status=5)
+    program = start(run, error_to="os.pipe()[1]")  # os.execv closes the end that reads.
+    assert ask(program)[0] == 0
+    write_server(tmp_path, 1, status=5)
+    program.signal(HUP)
+    eventually(lambda: ask(program)[0] == 1)
+    program.signal(TERM)
+    assert program.wait() == 5
 
 
 def test_a_process_that_nobody_gave_listeners_has_none() -> None:
