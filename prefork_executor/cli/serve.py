@@ -288,7 +288,8 @@ class Master:
                 posix.close(descriptor)
             count = len(self._listeners)
             given_to = {"LISTEN_FDS": str(count), "LISTEN_PID": str(os.getpid())}
-            environment = {**os.environ, **given_to, READY: str(FIRST + count)}
+            ready = f"{os.getpid()}:{FIRST + count}"
+            environment = {**os.environ, **given_to, READY: ready}
             signals.restore_mask(mask)
             os.execvpe(self._command[0], self._command, environment)
         except OSError as error:

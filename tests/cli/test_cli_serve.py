@@ -108,6 +108,20 @@ def test_a_connection_of_the_old_server_is_served_to_its_end(run: Run, tmp_path:
         assert program.echo(connection).startswith(b"0 ")
 
 
+def test_a_server_that_deletes_systemds_variables_is_replaced_as_well(
+    run: Run, tmp_path: Path
+) -> None:
+    """As servers do that take their listeners by sd_listen_fds(1)."""
+    extra = "pf_listeners(), [os.environ.pop(name) for name in ('LISTEN_PID', 'LISTEN_FDS')]"
+    write_server(tmp_path, 0, extra)
+    program = start(run)
+    assert ask(program)[0] == 0
+    write_server(tmp_path, 1, extra)
+    program.signal(HUP)
+    program.hear("stopping")
+    eventually(lambda: ask(program)[0] == 1)
+
+
 @pytest.mark.parametrize(
     ("fault", "complaint", "timeout"),
     [
