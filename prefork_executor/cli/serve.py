@@ -29,6 +29,7 @@ from prefork_executor._system.descriptors import Doorbell, Poller
 from prefork_executor._system.platform import FALLBACK, libc
 
 UNIX = "unix:"
+PORTS = range(1 << 16)
 SAFE = 64
 """Descriptors from here on are out of the way while a new process sorts its own."""
 _STOP = (signal.SIGTERM, signal.SIGINT)
@@ -88,11 +89,14 @@ def _listen(address: str, backlog: int) -> socket.socket:
         is_ipv6 = host.startswith("[")
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
         found = (host.strip("[]"), int(port))
+        if found[1] not in PORTS:
+            raise ValueError(address)
         return socket.create_server(found, family=family, backlog=backlog)
     except ValueError:
         raise ValueError(f"{address!r} is not HOST:PORT, [IPV6]:PORT or unix:PATH") from None
     except OSError as error:
-        raise OSError(f"cannot listen at {address}: {error.strerror}") from error
+        why = error.strerror or error  # Python itself refuses a path that is too long.
+        raise OSError(f"cannot listen at {address}: {why}") from error
 
 
 def _listen_unix(path: str, backlog: int) -> socket.socket:

@@ -257,6 +257,8 @@ def test_a_socket_whose_process_is_too_busy_to_accept_stays(
         (["-b", "127.0.0.1:0"], 2, "say which COMMAND to run"),
         (["-b", "8000", "--", "true"], 1, "'8000' is not HOST:PORT"),
         (["-b", "host:http", "--", "true"], 1, "'host:http' is not HOST:PORT"),
+        (["-b", "127.0.0.1:65536", "--", "true"], 1, "'127.0.0.1:65536' is not HOST:PORT"),
+        (["-b", f"unix:/{'x' * 200}", "--", "true"], 1, "AF_UNIX path too long"),
         (["-b", "unix:/nowhere/at/all", "--", "true"], 1, "cannot listen at unix:/nowhere/at/all"),
     ],
 )
