@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -9,8 +10,10 @@ import pty
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -180,6 +183,38 @@ def test_results_come_while_the_input_still_does(command: Command) -> None:
             assert process.stdout.readline() == b'"' + line[:-1].upper() + b'"\n'
         process.stdin.close()
         assert process.wait(BOUND) == 0
+
+
+def test_standard_input_that_does_not_block_is_read_to_its_end(command: Command) -> None:
+    near, far = os.pipe()
+    os.set_blocking(near, False)
+    with command.start("lines_to_map:upper", "-q", stdin=near) as process:
+        os.close(near)
+        assert process.stdout is not None
+        for line in (b"a", b"b", b"c"):
+            os.write(far, line + b"\n")
+            assert json.loads(process.stdout.readline()) == line.decode().upper()
+        os.close(far)
+        assert process.communicate(timeout=BOUND) == (b"", b"")
+    assert process.returncode == 0
+
+
+def test_standard_output_that_does_not_block_gets_every_result(command: Command) -> None:
+    near, far = os.pipe()
+    os.set_blocking(far, False)
+    command.write("in.txt", *["x" * 1000] * 1000)  # More than a pipe has room for.
+    with command.start("lines_to_map:upper", "-q", "in.txt", stdout=far) as process:
+        os.close(far)
+        with open(near, "rb") as results:
+            eventually(lambda: bytes_in(near) > 50_000 or process.poll() is not None)
+            assert len(results.readlines()) == 1000
+        assert process.wait(BOUND) == 0
+
+
+def bytes_in(pipe: int) -> int:
+    """How many bytes wait in a pipe."""
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 PEAK = """

@@ -16,10 +16,13 @@ import codecs
 import contextlib
 import json
 import os
+import select
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+from prefork_executor._system import descriptors
 
 FAILED = b"null\n"
 """The line in OUT for a line that failed."""
@@ -69,7 +72,7 @@ class Lines:
 
     def _read(self, file: BinaryIO) -> Iterator[list[Item]]:
         number, begun = 1, [b""]
-        while block := file.read1(BATCH):  # type: ignore[attr-defined]
+        while block := _read_some(file):
             head, end, rest = block.rpartition(b"\n")
             if not end:
                 begun.append(rest)  # The longest lines come in many blocks.
@@ -80,6 +83,17 @@ class Lines:
             number += len(texts)
         if last := b"".join(begun):
             yield [*_numbered([last], number, 0)]
+
+
+def _read_some(file: BinaryIO) -> bytes:
+    """What there is to read, BATCH bytes at most, as soon as there is something. Nothing at the
+    end. (From a descriptor that does not block, ``read1`` returns nothing when it would have to
+    wait. Another process that shares standard input may have set that.)"""
+    while True:
+        try:
+            return os.read(file.fileno(), BATCH)
+        except BlockingIOError:
+            descriptors.readable(file.fileno(), timeout=None)
 
 
 def _numbered(texts: list[bytes], number: int, end: int) -> Iterator[Item]:
@@ -174,7 +188,13 @@ class Output:
         with self._named():
             if self._is_file:
                 return os.pwrite(self._descriptor, data, at)
-            return os.write(self._descriptor, data)
+            while True:
+                try:
+                    return os.write(self._descriptor, data)
+                except BlockingIOError:  # Another process may share the file, and have set that.
+                    poll = select.poll()
+                    poll.register(self._descriptor, select.POLLOUT)
+                    poll.poll()
 
     def sync(self) -> None:
         """Return when the data is on the disk, if this is a file."""
