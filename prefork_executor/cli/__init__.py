@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"{__name__}.{name}").add_to(subcommands)
-    options = parser.parse_args(arguments)
+    options = _parsed(parser, arguments)
     try:
         code: int = options.run(options)
     except StatusError as error:
@@ -49,3 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return code
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. Some versions of argparse, that of Python 3.13.0 for example, do not take an
+    argument that may be omitted if it comes after an option, and another argument before that
+    option: FILE in ``map m:f -o OUT FILE``. A subcommand with such arguments names them in
+    ``places``."""
+    options, left = parser.parse_known_args(arguments)
+    for name in getattr(options, "places", ()):
+        if left and getattr(options, name) is None and (left[0] == "-" or left[0][:1] != "-"):
+            setattr(options, name, left.pop(0))
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
