@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in COMMANDS:
         importlib.import_module(f"{__name__}.{name}").add_to(subcommands)
     options = _parsed(parser, arguments)
+    options.closed = _fill_closed_streams()
     try:
         code: int = options.run(options)
     except StatusError as error:
@@ -63,3 +65,21 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     return options
+
+
+def _fill_closed_streams() -> set[int]:
+    """Open the standard streams that were closed when the command was started, on /dev/null.
+    Otherwise the next files that are opened would get these descriptors, a pool's own for example,
+    and whatever reads or writes a standard stream would read or write those. Returns which streams
+    were closed."""
+    closed = set()
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            closed.add(os.open(os.devnull, os.O_RDWR))  # It takes the lowest that is free.
+            os.set_inheritable(descriptor, True)
+    # Without sys.stderr, print would write to sys.stdout.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - it stays open
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - it stays open
+    return closed

@@ -242,6 +242,53 @@ def bytes_in(pipe: int) -> int:
     return int(count)
 
 
+def run_with_closed(command: Command, closed: str, *arguments: str) -> tuple[int, bytes, bytes]:
+    """Its exit code and output, if a shell closes these streams for it."""
+    map_it = f'exec {sys.executable} -m prefork_executor map "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", map_it, "sh", *arguments],
+        cwd=command.folder,
+        env=command.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=BOUND,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_with_closed_standard_streams_it_maps_a_file_to_a_file(
+    command: Command, start: str
+) -> None:
+    command.write("in.txt", *range(20))
+    arguments = ("lines_to_map:noisy", "in.txt", "-o", "out.jsonl", "--start-method", start)
+    assert run_with_closed(command, "<&- >&- 2>&-", *arguments) == (0, b"", b"")
+    assert command.lines("out.jsonl") == [str(number) for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "message"),
+    [
+        ("<&-", (), b"standard input is closed: give FILE"),
+        (">&-", ("in.txt",), b"standard output is closed: give -o OUT"),
+    ],
+)
+def test_a_closed_standard_stream_that_it_needs_is_named(
+    command: Command, closed: str, arguments: tuple[str, ...], message: bytes
+) -> None:
+    command.write("in.txt", 1)
+    code, out, err = run_with_closed(command, closed, "lines_to_map:upper", *arguments)
+    assert (code, out) == (2, b"")
+    assert message in err
+
+
+def test_without_standard_error_its_messages_are_not_among_the_results(command: Command) -> None:
+    command.write("in.txt", 1, 7)
+    done = run_with_closed(command, "2>&-", "lines_to_map:some_fail", "in.txt")
+    assert done == (1, b"1\nnull\n", b"")
+
+
 PEAK = """
 import sys
 from prefork_executor.cli import main
