@@ -145,7 +145,7 @@ class Output:
 
         Args:
             name: what messages call it.
-            size: None: all of it stays.
+            size: None: all whole lines stay. An interruption may have left half a line.
 
         Raises:
             UnusableError: it cannot be opened.
@@ -155,7 +155,7 @@ class Output:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 return cls(descriptor, None, name)
-            size = found.st_size if size is None else size
+            size = _count_lines(path)[1] if size is None else size
             os.ftruncate(descriptor, size)
         except OSError as error:
             raise UnusableError(f"{name} cannot be opened: {error.strerror}") from None
@@ -228,6 +228,16 @@ def whole_lines(path: Path) -> tuple[int, int]:
     """
     if not path.exists():
         return 0, 0
+    count, size = _count_lines(path)
+    if count and not _is_json(_last_line(path, size)):
+        raise UnusableError(
+            f"line {count} of {path} is not JSON, so {path} is not an output of this command"
+        )
+    return count, size
+
+
+def _count_lines(path: Path) -> tuple[int, int]:
+    """How many whole lines a file has, and their size in bytes."""
     count = size = read = 0
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -235,10 +245,6 @@ def whole_lines(path: Path) -> tuple[int, int]:
             if (last := block.rfind(b"\n")) >= 0:
                 size = read + last + 1
             read += len(block)
-    if count and not _is_json(_last_line(path, size)):
-        raise UnusableError(
-            f"line {count} of {path} is not JSON, so {path} is not an output of this command"
-        )
     return count, size
 
 
