@@ -181,6 +181,14 @@ def test_a_death_costs_one_line(command: Command) -> None:
     assert "line 4: SystemExit: 3" in err
 
 
+def test_no_line_runs_in_a_process_that_the_function_has_forked(command: Command) -> None:
+    command.write("in.txt", *range(5))
+    code, out, err = command.run("lines_to_map:forks", "-q", "--chunksize", "5", "in.txt")
+    assert (code, err) == (0, "")
+    assert [json.loads(line) for line in out.splitlines()] == ["0", "1", "2", "3", "4"]
+    assert sorted(command.calls.read_text().split()) == ["0", "1", "2", "3", "4"]
+
+
 def test_a_line_that_takes_too_long_is_an_error(command: Command) -> None:
     code, out, err = command.run(
         "lines_to_map:some_die", "--timeout", "0.2", given=b"a\nsleep\nb\n"
