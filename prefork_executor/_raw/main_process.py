@@ -341,16 +341,26 @@ class MainProcess:
             self._guard("child_data_hook", hook, pid, data, exitcode)
 
     def _guard(self, name: str, call: Callable[..., object], *args: Any) -> None:
-        """Call one of the user's hooks. If it calls ``sys.exit``, that ends this call only."""
+        """Call one of the user's hooks. If it calls ``sys.exit``, that ends this call only. If it
+        forks, the new process ends with this call, however the call ends: it is none of the
+        pool's."""
+        here, status = os.getpid(), 1
         try:
             call(*args)
+            status = 0
         except SystemExit as leave:
+            status = _exit_status(leave)
+            if os.getpid() != here:
+                return
             if leave is self._leave or is_by_handler(leave):
                 raise
             logger.exception(
                 "%s called sys.exit(%r): that ended this call of it, and nothing else",
                 *(name, leave.code),
             )
+        finally:
+            if os.getpid() != here:
+                processes.leave(status)
 
     def _call_here(self, hook: Callable[..., object], *args: Any) -> None:
         """Call a hook in the main process. At the end of the pool it has a deadline."""

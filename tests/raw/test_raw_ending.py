@@ -137,6 +137,33 @@ def test_sys_exit_in_a_hook_ends_that_call_and_nothing_else(run: Run, in_main: b
     assert program.complaints.count("child_data_hook called sys.exit('") == 3
 
 
+@pytest.mark.parametrize("in_main", [True, False])
+@pytest.mark.parametrize("end", ["sys.exit(3)", "return", "raise ValueError"])
+def test_a_process_that_a_hook_has_forked_ends_with_that_call(
+    run: Run, in_main: bool, end: str
+) -> None:
+    program = run(
+        f"""
+        signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+        def hook(pid, data, exitcode):
+            if not os.fork():
+                {end}
+            _, status = os.wait()
+            say("hook", data, "ended", os.WIFEXITED(status))
+        def code():
+            pf_kid_yell("one", True)
+            pf_kid_yell("two", True)
+            rest()
+        pf_init(max_servers=1, child_data_hook=hook, data_hook_in_main={in_main})
+        whip(code)
+        """
+    )
+    assert program.hear("hook", 2) == ["one ended True", "two ended True"]
+    program.signal(TERM)
+    assert program.wait() == 0
+    assert len(program.lines) == 2
+
+
 def test_sys_exit_of_a_signal_handler_that_runs_in_a_hook_ends_the_program(run: Run) -> None:
     program = run_to_end(
         run,
