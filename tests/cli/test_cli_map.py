@@ -250,6 +250,23 @@ def bytes_in(pipe: int) -> int:
     return int(count)
 
 
+def test_errors_and_messages_for_one_stream_do_not_overwrite_each_other(command: Command) -> None:
+    command.write("in.txt", 1, 7, 14)
+    with (command.folder / "all.txt").open("wb") as stream:
+        stream.write(b"first\n")
+        stream.flush()
+        arguments = ("lines_to_map:some_fail", "in.txt", "-o", "/dev/stdout")
+        with command.start(
+            *arguments, "--errors", "/dev/stderr", stdout=stream, stderr=stream
+        ) as process:
+            assert process.wait(BOUND) == 1
+    lines = (command.folder / "all.txt").read_text().splitlines()
+    assert lines[0] == "first"
+    assert [json.loads(line)["line"] for line in lines if line[:1] == "{"] == [2, 3]
+    assert [line for line in lines if line in ("1", "null")] == ["1", "null", "null"]
+    assert lines[-1].startswith("prefork-executor map: 3 lines in ")
+
+
 def run_with_closed(command: Command, closed: str, *arguments: str) -> tuple[int, bytes, bytes]:
     """Its exit code and output, if a shell closes these streams for it."""
     map_it = f'exec {sys.executable} -m prefork_executor map "$@" {closed}'

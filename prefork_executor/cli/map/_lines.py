@@ -32,6 +32,11 @@ BATCH = 1 << 16
 """Bytes of the input that are read at a time, at most."""
 
 
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+"""Files that are the command's own streams. If such a stream leads to a regular file, Linux would
+open that file anew, and what others write to the stream would overwrite what we write."""
+
+
 class UnusableError(Exception):
     """A file is not what the command needs. The message says what to do."""
 
@@ -107,16 +112,18 @@ def _numbered(texts: list[bytes], number: int, end: int) -> Iterator[Item]:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether this is a plain file, which keeps what is written to it."""
+    """Whether this is a plain file of its own, which keeps what is written to it."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return str(path) not in _STREAMS and stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
         return False
 
 
 def identity(path: str | Path) -> object:
     """A key that is the same for all names of one file, links included. None if it is nothing
-    that keeps data, a terminal for example."""
+    that keeps data, a terminal for example, or the command's own stream."""
+    if str(path) in _STREAMS:
+        return None
     try:
         found = os.stat(path)
     except OSError:
@@ -151,6 +158,8 @@ class Output:
             UnusableError: it cannot be opened.
         """
         try:
+            if (stream := _STREAMS.get(str(path))) is not None:
+                return cls(stream, None, name, owns=False)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
