@@ -43,8 +43,9 @@ logger = logging.getLogger("prefork_executor")
 T = TypeVar("T")
 YELLS_A_TURN = 100
 """Yells that a hook in the main process gets before the pool looks after its children again."""
-_ALL_BUT_CHILD = signals.ALL_SIGNALS - {signal.SIGCHLD}
-"""SIGCHLD has the pool's own handler, which only wakes the pool."""
+_ALL_BUT_CHILD = {*signals.ALL_SIGNALS} - {signal.SIGCHLD}
+"""SIGCHLD has the pool's own handler, which only wakes the pool. It is open even if our caller, or
+the program that started us, has blocked it: otherwise the pool would not notice deaths."""
 
 
 class MainProcess:
@@ -200,7 +201,7 @@ class MainProcess:
         outer, depth, mask = self._mask, self._depth, signals.current_mask()
         try:
             self._mask, self._depth = mask, depth + 1
-            signals.block_signals(_ALL_BUT_CHILD)
+            signals.restore_mask(_ALL_BUT_CHILD)
             yield
         finally:
             if self._is_main():
@@ -218,7 +219,7 @@ class MainProcess:
         mask = signals.current_mask()
         try:
             if not self._is_done:
-                signals.restore_mask(self._mask)
+                signals.restore_mask(self._mask - {signal.SIGCHLD})
             return call(*args)
         finally:
             if self._is_main():

@@ -186,6 +186,8 @@ class Master:
         for number in (signal.SIGHUP, signal.SIGCHLD, *_STOP):
             signal.signal(number, signals.only_wake_up)
         signal.set_wakeup_fd(self._bell.write_end, warn_on_full_buffer=False)
+        # Whoever has started us may have blocked them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGCHLD, *_STOP))
         self._serving = self._start()
         while self._serving or self._candidate or self._leaving:
             self._poller.wait(self._due_in())

@@ -188,6 +188,21 @@ def test_it_ends_when_the_server_ends_by_itself(run: Run, tmp_path: Path) -> Non
     assert program.wait() == 7
 
 
+def test_it_heeds_signals_that_were_blocked_when_it_was_started(run: Run) -> None:
+    program = run(
+        """
+        numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        say("ready")
+        os.execv(sys.executable, [sys.executable, "-m", "prefork_executor", "serve",
+                                  "-b", "127.0.0.1:0", "sleep", "900"])
+        """
+    )
+    program.hear("ready")
+    program.signal(TERM)
+    assert program.wait() == 128 + TERM
+
+
 @linux_only
 def test_the_server_gets_sigterm_when_the_command_is_killed(run: Run, tmp_path: Path) -> None:
     write_server(tmp_path, 0)
