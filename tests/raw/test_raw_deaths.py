@@ -363,47 +363,6 @@ def test_deaths_are_noticed_even_if_sigchld_was_blocked_before(run: Run) -> None
     assert program.wait() == 0
 
 
-@pytest.mark.parametrize(
-    "end", ["sys.exit(3)", "return", "int('x')", "pf_kid_exit(3)", "pf_kid_idle(); os._exit(3)"]
-)
-def test_a_process_that_a_busy_child_has_forked_says_nothing_for_the_child(
-    run: Run, end: str
-) -> None:
-    program = run(
-        f"""
-        def fork_once():
-            pf_kid_busy()
-            if not os.fork():
-                {end}
-            os.wait()
-            say("states", *states())
-            rest()
-        pf_init(max_servers=1)
-        whip(fork_once)
-        """
-    )
-    program.expects_complaints = "int" in end
-    assert program.hear("states") == ["BUSY"]
-
-
-def test_a_process_that_a_child_has_forked_takes_no_work(run: Run) -> None:
-    program = run(
-        """
-        def fork_once():
-            if not os.fork():
-                try:
-                    pf_kid_wait()
-                except RuntimeError as error:
-                    say("error", error)
-                    os._exit(0)
-            rest()
-        pf_init(max_servers=1)
-        whip(fork_once)
-        """
-    )
-    assert program.hear("error") == ["pf_kid_wait works only in a child of the pool"]
-
-
 # --- accepting ----------
 
 SLOW_TO_SAY_SO = """

@@ -286,3 +286,47 @@ def test_a_child_that_raises_before_it_serves_is_a_crash_at_start(run: Run) -> N
     program.expects_complaints = True
     eventually(lambda: "died before they did anything" in program.complaints)
     assert "was ended by an exception before it had served\nTraceback" in program.complaints
+
+
+# --- processes that children fork ----------
+
+
+@pytest.mark.parametrize(
+    "end", ["sys.exit(3)", "return", "int('x')", "pf_kid_exit(3)", "pf_kid_idle(); os._exit(3)"]
+)
+def test_a_process_that_a_busy_child_has_forked_says_nothing_for_the_child(
+    run: Run, end: str
+) -> None:
+    program = run(
+        f"""
+        def fork_once():
+            pf_kid_busy()
+            if not os.fork():
+                {end}
+            os.wait()
+            say("states", *states())
+            rest()
+        pf_init(max_servers=1)
+        whip(fork_once)
+        """
+    )
+    program.expects_complaints = "int" in end
+    assert program.hear("states") == ["BUSY"]
+
+
+def test_a_process_that_a_child_has_forked_takes_no_work(run: Run) -> None:
+    program = run(
+        """
+        def fork_once():
+            if not os.fork():
+                try:
+                    pf_kid_wait()
+                except RuntimeError as error:
+                    say("error", error)
+                    os._exit(0)
+            rest()
+        pf_init(max_servers=1)
+        whip(fork_once)
+        """
+    )
+    assert program.hear("error") == ["pf_kid_wait works only in a child of the pool"]
