@@ -329,9 +329,10 @@ class PreforkPool:
         return self._child("pf_kid_take").take(function)
 
     def _child(self, name: str) -> Child:
-        if self._main.child is None:
+        child = self._main.child
+        if child is None or not child.is_here:
             raise RuntimeError(f"{name} works only in a child of the pool")
-        return self._main.child
+        return child
 
     def kid_leaving(self) -> bool:
         """In a child: whether it should take nothing more after what it holds, because it

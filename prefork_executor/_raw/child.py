@@ -151,6 +151,12 @@ class Child:
         self._mark(Event.CHILD_STARTS)
 
     @property
+    def is_here(self) -> bool:
+        """Whether this process is the child, and not one that the child has forked. Such a process
+        has the same scoreboard, but no slot on it."""
+        return os.getpid() == self._pid
+
+    @property
     def _state(self) -> int:
         return self._words[self._base + sb.HOLDS] & sb.STATE_MASK
 
@@ -171,6 +177,8 @@ class Child:
             self._doorbell.ring()
 
     def busy(self) -> None:
+        if not self.is_here:
+            return
         self._adopt()
         if self._state != sb.BUSY:
             self._mark(Event.CHILD_IS_BUSY)
@@ -179,6 +187,8 @@ class Child:
         self._takes.clear()
 
     def idle(self) -> None:
+        if not self.is_here:
+            return
         self._adopt()
         self._takes.clear()
         if self._state != sb.IDLE:
@@ -202,8 +212,9 @@ class Child:
 
     def _before_take(self) -> bool:
         """Prepare for a call that may take work. Returns False if what it takes need not be noted:
-        the child is not idle, or another thread makes the call."""
-        if self._state != sb.IDLE or _thread.get_ident() != self._thread:
+        the child is not idle, or another thread or process makes the call."""
+        is_ours = _thread.get_ident() == self._thread and self.is_here
+        if self._state != sb.IDLE or not is_ours:
             return False
         self._adopt()
         if self._is_to_leave:  # The work for which it went on after SIGTERM is done.
@@ -213,7 +224,7 @@ class Child:
 
     def _on_sigterm(self, number: int, frame: types.FrameType | None) -> None:
         words, base = self._words, self._base
-        if os.getpid() != self._pid:
+        if not self.is_here:
             self._give_way(number, frame)  # The child has forked; this process is none of the pool.
             return
         doomed = words[base + sb.DOOMED]
@@ -387,11 +398,13 @@ class Child:
     def fail(self) -> NoReturn:
         """Exit because of an exception. If the child holds something, it stays busy: the pool
         counts its end as a death at work, and not as that of a child that cannot start."""
-        if self._state == sb.IDLE and self._takes:
+        if self.is_here and self._state == sb.IDLE and self._takes:
             self._mark(Event.CHILD_IS_BUSY)
         processes.leave(1)
 
     def exit(self, status: int) -> NoReturn:
+        if not self.is_here:
+            processes.leave(status)
         # A child that never was busy does not say that it leaves. So if it is also young, the pool
         # takes its end for a crash. Otherwise the pool would fork such children in a loop.
         if self._state == sb.BUSY:

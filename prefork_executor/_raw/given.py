@@ -15,7 +15,9 @@ import socket
 FIRST = 3
 """The first descriptor that is given."""
 READY = "PREFORK_EXECUTOR_READY"
-"""The environment variable with the pipe's descriptor."""
+"""The environment variable with the process that the pipe is meant for, and its descriptor
+(``PID:DESCRIPTOR``). systemd's variables do not tell: a server may delete them when it has taken
+its listeners."""
 INTERVAL = 0.1
 """Seconds between two looks whether enough children serve."""
 
@@ -42,7 +44,9 @@ class Readiness:
 
     def __init__(self) -> None:
         self._pipe = -1
-        if _is_for_us() and (pipe := os.environ.pop(READY, "")):
+        pid, _, pipe = os.environ.get(READY, "").partition(":")
+        if pid == str(os.getpid()):
+            del os.environ[READY]
             self._pipe = int(pipe)
             os.set_inheritable(self._pipe, False)
 

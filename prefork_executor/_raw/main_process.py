@@ -43,8 +43,9 @@ logger = logging.getLogger("prefork_executor")
 T = TypeVar("T")
 YELLS_A_TURN = 100
 """Yells that a hook in the main process gets before the pool looks after its children again."""
-_ALL_BUT_CHILD = signals.ALL_SIGNALS - {signal.SIGCHLD}
-"""SIGCHLD has the pool's own handler, which only wakes the pool."""
+_ALL_BUT_CHILD = {*signals.ALL_SIGNALS} - {signal.SIGCHLD}
+"""SIGCHLD has the pool's own handler, which only wakes the pool. It is open even if our caller, or
+the program that started us, has blocked it: otherwise the pool would not notice deaths."""
 
 
 class MainProcess:
@@ -200,7 +201,7 @@ class MainProcess:
         outer, depth, mask = self._mask, self._depth, signals.current_mask()
         try:
             self._mask, self._depth = mask, depth + 1
-            signals.block_signals(_ALL_BUT_CHILD)
+            signals.restore_mask(_ALL_BUT_CHILD)
             yield
         finally:
             if self._is_main():
@@ -218,7 +219,7 @@ class MainProcess:
         mask = signals.current_mask()
         try:
             if not self._is_done:
-                signals.restore_mask(self._mask)
+                signals.restore_mask(self._mask - {signal.SIGCHLD})
             return call(*args)
         finally:
             if self._is_main():
@@ -341,16 +342,26 @@ class MainProcess:
             self._guard("child_data_hook", hook, pid, data, exitcode)
 
     def _guard(self, name: str, call: Callable[..., object], *args: Any) -> None:
-        """Call one of the user's hooks. If it calls ``sys.exit``, that ends this call only."""
+        """Call one of the user's hooks. If it calls ``sys.exit``, that ends this call only. If it
+        forks, the new process ends with this call, however the call ends: it is none of the
+        pool's."""
+        here, status = os.getpid(), 1
         try:
             call(*args)
+            status = 0
         except SystemExit as leave:
+            status = _exit_status(leave)
+            if os.getpid() != here:
+                return
             if leave is self._leave or is_by_handler(leave):
                 raise
             logger.exception(
                 "%s called sys.exit(%r): that ended this call of it, and nothing else",
                 *(name, leave.code),
             )
+        finally:
+            if os.getpid() != here:
+                processes.leave(status)
 
     def _call_here(self, hook: Callable[..., object], *args: Any) -> None:
         """Call a hook in the main process. At the end of the pool it has a deadline."""

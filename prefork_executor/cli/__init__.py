@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"{__name__}.{name}").add_to(subcommands)
-    options = parser.parse_args(arguments)
+    options = _parsed(parser, arguments)
+    options.closed = _fill_closed_streams()
     try:
         code: int = options.run(options)
     except StatusError as error:
@@ -49,3 +51,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return code
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. Some versions of argparse, that of Python 3.13.0 for example, do not take an
+    argument that may be omitted if it comes after an option, and another argument before that
+    option: FILE in ``map m:f -o OUT FILE``. A subcommand with such arguments names them in
+    ``places``."""
+    options, left = parser.parse_known_args(arguments)
+    for name in getattr(options, "places", ()):
+        if left and getattr(options, name) is None and (left[0] == "-" or left[0][:1] != "-"):
+            setattr(options, name, left.pop(0))
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
+
+
+def _fill_closed_streams() -> set[int]:
+    """Open the standard streams that were closed when the command was started, on /dev/null.
+    Otherwise the next files that are opened would get these descriptors, a pool's own for example,
+    and whatever reads or writes a standard stream would read or write those. Returns which streams
+    were closed."""
+    closed = set()
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            closed.add(os.open(os.devnull, os.O_RDWR))  # It takes the lowest that is free.
+            os.set_inheritable(descriptor, True)
+    # Without sys.stderr, print would write to sys.stdout.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - it stays open
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - it stays open
+    return closed

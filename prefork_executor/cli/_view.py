@@ -85,6 +85,7 @@ class View:
         """The whole picture in this many columns and lines. None: as many as necessary."""
         pool = self._looks.now
         assert pool is not None
+        width = max(1, width)  # Some terminals say 0.
         head = [*self._figures(pool, width), *_board(pool, width), *self._courses(pool, width)]
         decisions = _decisions(pool, width)
         if height is None:

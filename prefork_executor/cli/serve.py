@@ -18,6 +18,7 @@ import os
 import posix
 import signal
 import socket
+import stat
 import sys
 import time
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ from prefork_executor._system.descriptors import Doorbell, Poller
 from prefork_executor._system.platform import FALLBACK, libc
 
 UNIX = "unix:"
+PORTS = range(1 << 16)
 SAFE = 64
 """Descriptors from here on are out of the way while a new process sorts its own."""
 _STOP = (signal.SIGTERM, signal.SIGINT)
@@ -87,11 +89,14 @@ def _listen(address: str, backlog: int) -> socket.socket:
         is_ipv6 = host.startswith("[")
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
         found = (host.strip("[]"), int(port))
+        if found[1] not in PORTS:
+            raise ValueError(address)
         return socket.create_server(found, family=family, backlog=backlog)
     except ValueError:
         raise ValueError(f"{address!r} is not HOST:PORT, [IPV6]:PORT or unix:PATH") from None
     except OSError as error:
-        raise OSError(f"cannot listen at {address}: {error.strerror}") from error
+        why = error.strerror or error  # Python itself refuses a path that is too long.
+        raise OSError(f"cannot listen at {address}: {why}") from error
 
 
 def _listen_unix(path: str, backlog: int) -> socket.socket:
@@ -109,12 +114,18 @@ def _listen_unix(path: str, backlog: int) -> socket.socket:
 
 
 def _is_left_over(path: str) -> bool:
-    """Whether no process listens there any more."""
+    """Whether this is a socket on which no process listens any more. The kernel also refuses a
+    connection to a file that is no socket."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
         try:
             client.connect(path)
         except ConnectionRefusedError:
             return True
+        except BlockingIOError:
+            return False  # A process listens, and its backlog is full.
     return False
 
 
@@ -175,6 +186,8 @@ class Master:
         for number in (signal.SIGHUP, signal.SIGCHLD, *_STOP):
             signal.signal(number, signals.only_wake_up)
         signal.set_wakeup_fd(self._bell.write_end, warn_on_full_buffer=False)
+        # Whoever has started us may have blocked them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGCHLD, *_STOP))
         self._serving = self._start()
         while self._serving or self._candidate or self._leaving:
             self._poller.wait(self._due_in())
@@ -281,7 +294,8 @@ class Master:
                 posix.close(descriptor)
             count = len(self._listeners)
             given_to = {"LISTEN_FDS": str(count), "LISTEN_PID": str(os.getpid())}
-            environment = {**os.environ, **given_to, READY: str(FIRST + count)}
+            ready = f"{os.getpid()}:{FIRST + count}"
+            environment = {**os.environ, **given_to, READY: ready}
             signals.restore_mask(mask)
             os.execvpe(self._command[0], self._command, environment)
         except OSError as error:
@@ -291,4 +305,7 @@ class Master:
 
     @staticmethod
     def _say(text: str) -> None:
-        print(f"prefork-executor serve: {text}", file=sys.stderr, flush=True)
+        # Whoever read our messages may have ended, or the disk may be full. The service goes on.
+        # (sys.stderr would keep the message, and fail again at the end of this process.)
+        with contextlib.suppress(OSError):
+            posix.write(2, f"prefork-executor serve: {text}\n".encode(errors="backslashreplace"))

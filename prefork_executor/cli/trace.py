@@ -28,7 +28,7 @@ TRIES = 3
 """Attempts to read a stack. One that changes while it is read cannot always be read."""
 _CALLERS = (
     ("_outcome", "prefork_executor/_server/worker.py"),
-    ("_run_and_exit", "prefork_executor/raw.py"),
+    ("_run_and_exit", "prefork_executor/_raw/main_process.py"),
 )
 """The functions that call a task, and a raw child's code."""
 

@@ -43,6 +43,31 @@ def test_lines_of_stdin_come_out_of_stdout_as_json_in_order(command: Command) ->
     assert [json.loads(line) for line in out.splitlines()] == given.upper().splitlines()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("lines_to_map:upper", "-o", "out.jsonl", "in.txt"),
+        ("-q", "lines_to_map:upper", "-o", "out.jsonl", "in.txt"),
+        ("lines_to_map:upper", "in.txt", "-o", "out.jsonl"),
+        ("-c", "str.upper", "-o", "out.jsonl", "in.txt"),
+        ("in.txt", "-o", "out.jsonl", "-c", "str.upper"),
+    ],
+)
+def test_options_may_stand_before_and_after_each_argument(
+    command: Command, arguments: tuple[str, ...]
+) -> None:
+    command.write("in.txt", "a", "b")
+    code, out, err = command.run(*arguments)
+    assert (code, out) == (0, ""), err
+    assert command.lines("out.jsonl") == ["A", "B"]
+
+
+def test_arguments_that_nobody_takes_are_named(command: Command) -> None:
+    code, _, err = command.run("lines_to_map:upper", "-q", "in.txt", "more.txt", "--odd")
+    assert code == 2
+    assert "unrecognized arguments: more.txt --odd" in err
+
+
 def test_the_command_tells_how_many_lines_there_were(command: Command) -> None:
     for lines, told in ((1, "1 line"), (2, "2 lines"), (1001, "1,001 lines")):
         command.write("in.txt", *[7] * lines)
@@ -151,6 +176,14 @@ def test_a_death_costs_one_line(command: Command) -> None:
     assert "line 2: WorkerDied: worker " in err
     assert "while it held task lines_to_map.some_die" in err
     assert "line 4: SystemExit: 3" in err
+
+
+def test_no_line_runs_in_a_process_that_the_function_has_forked(command: Command) -> None:
+    command.write("in.txt", *range(5))
+    code, out, err = command.run("lines_to_map:forks", "-q", "--chunksize", "5", "in.txt")
+    assert (code, err) == (0, "")
+    assert [json.loads(line) for line in out.splitlines()] == ["0", "1", "2", "3", "4"]
+    assert sorted(command.calls.read_text().split()) == ["0", "1", "2", "3", "4"]
 
 
 def test_a_line_that_takes_too_long_is_an_error(command: Command) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -228,6 +229,18 @@ def test_a_resumed_run_adds_to_the_log(command: Command) -> None:
     assert len(rows(command.folder / "log")) == 3
 
 
+def test_half_a_row_that_an_interruption_has_left_in_the_log_is_cut_off(command: Command) -> None:
+    command.write("in.txt", "a", "b")
+    arguments = ("lines_to_map:same", "in.txt", "-o", "out", "--joblog", "log", "-q")
+    assert command.run(*arguments)[0] == 0
+    for name in ("out", "log"):
+        path = command.folder / name
+        os.truncate(path, path.stat().st_size - 3)
+    assert command.run(*arguments, "--resume")[0] == 0
+    assert [row["Seq"] for row in rows(command.folder / "log")] == ["1", "2"]
+    assert [row["Outcome"] for row in rows(command.folder / "log")] == ["ok", "ok"]
+
+
 def test_only_so_many_failures_are_told_and_not_all_of_a_long_one(command: Command) -> None:
     command.write("in.txt", *range(1000))
     code, _, err = command.run("lines_to_map:fails_at_length", "in.txt")
@@ -327,6 +340,7 @@ def test_async_functions_are_awaited(command: Command) -> None:
         (["-c", "import re"], "-c must end in an expression whose value is the function"),
         (["-c", ""], "-c must end in an expression whose value is the function"),
         (["-c", "nothing"], "-c raised NameError: name 'nothing' is not defined"),
+        ([".relative:f"], "does not have the form package.module:function"),
         (["-c", "7"], "-c is int, which cannot be called"),
         (
             ["-c", "len", "in.txt", "more"],
@@ -359,6 +373,16 @@ def test_what_cannot_work_is_said_before_the_first_line(
     assert words in err
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("fault", ["int('x')", "len(1)", "len.nothing", "{}[1]"])
+def test_a_module_that_raises_when_it_is_imported_gets_its_traceback(
+    command: Command, fault: str
+) -> None:
+    (command.folder / "faulty.py").write_text(f"import os\n\n{fault}\n")
+    code, _, err = command.run("faulty:f", given=b"a\n")
+    assert code == 1
+    assert 'faulty.py", line 3' in err
 
 
 # --- progress -----------------------------------------------------------------------------------

@@ -47,11 +47,13 @@ def write_server(directory: Path, generation: int, extra: str = "", status: int 
     (directory / "server.new").rename(directory / "server.py")
 
 
-def start(run: Run, *options: str) -> Program:
-    """The command, with a server that lies in its directory."""
+def start(run: Run, *options: str, error_to: str = "2") -> Program:
+    """The command, with a server that lies in its directory. ``error_to``: an expression for the
+    descriptor that becomes its standard error."""
     arguments = ["-m", "prefork_executor", "serve", "-b", "127.0.0.1:0", *options]
     program = run(
         f"""
+        os.dup2({error_to}, 2)
         os.execv(sys.executable, [sys.executable, *{arguments}, "--", sys.executable, "server.py"])
         """
     )
@@ -104,6 +106,20 @@ def test_a_connection_of_the_old_server_is_served_to_its_end(run: Run, tmp_path:
         program.signal(HUP)
         eventually(lambda: ask(program)[0] == 1)
         assert program.echo(connection).startswith(b"0 ")
+
+
+def test_a_server_that_deletes_systemds_variables_is_replaced_as_well(
+    run: Run, tmp_path: Path
+) -> None:
+    """As servers do that take their listeners by sd_listen_fds(1)."""
+    extra = "pf_listeners(), [os.environ.pop(name) for name in ('LISTEN_PID', 'LISTEN_FDS')]"
+    write_server(tmp_path, 0, extra)
+    program = start(run)
+    assert ask(program)[0] == 0
+    write_server(tmp_path, 1, extra)
+    program.signal(HUP)
+    program.hear("stopping")
+    eventually(lambda: ask(program)[0] == 1)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +188,21 @@ def test_it_ends_when_the_server_ends_by_itself(run: Run, tmp_path: Path) -> Non
     assert program.wait() == 7
 
 
+def test_it_heeds_signals_that_were_blocked_when_it_was_started(run: Run) -> None:
+    program = run(
+        """
+        numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        say("ready")
+        os.execv(sys.executable, [sys.executable, "-m", "prefork_executor", "serve",
+                                  "-b", "127.0.0.1:0", "sleep", "900"])
+        """
+    )
+    program.hear("ready")
+    program.signal(TERM)
+    assert program.wait() == 128 + TERM
+
+
 @linux_only
 def test_the_server_gets_sigterm_when_the_command_is_killed(run: Run, tmp_path: Path) -> None:
     write_server(tmp_path, 0)
@@ -182,6 +213,17 @@ def test_the_server_gets_sigterm_when_the_command_is_killed(run: Run, tmp_path: 
         eventually(lambda: len(program.processes()) == 2, "one child is busy")
         assert program.echo(connection).startswith(b"0 ")
     assert program.wait() == -signal.SIGKILL
+
+
+def test_it_goes_on_when_nobody_reads_its_messages_any_more(run: Run, tmp_path: Path) -> None:
+    write_server(tmp_path, 0, status=5)
+    program = start(run, error_to="os.pipe()[1]")  # os.execv closes the end that reads.
+    assert ask(program)[0] == 0
+    write_server(tmp_path, 1, status=5)
+    program.signal(HUP)
+    eventually(lambda: ask(program)[0] == 1)
+    program.signal(TERM)
+    assert program.wait() == 5
 
 
 def test_a_process_that_nobody_gave_listeners_has_none() -> None:
@@ -202,12 +244,36 @@ def test_a_unix_socket_that_a_killed_server_left_is_taken_over(run: Run, tmp_pat
         assert client.recv(100).startswith(b"0 ")
 
 
+def test_a_file_that_is_no_socket_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "orders.txt"
+    path.write_text("precious")
+    assert main(["serve", "-b", f"unix:{path}", "--", "true"]) == 1
+    assert "Address already in use" in capsys.readouterr().err
+    assert path.read_text() == "precious"
+
+
+@linux_only
+def test_a_socket_whose_process_is_too_busy_to_accept_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "here")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(path)
+        busy.listen(0)
+        client.connect(path)
+        assert main(["serve", "-b", f"unix:{path}", "--", "true"]) == 1
+        assert "Address already in use" in capsys.readouterr().err
+        busy.accept()[0].close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["-b", "127.0.0.1:0"], 2, "say which COMMAND to run"),
         (["-b", "8000", "--", "true"], 1, "'8000' is not HOST:PORT"),
         (["-b", "host:http", "--", "true"], 1, "'host:http' is not HOST:PORT"),
+        (["-b", "127.0.0.1:65536", "--", "true"], 1, "'127.0.0.1:65536' is not HOST:PORT"),
+        (["-b", f"unix:/{'x' * 200}", "--", "true"], 1, "AF_UNIX path too long"),
         (["-b", "unix:/nowhere/at/all", "--", "true"], 1, "cannot listen at unix:/nowhere/at/all"),
     ],
 )

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from raw_programs import KILL, Run, run
 from status_programs import EXECUTOR, command, held_pool, printed_json, seen
-from waiting import BOUND
+from waiting import BOUND, eventually
 
 from prefork_executor import status
 from prefork_executor.cli import _common, main
+from prefork_executor.errors import NoSuchPool
 
 __all__ = ["run"]
 
@@ -196,6 +197,40 @@ def test_trace_shows_the_stack_of_each_busy_worker_down_to_the_task(
     assert "_serve" in full
     (tmp_path / "gate").touch()
     assert program.wait() == 0, "it goes on as if nothing had been"
+
+
+@pytest.mark.skipif(not HAS_PY_SPY, reason="py-spy is not installed")
+def test_trace_of_a_raw_pool_shows_the_stack_down_to_the_childs_code(run: Run) -> None:
+    program = run(
+        """
+        def inner():
+            pf_kid_busy()
+            rest()
+        def serve():
+            inner()
+        pf_init(max_servers=1)
+        whip(serve)
+        """
+    )
+    seen_busy(program.pid)
+    done = command("trace", program.pid)
+    if "does not permit" in done.stdout:
+        pytest.skip("the system does not permit it")
+    _, _, *frames = done.stdout.splitlines()
+    assert [frame.split()[0] for frame in frames] == ["rest", "inner", "serve"]
+    assert "_run_and_exit" in command("trace", program.pid, "--full").stdout
+
+
+def seen_busy(pid: int) -> None:
+    """Wait until there is the pool, and one of its workers is busy."""
+
+    def is_busy() -> bool:
+        try:
+            return status.read(pid).busy == 1
+        except NoSuchPool:
+            return False
+
+    eventually(is_busy)
 
 
 def fake_py_spy(directory: Path, script: str) -> dict[str, str]:

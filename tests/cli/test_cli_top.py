@@ -327,6 +327,12 @@ def drawn(view: View, width: int, height: int | None) -> list[str]:
     return captured.get().splitlines()
 
 
+def test_a_terminal_that_claims_to_have_no_columns_gets_a_picture() -> None:
+    view = View()
+    view.add(pool(3))
+    assert view.picture(0, None)
+
+
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 @pytest.mark.parametrize("height", [3, 10, 24, 60])
 @pytest.mark.parametrize("workers", [0, 1, 8, 500])

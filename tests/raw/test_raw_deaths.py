@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
@@ -338,6 +339,28 @@ def test_children_that_the_program_forked_itself_are_left_alone(run: Run) -> Non
         """,
     )
     assert program.lines == ["slow still runs True", "own 6", "quick 0", "slow -9"]
+
+
+def test_deaths_are_noticed_even_if_sigchld_was_blocked_before(run: Run) -> None:
+    program = run(
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+        def code():
+            say("blocked", signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            pf_kid_busy()
+            rest()
+        pf_init(max_servers=1, on_child_exit=lambda pid, *_: say("exit", pid))
+        whip(code)
+        """
+    )
+    for deaths in range(1, 4):
+        assert program.hear("blocked", deaths)[-1] == "True", "the children have the old mask"
+        (child,) = program.children()
+        os.kill(child, KILL)
+        program.hear("exit", deaths)
+    program.signal(TERM)
+    assert program.wait() == 0
 
 
 # --- accepting ----------

@@ -137,6 +137,33 @@ def test_sys_exit_in_a_hook_ends_that_call_and_nothing_else(run: Run, in_main: b
     assert program.complaints.count("child_data_hook called sys.exit('") == 3
 
 
+@pytest.mark.parametrize("in_main", [True, False])
+@pytest.mark.parametrize("end", ["sys.exit(3)", "return", "raise ValueError"])
+def test_a_process_that_a_hook_has_forked_ends_with_that_call(
+    run: Run, in_main: bool, end: str
+) -> None:
+    program = run(
+        f"""
+        signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+        def hook(pid, data, exitcode):
+            if not os.fork():
+                {end}
+            _, status = os.wait()
+            say("hook", data, "ended", os.WIFEXITED(status))
+        def code():
+            pf_kid_yell("one", True)
+            pf_kid_yell("two", True)
+            rest()
+        pf_init(max_servers=1, child_data_hook=hook, data_hook_in_main={in_main})
+        whip(code)
+        """
+    )
+    assert program.hear("hook", 2) == ["one ended True", "two ended True"]
+    program.signal(TERM)
+    assert program.wait() == 0
+    assert len(program.lines) == 2
+
+
 def test_sys_exit_of_a_signal_handler_that_runs_in_a_hook_ends_the_program(run: Run) -> None:
     program = run_to_end(
         run,
@@ -259,3 +286,47 @@ def test_a_child_that_raises_before_it_serves_is_a_crash_at_start(run: Run) -> N
     program.expects_complaints = True
     eventually(lambda: "died before they did anything" in program.complaints)
     assert "was ended by an exception before it had served\nTraceback" in program.complaints
+
+
+# --- processes that children fork ----------
+
+
+@pytest.mark.parametrize(
+    "end", ["sys.exit(3)", "return", "int('x')", "pf_kid_exit(3)", "pf_kid_idle(); os._exit(3)"]
+)
+def test_a_process_that_a_busy_child_has_forked_says_nothing_for_the_child(
+    run: Run, end: str
+) -> None:
+    program = run(
+        f"""
+        def fork_once():
+            pf_kid_busy()
+            if not os.fork():
+                {end}
+            os.wait()
+            say("states", *states())
+            rest()
+        pf_init(max_servers=1)
+        whip(fork_once)
+        """
+    )
+    program.expects_complaints = "int" in end
+    assert program.hear("states") == ["BUSY"]
+
+
+def test_a_process_that_a_child_has_forked_takes_no_work(run: Run) -> None:
+    program = run(
+        """
+        def fork_once():
+            if not os.fork():
+                try:
+                    pf_kid_wait()
+                except RuntimeError as error:
+                    say("error", error)
+                    os._exit(0)
+            rest()
+        pf_init(max_servers=1)
+        whip(fork_once)
+        """
+    )
+    assert program.hear("error") == ["pf_kid_wait works only in a child of the pool"]

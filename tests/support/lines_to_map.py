@@ -58,6 +58,18 @@ def noisy(line: str) -> str:
     return line
 
 
+def forks(line: str) -> str:
+    """The process that it forks returns, too, or raises SystemExit."""
+    with open(os.environ["CALLS"], "a") as calls:
+        calls.write(f"{line}\n")
+    if not os.fork():
+        if line == "2":
+            sys.exit(0)
+        return "not this one"
+    os.wait()
+    return line
+
+
 def slow_some_fail(line: str) -> int:
     time.sleep(0.002)
     return some_fail(line)

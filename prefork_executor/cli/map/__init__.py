@@ -27,7 +27,7 @@ def add_to(subcommands: Any) -> None:
         "map", help="call a function for each line of a file", usage=_USAGE,
         description=_DESCRIPTION, epilog=_EPILOG,
     )  # fmt: skip
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, places=("function", "file"))
     add = parser.add_argument
     add("function", metavar="package.module:function", nargs="?",
         help="the function to call; the module is found as by python -m")  # fmt: skip

@@ -62,6 +62,10 @@ def _check_files(options: argparse.Namespace) -> None:
     out = options.output
     resumes = options.resume or options.retry_errors
     paths = (out, options.errors, options.joblog)
+    if options.file == "-" and 0 in options.closed:
+        raise UnusableError("standard input is closed: give FILE")
+    if out is None and 1 in options.closed:
+        raise UnusableError("standard output is closed: give -o OUT")
     _check_different([options.file, *paths, *options.record])
     for path in paths:
         if path is not None and not path.parent.is_dir():

@@ -16,10 +16,13 @@ import codecs
 import contextlib
 import json
 import os
+import select
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+from prefork_executor._system import descriptors
 
 FAILED = b"null\n"
 """The line in OUT for a line that failed."""
@@ -27,6 +30,11 @@ BLOCK = 1 << 20
 """Bytes of an output that are read at a time."""
 BATCH = 1 << 16
 """Bytes of the input that are read at a time, at most."""
+
+
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+"""Files that are the command's own streams. If such a stream leads to a regular file, Linux would
+open that file anew, and what others write to the stream would overwrite what we write."""
 
 
 class UnusableError(Exception):
@@ -69,7 +77,7 @@ class Lines:
 
     def _read(self, file: BinaryIO) -> Iterator[list[Item]]:
         number, begun = 1, [b""]
-        while block := file.read1(BATCH):  # type: ignore[attr-defined]
+        while block := _read_some(file):
             head, end, rest = block.rpartition(b"\n")
             if not end:
                 begun.append(rest)  # The longest lines come in many blocks.
@@ -80,6 +88,17 @@ class Lines:
             number += len(texts)
         if last := b"".join(begun):
             yield [*_numbered([last], number, 0)]
+
+
+def _read_some(file: BinaryIO) -> bytes:
+    """What there is to read, BATCH bytes at most, as soon as there is something. Nothing at the
+    end. (From a descriptor that does not block, ``read1`` returns nothing when it would have to
+    wait. Another process that shares standard input may have set that.)"""
+    while True:
+        try:
+            return os.read(file.fileno(), BATCH)
+        except BlockingIOError:
+            descriptors.readable(file.fileno(), timeout=None)
 
 
 def _numbered(texts: list[bytes], number: int, end: int) -> Iterator[Item]:
@@ -93,16 +112,18 @@ def _numbered(texts: list[bytes], number: int, end: int) -> Iterator[Item]:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether this is a plain file, which keeps what is written to it."""
+    """Whether this is a plain file of its own, which keeps what is written to it."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return str(path) not in _STREAMS and stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
         return False
 
 
 def identity(path: str | Path) -> object:
     """A key that is the same for all names of one file, links included. None if it is nothing
-    that keeps data, a terminal for example."""
+    that keeps data, a terminal for example, or the command's own stream."""
+    if str(path) in _STREAMS:
+        return None
     try:
         found = os.stat(path)
     except OSError:
@@ -131,17 +152,19 @@ class Output:
 
         Args:
             name: what messages call it.
-            size: None: all of it stays.
+            size: None: all whole lines stay. An interruption may have left half a line.
 
         Raises:
             UnusableError: it cannot be opened.
         """
         try:
+            if (stream := _STREAMS.get(str(path))) is not None:
+                return cls(stream, None, name, owns=False)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 return cls(descriptor, None, name)
-            size = found.st_size if size is None else size
+            size = _count_lines(path)[1] if size is None else size
             os.ftruncate(descriptor, size)
         except OSError as error:
             raise UnusableError(f"{name} cannot be opened: {error.strerror}") from None
@@ -174,7 +197,13 @@ class Output:
         with self._named():
             if self._is_file:
                 return os.pwrite(self._descriptor, data, at)
-            return os.write(self._descriptor, data)
+            while True:
+                try:
+                    return os.write(self._descriptor, data)
+                except BlockingIOError:  # Another process may share the file, and have set that.
+                    poll = select.poll()
+                    poll.register(self._descriptor, select.POLLOUT)
+                    poll.poll()
 
     def sync(self) -> None:
         """Return when the data is on the disk, if this is a file."""
@@ -208,6 +237,16 @@ def whole_lines(path: Path) -> tuple[int, int]:
     """
     if not path.exists():
         return 0, 0
+    count, size = _count_lines(path)
+    if count and not _is_json(_last_line(path, size)):
+        raise UnusableError(
+            f"line {count} of {path} is not JSON, so {path} is not an output of this command"
+        )
+    return count, size
+
+
+def _count_lines(path: Path) -> tuple[int, int]:
+    """How many whole lines a file has, and their size in bytes."""
     count = size = read = 0
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -215,10 +254,6 @@ def whole_lines(path: Path) -> tuple[int, int]:
             if (last := block.rfind(b"\n")) >= 0:
                 size = read + last + 1
             read += len(block)
-    if count and not _is_json(_last_line(path, size)):
-        raise UnusableError(
-            f"line {count} of {path} is not JSON, so {path} is not an output of this command"
-        )
     return count, size
 
 

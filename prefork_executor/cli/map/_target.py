@@ -63,11 +63,15 @@ found = functools.lru_cache(maxsize=8)(find)
 def _imported(target: str) -> Any:
     """Either part of module:function may have dots."""
     module_name, colon, path = target.partition(":")
-    if not colon or not module_name or not path:
+    if not colon or not path or module_name[:1] in ("", "."):
         raise ValueError(
             f"{target!r} does not have the form package.module:function; for an expression use -c"
         )
-    thing: Any = importlib.import_module(module_name)
+    try:
+        thing: Any = importlib.import_module(module_name)
+    except (ValueError, TypeError, AttributeError) as error:
+        # For our caller these mean a bad target. Here the module is bad: its traceback says where.
+        raise RuntimeError(f"module {module_name} cannot be imported") from error
     for name in path.split("."):
         if not hasattr(thing, name):
             raise AttributeError(f"module {module_name} has no {path!r}")

@@ -81,11 +81,14 @@ class Call:
         """
         fn = _target.found(self.job)
         journal = Region(_Here.journal, region)
-        journal.begin(number, os.getpid(), time.time())
+        pid = os.getpid()
+        journal.begin(number, pid, time.time())
         began = time.monotonic()
         outcomes = []
         for line in lines:
             text, error = _run_one(fn, self.job, line)
+            if os.getpid() != pid:
+                os._exit(0)  # The function has forked, and the other process has come back, too.
             seconds = time.monotonic() - began
             outcome = (text, error, seconds)
             outcomes.append(outcome)
