@@ -18,6 +18,7 @@ import leash
 import psutil
 import pytest
 from injection import is_alive, lines
+from namespaces import NAMESPACE, needs_namespace
 from scripts import search_path
 from waiting import BOUND, eventually
 
@@ -193,19 +194,7 @@ def test_nothing_of_it_is_left_when_it_is_killed(
     eventually(lambda: not any(map(is_alive, everybody)), "all have ended")
 
 
-NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-
-
-def may_make_namespaces() -> bool:
-    try:
-        return (
-            subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
-        )
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not may_make_namespaces(), reason="no new process namespaces for us here")
+@needs_namespace
 def test_it_may_be_the_first_process_of_a_container(start: Start) -> None:
     source = """
         import os, subprocess, sys
