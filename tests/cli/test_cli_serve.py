@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,16 @@ def start(run: Run, *options: str, error_to: str = "2") -> Program:
     return program
 
 
+@contextlib.contextmanager
+def serving(run: Run, directory: Path, status: int = 0) -> Iterator[tuple[Program, socket.socket]]:
+    """The command, and a connection that its server serves."""
+    write_server(directory, 0, status=status)
+    program = start(run)
+    with program.connect() as connection:
+        assert program.echo(connection).startswith(b"0 ")
+        yield program, connection
+
+
 def ask(program: Program) -> list[int]:
     """The generation that answers, and its main process."""
     with program.connect() as connection:
@@ -98,10 +110,7 @@ def test_sighup_loads_new_code_in_a_new_interpreter_and_no_request_is_lost(
 
 
 def test_a_connection_of_the_old_server_is_served_to_its_end(run: Run, tmp_path: Path) -> None:
-    write_server(tmp_path, 0)
-    program = start(run)
-    with program.connect() as connection:
-        assert program.echo(connection).startswith(b"0 ")
+    with serving(run, tmp_path) as (program, connection):
         write_server(tmp_path, 1)
         program.signal(HUP)
         eventually(lambda: ask(program)[0] == 1)
@@ -159,10 +168,7 @@ def test_a_reload_after_one_that_failed_loads_the_new_code(run: Run, tmp_path: P
 def test_sigterm_ends_the_server_and_its_exit_status_is_the_commands(
     run: Run, tmp_path: Path
 ) -> None:
-    write_server(tmp_path, 0, status=5)
-    program = start(run)
-    with program.connect() as connection:
-        assert program.echo(connection).startswith(b"0 ")
+    with serving(run, tmp_path, status=5) as (program, connection):
         program.signal(TERM)
         program.hear("stopping")
         eventually(lambda: len(program.processes()) == 3, "one child is busy")
@@ -172,10 +178,7 @@ def test_sigterm_ends_the_server_and_its_exit_status_is_the_commands(
 
 @linux_only
 def test_a_second_sigterm_kills_the_server(run: Run, tmp_path: Path) -> None:
-    write_server(tmp_path, 0)
-    program = start(run)
-    with program.connect() as connection:
-        assert program.echo(connection).startswith(b"0 ")
+    with serving(run, tmp_path) as (program, _):
         program.signal(TERM)
         program.hear("stopping")  # Two signals that wait for the same process are one.
         program.signal(TERM)
@@ -205,10 +208,7 @@ def test_it_heeds_signals_that_were_blocked_when_it_was_started(run: Run) -> Non
 
 @linux_only
 def test_the_server_gets_sigterm_when_the_command_is_killed(run: Run, tmp_path: Path) -> None:
-    write_server(tmp_path, 0)
-    program = start(run)
-    with program.connect() as connection:
-        assert program.echo(connection).startswith(b"0 ")
+    with serving(run, tmp_path) as (program, connection):
         program.signal(signal.SIGKILL)
         eventually(lambda: len(program.processes()) == 2, "one child is busy")
         assert program.echo(connection).startswith(b"0 ")

@@ -6,7 +6,6 @@ import email.message
 import email.parser
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from page_commands import copy_project
 from waiting import BOUND
 
 import prefork_executor
@@ -64,9 +64,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was made of it, as for a release."""
     folder = tmp_path_factory.mktemp("dist")
     source = tmp_path_factory.mktemp("source") / "project"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    shutil.copy(ROOT / ".gitignore", source)
+    copy_project(source)
     run(sys.executable, "-m", "build", "--outdir", folder, source)
     return folder
 

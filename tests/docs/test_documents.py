@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from clusters import running_cluster
-from fresh_environment import FreshPython, fresh_python, lacking
+from fresh_environment import ENVIRONMENT, FreshPython, fresh_python, lacking
 from inner_pytest import INNER
 from packaging.requirements import Requirement
 from page_examples import Example, examples
@@ -32,12 +32,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [example for page in PAGES for example in examples(page)]
 MOST_NOT_RUN = 3
-ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("PYTHONPATH", "PYTEST"))
-}
-"""An example's: nothing in it says where more packages are."""
 PROVEN = re.compile(r"`(test_\w+\.py)`(?:: ([^|`]+?))? *\|")
 
 

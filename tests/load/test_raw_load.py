@@ -22,7 +22,7 @@ import psutil
 import pytest
 from certificates import certify
 from load_client import Connection
-from raw_programs import HUP, KILL, TERM, Program, Run, run
+from raw_programs import HUP, KILL, RUN_FILE, TERM, Program, Run, run
 from scripts import SUPPORT
 from waiting import BOUND, eventually
 
@@ -39,13 +39,6 @@ SILENT = 3
 """Clients at a time that connect and say nothing."""
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLIENT = SUPPORT / "load_client.py"
-
-RUN_FILE = """
-import runpy, sys
-sys.dont_write_bytecode = True  # Two versions a second must not be taken for one.
-sys.argv = {arguments!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 APPLICATION = """
 def application(environ, start_response):

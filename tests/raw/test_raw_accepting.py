@@ -9,21 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 from certificates import certify, trusting
-from raw_programs import HUP, TERM, Program, Run, run, run_to_end
+from raw_programs import HUP, OBEYS_SIGNALS, TERM, Program, Run, run, run_to_end
 from waiting import BOUND, eventually
 
 __all__ = ["run"]
 
-SERVER = """
-signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
-signal.signal(signal.SIGHUP, lambda *_: (pf_reload(), say("reloaded")))
-"""
-
-
 # --- several listeners ----------
 
 TWO_LISTENERS = (
-    SERVER
+    OBEYS_SIGNALS
     + """
 def code(*listeners):
     while taken := pf_kid_accept(*listeners):
@@ -104,7 +98,7 @@ whip(code, (first, second))
 def tls_server(run: Run, tmp_path: Path, options: str) -> Program:
     certificate = certify(tmp_path, "server")
     return run(
-        SERVER
+        OBEYS_SIGNALS
         + f"""
 import ssl
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -164,7 +158,7 @@ def test_a_silent_client_of_a_tls_listener_holds_a_child_for_a_bounded_time(
 # --- other work ----------
 
 DATAGRAMS = (
-    SERVER
+    OBEYS_SIGNALS
     + """
 end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 end.bind(("127.0.0.1", 0))
@@ -229,7 +223,7 @@ whip(code)
 
 
 JOBS = (
-    SERVER
+    OBEYS_SIGNALS
     + """
 import sqlite3
 connection = None

@@ -8,16 +8,10 @@ import time
 
 import psutil
 import pytest
-from raw_programs import HUP, KILL, TERM, Program, Run, linux_only, run, run_to_end
+from raw_programs import HUP, KILL, OBEYS_SIGNALS, TERM, Program, Run, linux_only, run, run_to_end
 from waiting import eventually
 
 __all__ = ["run"]
-
-SERVER = """
-signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
-signal.signal(signal.SIGHUP, lambda *_: pf_reload())
-"""
-
 
 # --- pf_done ----------
 
@@ -50,7 +44,7 @@ def test_pf_done_gives_back_the_signal_handling_and_every_descriptor(run: Run) -
 
 def test_pf_done_waits_for_every_child_and_lets_it_finish(run: Run) -> None:
     program = run(
-        SERVER
+        OBEYS_SIGNALS
         + """
 pf_init(max_servers=3, min_spare_servers=2)
 whip(serve, (listen(),))
@@ -68,7 +62,7 @@ whip(serve, (listen(),))
 def test_pf_done_from_a_handler_works_at_any_moment(run: Run, delay: int) -> None:
     # Children that come and go keep the main process at work; each delay hits it elsewhere.
     program = run(
-        SERVER
+        OBEYS_SIGNALS
         + """
 pf_init(max_servers=4, min_spare_servers=2, child_data_hook=lambda *_: None)
 say("initialised")
@@ -116,11 +110,8 @@ def test_a_second_signal_during_pf_done_cuts_nothing_short(run: Run) -> None:
 # --- children that do not obey ----------
 
 
-STUBBORN = """
-pf_init(min_spare_servers=1, max_spare_servers=1, start_servers=1, max_servers=4,
-        term_timeout=0.5, child_sigh={"TERM": "IGNORE"})
+ORIGINALS_WAY = """
 def code(listener):
-    # Takes connections in the original's way, and never leaves by itself.
     while True:
         connection, _ = listener.accept()
         pf_kid_busy()
@@ -129,6 +120,14 @@ def code(listener):
                 connection.sendall(line)
         pf_kid_idle()
 """
+"""The original's way to accept. Such a child never leaves by itself."""
+STUBBORN = (
+    ORIGINALS_WAY
+    + """
+pf_init(min_spare_servers=1, max_spare_servers=1, start_servers=1, max_servers=4,
+        term_timeout=0.5, child_sigh={"TERM": "IGNORE"})
+"""
+)
 
 
 def test_children_that_ignore_sigterm_count_towards_the_maximum_and_are_killed_in_the_end(
@@ -150,7 +149,7 @@ def test_children_that_ignore_sigterm_count_towards_the_maximum_and_are_killed_i
 
 
 def test_pf_done_kills_what_ignores_sigterm_at_the_deadline(run: Run) -> None:
-    program = run(SERVER + STUBBORN + "whip(code, (listen(),))")
+    program = run(OBEYS_SIGNALS + STUBBORN + "whip(code, (listen(),))")
     program.expects_complaints = True
     connection = program.connect()
     assert program.echo(connection) == b"hello\n"
@@ -225,7 +224,9 @@ whip(code)
 
 
 def test_a_stopped_child_is_killed_at_the_deadline(run: Run) -> None:
-    program = run(SERVER + "pf_init(max_servers=2, term_timeout=0.5)\nwhip(serve, (listen(),))")
+    program = run(
+        OBEYS_SIGNALS + "pf_init(max_servers=2, term_timeout=0.5)\nwhip(serve, (listen(),))"
+    )
     program.expects_complaints = True
     eventually(lambda: len(program.children()) == 2)
     psutil.Process(program.children()[0]).suspend()
@@ -386,20 +387,7 @@ def test_no_connection_is_lost_when_the_child_that_took_it_is_retired(run: Run) 
 
 
 def test_the_originals_way_to_accept_loses_it(run: Run) -> None:
-    program = run(
-        SLOW_TO_SAY_SO
-        + """
-def code():
-    while True:
-        connection, _ = listener.accept()
-        pf_kid_busy()
-        with connection, connection.makefile("rb") as lines:
-            for line in lines:
-                connection.sendall(line)
-        pf_kid_idle()
-whip(code)
-"""
-    )
+    program = run(SLOW_TO_SAY_SO + ORIGINALS_WAY + "whip(code, (listener,))")
     program.expects_complaints = True
     with program.connect() as connection:
         assert program.echo(connection) == b""
@@ -473,7 +461,7 @@ def test_the_handler_given_for_sigterm_is_called_when_the_child_leaves(run: Run)
 
 def test_a_child_that_ignores_sigterm_is_told_to_leave_all_the_same(run: Run) -> None:
     program = run(
-        SERVER
+        OBEYS_SIGNALS
         + """
 pf_init(max_servers=2, child_sigh={"TERM": "IGNORE"})
 whip(lambda listener: (serve(listener), say("left")), (listen(),))
@@ -501,7 +489,7 @@ def test_a_wake_up_that_a_stopped_sibling_took_is_made_up_for(run: Run) -> None:
 # --- reloading ----------
 
 GENERATIONS = (
-    SERVER
+    OBEYS_SIGNALS
     + """
 generation = 0
 def reload(*_):

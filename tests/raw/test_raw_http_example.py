@@ -13,19 +13,13 @@ from pathlib import Path
 
 import pytest
 from certificates import certify
-from raw_programs import HUP, TERM, Program, Run, run
+from raw_programs import HUP, RUN_FILE, TERM, Program, Run, run
 from waiting import BOUND, eventually
 
 __all__ = ["run"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVER = EXAMPLES / "http_server.py"
-RUN_FILE = """
-import runpy, sys
-sys.dont_write_bytecode = True  # Two versions a second must not be taken for one.
-sys.argv = {arguments!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 APPLICATION = """
 import os
 def application(environ, start_response):

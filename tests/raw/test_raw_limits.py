@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from raw_programs import TERM, Program, Run, linux_only, run
+from raw_programs import OBEYS_SIGNALS, TERM, Program, Run, linux_only, run
 from waiting import eventually
 
 from prefork_executor._raw.options import Spares
@@ -16,8 +16,9 @@ from prefork_executor.raw import PreforkPool
 
 __all__ = ["run"]
 
-SERVER = """
-signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+SERVER = (
+    OBEYS_SIGNALS
+    + """
 def answer(listener):
     while taken := pf_kid_accept(listener):
         with taken[0] as connection:
@@ -25,6 +26,7 @@ def answer(listener):
 def ended(pid, status, reason):
     say("ended", pid, status, reason)
 """
+)
 
 
 def ask(program: Program) -> int:

@@ -7,7 +7,7 @@ import socket
 
 import psutil
 import pytest
-from raw_programs import HUP, TERM, Run, linux_only, run, run_to_end
+from raw_programs import HUP, OBEYS_SIGNALS, TERM, Run, linux_only, run, run_to_end
 from waiting import eventually
 
 from prefork_executor import status
@@ -16,9 +16,9 @@ from prefork_executor.errors import StatusError
 
 __all__ = ["run"]
 
-WATCHED = """
-signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
-signal.signal(signal.SIGHUP, lambda *_: pf_reload())
+WATCHED = (
+    OBEYS_SIGNALS
+    + """
 import logging
 def started(pid):
     say("started", pid)
@@ -28,6 +28,7 @@ def decided(decision):
     say("decided", decision.workers, decision.started, decision.retired, decision.reason)
 watchers = dict(on_child_start=started, on_child_exit=ended, on_decision=decided)
 """
+)
 
 
 def test_the_hooks_tell_of_starts_exits_and_decisions(run: Run) -> None:

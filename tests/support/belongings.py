@@ -91,7 +91,7 @@ def _descriptors() -> Iterator[tuple[str, str]]:
 def _unless_of_others(names: frozenset[str]) -> list[object]:
     # The directory is the whole machine's: what others have there is no fault of a test, nor
     # what they have removed before it could be seen whose it was.
-    return sorted((names - leash.held_by_others(names)) & _shared_memory()) if names else []
+    return sorted((names - leash.of_others(names)) & _shared_memory()) if names else []
 
 
 def _shared_memory() -> frozenset[str]:

@@ -7,6 +7,7 @@ So it is made in a moment, and Python need not compile these packages again.
 from __future__ import annotations
 
 import functools
+import os
 import sysconfig
 import venv
 from collections.abc import Callable, Iterable
@@ -20,6 +21,12 @@ from packaging.utils import canonicalize_name
 import prefork_executor
 
 OURS = "prefork-executor"
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("PYTHONPATH", "PYTEST"))
+}
+"""The variables of a reader: none of them says where more packages are."""
 FreshPython = Callable[[frozenset[str]], Path]
 
 
@@ -69,7 +76,30 @@ def make(folder: Path, asked: Iterable[str]) -> Path:
         for entry in entries:
             (site / entry).parent.mkdir(parents=True, exist_ok=True)
             (site / entry).symlink_to(Path(str(found.locate_file(entry))))
+        _add_commands(folder / "bin", found)
     return folder / "bin" / "python"
+
+
+SCRIPT = """#!{python}
+import sys
+from {module} import {function}
+if __name__ == "__main__":
+    sys.exit({function}())
+"""
+"""A command, as pip writes it."""
+
+
+def _add_commands(folder: Path, found: Distribution) -> None:
+    """Add what this distribution has for the command line: functions, and programs as they are."""
+    functions = found.entry_points.select(group="console_scripts")
+    for point in functions:
+        python = folder / "python"
+        script = SCRIPT.format(python=python, module=point.module, function=point.attr)
+        (folder / point.name).write_text(script)
+        (folder / point.name).chmod(0o755)
+    for file in found.files or ():
+        if file.parts[-2:-1] == ("bin",) and file.name not in functions.names:
+            (folder / file.name).symlink_to(Path(str(found.locate_file(file))))
 
 
 def _entries(files: list[PackagePath]) -> set[PurePath]:

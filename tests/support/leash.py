@@ -6,7 +6,12 @@ the end of that process and then kills all that bear the mark. A plain leash, su
 a signal at a parent's death, would not do: it would also end what a test expects the pool
 itself to end.
 
-By the mark one can also tell what this run has in ``/dev/shm`` from what others have there.
+By the mark one can also tell what this run has in ``/dev/shm`` from what others have there, if a
+process has mapped it. The creator of a named semaphore maps it under a name that is then removed,
+so files are compared by their inodes. Of a semaphore that no process has mapped only the name
+tells whose it was: this run's have its mark in their names. Those of programs that it starts have
+not. But each of these has a resource tracker of its own, which removes what the program leaves.
+
 Only on Linux; elsewhere a killed run leaves what it leaves.
 """
 
@@ -15,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import multiprocessing
 import os
 import select
 import signal
@@ -52,9 +58,12 @@ def hold() -> None:
     """Mark this process and all that it will start, and have a keeper wait for its end."""
     if not IS_LINUX:
         return
-    name = f"tests-{uuid.uuid4().hex}"
+    number = uuid.uuid4().hex
+    name = f"tests-{number}"
     os.environ[MARK] = name
     _map_named(name)
+    # multiprocessing has no public way for this. Its processes inherit it.
+    multiprocessing.current_process()._config["semprefix"] = f"/mp-{number}"  # type: ignore[attr-defined]
     # Not a Popen, which complains at the end of a process that still runs.
     os.posix_spawn(
         sys.executable,
@@ -86,21 +95,36 @@ def bearers(name: str) -> Iterator[int]:
             yield pid
 
 
-def held_by_others(names: Iterable[str]) -> set[str]:
-    """Those files of ``/dev/shm`` that are another user's, or that a process has mapped
-    which is none of this run."""
+def of_others(names: Iterable[str]) -> set[str]:
+    """Those files of ``/dev/shm`` that are not this run's."""
     if not IS_LINUX:
         return set()
     ours = {os.getpid(), *bearers(os.environ[MARK])}
-    maps = b"".join(_read(pid, "maps") for pid in _processes() if pid not in ours)
-    return {name for name in names if f"/dev/shm/{name}".encode() in maps or _is_foreign(name)}
+    mapped_here = {file for pid in ours for file in _mapped(pid)}
+    mapped_elsewhere = {file for pid in _processes() if pid not in ours for file in _mapped(pid)}
+    number = os.environ[MARK].removeprefix("tests-")
+    foreign = set()
+    for name in names:
+        try:
+            status = os.stat(f"/dev/shm/{name}")
+        except FileNotFoundError:
+            continue  # Gone by now.
+        file = status.st_dev, status.st_ino
+        is_foreign = file in mapped_elsewhere or status.st_uid != os.geteuid()
+        if name.startswith("sem.") and number not in name:
+            is_foreign = is_foreign or file not in mapped_here
+        if is_foreign:
+            foreign.add(name)
+    return foreign
 
 
-def _is_foreign(name: str) -> bool:
-    try:
-        return os.stat(f"/dev/shm/{name}").st_uid != os.geteuid()
-    except OSError:
-        return False  # Gone by now.
+def _mapped(pid: int) -> Iterator[tuple[int, int]]:
+    """Device and inode of each file of ``/dev/shm`` that the process has mapped."""
+    for line in _read(pid, "maps").splitlines():
+        if b" /dev/shm/" in line:
+            device, inode = line.split()[3:5]
+            major, minor = (int(part, 16) for part in device.split(b":"))
+            yield os.makedev(major, minor), int(inode)
 
 
 def _processes() -> list[int]:

@@ -96,7 +96,16 @@ def examples(page: Path) -> Iterator[Example]:
 def _installs(text: str) -> frozenset[str]:
     """What a reader has installed, besides our package, who has read so far. ``pip install .``
     installs no more than that."""
+    return frozenset(word for word in pip_arguments(above(text)) if word[0] not in "-.")
+
+
+def above(text: str) -> str:
+    """What a reader must have read to go on at the end of this text: the page's head, and the
+    section that has begun."""
     head, *sections = SECTION.split(COMMENT.sub("", text))
-    read = "\n".join([head, *sections[-1:]])
-    words = [word for command in COMMAND.findall(read) for word in shlex.split(command)]
-    return frozenset(word for word in words if word[0] not in "-.")
+    return "\n".join([head, *sections[-1:]])
+
+
+def pip_arguments(text: str) -> list[str]:
+    """What stands behind ``pip install`` in a text, word by word."""
+    return [word for command in COMMAND.findall(text) for word in shlex.split(command)]

@@ -64,6 +64,17 @@ def whip(code, args=()):
     while pf_whip_kids(code, args):
         pass
 """
+OBEYS_SIGNALS = """
+signal.signal(signal.SIGTERM, lambda *_: pf_done(0))
+signal.signal(signal.SIGHUP, lambda *_: (pf_reload(), say("reloaded")))
+"""
+"""What a server begins with that stops and reloads when it is told to."""
+RUN_FILE = """
+import runpy, sys
+sys.dont_write_bytecode = True  # Two versions a second must not be taken for one.
+sys.argv = {arguments!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class Program:

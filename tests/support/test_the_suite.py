@@ -4,6 +4,7 @@ machine does, and leaves nothing, even if it is killed."""
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,13 +12,17 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import leash
 import psutil
 import pytest
+from belongings import Belongings
 from injection import is_alive, lines
+from namespaces import NAMESPACE, needs_namespace
 from scripts import search_path
 from waiting import BOUND, eventually
 
@@ -149,10 +154,91 @@ def test_what_another_program_has_there_for_a_moment_is_none_either(start: Start
 def test_what_this_run_has_in_shared_memory_counts() -> None:
     memory = SharedMemory(create=True, size=10)
     try:
-        assert leash.held_by_others({memory.name}) == set()
+        assert leash.of_others({memory.name}) == set()
     finally:
         memory.close()
         memory.unlink()
+
+
+# --- named semaphores -----------------------------------------------------------------------------
+
+MAKES_A_SEMAPHORE = """
+import multiprocessing, os, signal, sys
+from multiprocessing.resource_tracker import _resource_tracker
+
+lock = multiprocessing.get_context("spawn").Lock()
+if sys.argv[1] == "leave it":
+    os.kill(_resource_tracker._pid, signal.SIGKILL)  # It would remove the semaphore.
+print("sem." + lock._semlock.name.removeprefix("/"), flush=True)
+if sys.argv[1] == "leave it":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def semaphore_of_a_program(end: str, *, is_ours: bool) -> Iterator[str]:
+    """The file of a semaphore that a program has made, of this run or of no test run at all."""
+    environment = {n: value for n, value in os.environ.items() if is_ours or n != leash.MARK}
+    with subprocess.Popen(
+        [sys.executable, "-c", MAKES_A_SEMAPHORE, end],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        name = program.stdout.readline().strip()
+        try:
+            if end == "leave it":
+                assert program.wait(BOUND) == -signal.SIGKILL
+            assert os.path.exists(f"/dev/shm/{name}")
+            yield name
+        finally:
+            if end == "leave it":
+                os.unlink(f"/dev/shm/{name}")
+
+
+def make_a_semaphore_and_die(connection: Connection) -> None:
+    lock = multiprocessing.get_context("spawn").Lock()
+    connection.send(lock._semlock.name)  # type: ignore[attr-defined]
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def left_since(before: Belongings) -> list[object]:
+    """What the suite would say that a test has left in shared memory."""
+    return Belongings.now().beyond(before).get("shared memory", [])
+
+
+@pytest.mark.parametrize("end", ["hold it", "leave it"])
+def test_a_semaphore_of_another_program_is_no_fault_of_a_test(end: str) -> None:
+    before = Belongings.now()
+    with semaphore_of_a_program(end, is_ours=False):
+        assert left_since(before) == []
+
+
+def test_a_semaphore_that_a_program_of_a_test_holds_counts() -> None:
+    before = Belongings.now()
+    with semaphore_of_a_program("hold it", is_ours=True) as name:
+        assert left_since(before) == [name]
+
+
+def test_a_semaphore_that_a_killed_process_of_a_test_has_left_counts(start_method: str) -> None:
+    context = multiprocessing.get_context(start_method)
+    before = Belongings.now()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=make_a_semaphore_and_die, args=(theirs,))
+    process.start()
+    name = ours.recv()
+    process.join(BOUND)
+    try:
+        assert left_since(before) == [name.replace("/", "sem.")]
+    finally:
+        os.unlink(f"/dev/shm/{name.replace('/', 'sem.')}")
+        resource_tracker.unregister(name, "semaphore")
+        ours.close()
+        theirs.close()
+        process.close()
 
 
 @pytest.mark.parametrize("processes", ["0", "1"], ids=["alone", "xdist"])
@@ -193,19 +279,7 @@ def test_nothing_of_it_is_left_when_it_is_killed(
     eventually(lambda: not any(map(is_alive, everybody)), "all have ended")
 
 
-NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-
-
-def may_make_namespaces() -> bool:
-    try:
-        return (
-            subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
-        )
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not may_make_namespaces(), reason="no new process namespaces for us here")
+@needs_namespace
 def test_it_may_be_the_first_process_of_a_container(start: Start) -> None:
     source = """
         import os, subprocess, sys
