@@ -123,6 +123,14 @@ def try_reap(pid: int) -> int | None:
     return status if ended else None
 
 
+def reap_all() -> Iterator[tuple[int, int]]:
+    """The process id and wait status of each of our children that has ended, whoever made it: the
+    first process of a container is also the parent of those that other processes have left."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
+
+
 def wait_for_child(pid: int) -> bool:
     """Wait until our own child has ended, without reaping it. Returns False if there is no such
     child; other code may have reaped it."""

@@ -9,6 +9,7 @@ that one runs.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,10 @@ from prefork_executor.errors import StatusError
 
 COMMANDS: tuple[str, ...] = ("map", "pools", "serve", "status", "top", "trace")
 """The files here that hold a subcommand, in the order of the help text."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a file that can take no more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.closed = _fill_closed_streams()
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except StatusError as error:
         print(f"prefork-executor: {error}", file=sys.stderr)
         return 1
@@ -50,7 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has closed our output. Python would complain when it flushes its own.
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        print(f"prefork-executor: cannot write the output: {error.strerror}", file=sys.stderr)
+        _discard_output()
+        return 1
     return code
+
+
+def _discard_output() -> None:
+    """What was printed and not written cannot be written. Python must not try it again at its
+    end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -221,10 +221,10 @@ class Master:
     # --- their ends -----------------------------------------------------------------------
 
     def _reap(self) -> None:
-        for server in self._servers():
-            status = processes.try_reap(server.pid)
-            if status is not None:
-                self._ended(server, os.waitstatus_to_exitcode(status))
+        for pid, status in processes.reap_all():
+            for server in self._servers():
+                if server.pid == pid:
+                    self._ended(server, os.waitstatus_to_exitcode(status))
 
     def _ended(self, server: Server, code: int) -> None:
         self._forget_pipe(server)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import subprocess
+import sys
 import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from namespaces import NAMESPACE, needs_namespace
 from raw_programs import HUP, TERM, Program, Run, linux_only, run
 from waiting import BOUND, eventually
 
@@ -224,6 +227,30 @@ def test_it_goes_on_when_nobody_reads_its_messages_any_more(run: Run, tmp_path: 
     eventually(lambda: ask(program)[0] == 1)
     program.signal(TERM)
     assert program.wait() == 5
+
+
+LEAVES_AN_ORPHAN = """
+import os, sys, time
+orphan, told = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        while os.getppid() != 1:
+            time.sleep(0.002)
+        os.write(told, b"%d" % os.getpid())
+    os._exit(0)
+os.wait()
+pid = os.read(orphan, 20).decode()
+while os.path.exists(f"/proc/{pid}"):
+    time.sleep(0.002)
+"""
+
+
+@needs_namespace
+def test_as_the_first_process_of_a_container_it_reaps_what_others_leave() -> None:
+    serve = [sys.executable, "-m", "prefork_executor", "serve", "-b", "127.0.0.1:0", "--"]
+    command = [*NAMESPACE, *serve, sys.executable, "-c", LEAVES_AN_ORPHAN]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=BOUND, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_process_that_nobody_gave_listeners_has_none() -> None:

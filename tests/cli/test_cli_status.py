@@ -34,6 +34,18 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(status, "unreadable", list)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full")
+def test_a_disk_that_is_full_is_named(run: Run, tmp_path: Path) -> None:
+    held_pool(run, tmp_path / "gate")
+    list_pools = [sys.executable, "-m", "prefork_executor", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            list_pools, stdout=full, stderr=subprocess.PIPE, text=True, timeout=BOUND, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "prefork-executor: cannot write the output: No space left on device\n"
+
+
 def test_list_has_a_line_for_each_pool(run: Run, tmp_path: Path) -> None:
     program = held_pool(run, tmp_path / "gate")
     done = command("list")
