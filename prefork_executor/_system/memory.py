@@ -15,7 +15,9 @@ Where there is no /proc, psutil tells what a process has for itself.
 
 What is left is the least of what the machine and each control group have left, from that of
 this process up to the root: below ``memory.max`` and ``memory.high`` (version 2), or
-``memory.limit_in_bytes`` (version 1). Pages of files that nobody has used lately count as free.
+``memory.limit_in_bytes`` (version 1). What the kernel takes back when a process needs memory
+counts as free: pages of files, and the kernel's own caches. The kernel's MemAvailable counts the
+same for the machine.
 
 All that is read here is read through a function that gives a file's bytes, and that gives
 none for a file that cannot be read. So tests give it recorded ones. Only pools with a bound
@@ -48,6 +50,8 @@ UNSURE = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _NO_LIMIT = 1 << 62
 """From here on a limit of version 1 is none: it writes the largest number of pages there is."""
+_CACHES = (b"inactive_file", b"active_file", b"slab_reclaimable")
+"""In a control group's memory.stat: what the kernel takes back when memory is needed."""
 _MEMINFO, _PRESSURE = "/proc/meminfo", "/proc/pressure/memory"
 
 
@@ -220,14 +224,19 @@ class Group(NamedTuple):
         return min((limit for limit in found if limit is not None), default=None)
 
     def used(self, read: Read) -> int:
-        """Bytes that it takes, without pages of files that nobody has used lately."""
+        """Bytes that it takes, without those that the kernel takes back when they are needed.
+
+        Pages of files that were read more than once, which are "active", are among these. With
+        them, a program that has read its data twice would have nothing left."""
         usage = "memory.usage_in_bytes" if self.is_old else "memory.current"
-        name = b"total_inactive_file " if self.is_old else b"inactive_file "
-        inactive = 0
+        prefix = b"total_" if self.is_old else b""
+        caches = {prefix + name for name in _CACHES}
+        cached = 0
         for line in read(f"{self.folder}/memory.stat").splitlines():
-            if line.startswith(name):
-                inactive = _number(line.split()[1]) or 0
-        return max(0, (_number(read(f"{self.folder}/{usage}")) or 0) - inactive)
+            name, _, number = line.partition(b" ")
+            if name in caches:
+                cached += _number(number) or 0
+        return max(0, (_number(read(f"{self.folder}/{usage}")) or 0) - cached)
 
 
 def _number(text: bytes) -> int | None:

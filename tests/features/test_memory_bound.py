@@ -4,12 +4,14 @@ ended runs again. The sizes are small, so that the suite takes little of the mac
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import control_groups
 import pytest
@@ -276,36 +278,38 @@ IN_GROUP = """
     from prefork_executor import PreforkExecutor
 
     if __name__ == "__main__":
+        {before}
         with PreforkExecutor(4, "fork", max_memory={bound}, retries={retries}) as executor:
             futures = [executor.submit(take, mib, 0.3) for mib in {sizes}]
             errors = [future.exception() for future in futures]
             memory = executor.stats().memory
             told = [getattr(error, "reason", "") if error else "done" for error in errors]
             by_others = executor.stats().deaths - memory.ended
-            print(json.dumps([told, memory.bound, memory.peaks, by_others]))
+            print(json.dumps([told, memory.bound, memory.peaks, by_others, memory.left]))
 """
 
 
-def run_in_group(limit: int, **facts: object) -> list[object]:
+def run_in_group(limit: int, *, before: str = "pass", **facts: object) -> list[Any]:
     """What a program prints that runs in a control group with so much memory: how its tasks
-    ended, the bound, the peaks, and the deaths of workers that the pool has not ended."""
+    ended, the bound, the peaks, the deaths of workers that the pool has not ended, and how much is
+    left at the end. ``before``: what the program does first."""
     import json
 
     with control_groups.limited(limit) as folder:
         procs = f"{folder}/cgroup.procs"
-        text = textwrap.dedent(IN_GROUP).format(tests=TESTS, procs=procs, **facts)
+        text = textwrap.dedent(IN_GROUP).format(tests=TESTS, procs=procs, before=before, **facts)
         done = subprocess.run(
             [sys.executable, "-c", text], capture_output=True, text=True, timeout=BOUND, check=False
         )
         assert done.returncode == 0, done.stderr
-        found: list[object] = json.loads(done.stdout)
+        found: list[Any] = json.loads(done.stdout)
         return found
 
 
 @linux
 @in_group
 def test_what_a_control_group_has_is_what_there_is() -> None:
-    told, bound, _, deaths = run_in_group(150 * MIB, bound=0.8, retries=1, sizes=[30] * 6)
+    told, bound, _, deaths, _ = run_in_group(150 * MIB, bound=0.8, retries=1, sizes=[30] * 6)
     assert told == ["done"] * 6
     assert bound == int(0.8 * 150 * MIB)
     assert deaths == 0
@@ -314,17 +318,30 @@ def test_what_a_control_group_has_is_what_there_is() -> None:
 @linux
 @in_group
 def test_what_the_control_group_has_left_counts_if_the_bound_is_above_it() -> None:
-    told, bound, _, _ = run_in_group(200 * MIB, bound=2**40, retries=2, sizes=[40] * 8)
+    told, bound, _, _, _ = run_in_group(200 * MIB, bound=2**40, retries=2, sizes=[40] * 8)
     assert told == ["done"] * 8
     assert bound == 2**40
 
 
 @linux
 @in_group
+def test_files_that_the_program_has_read_more_than_once_leave_their_memory(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    reads = f"for _ in range(3): open({str(path)!r}, 'rb').read()"
+    path.write_bytes(b"x" * 80 * MIB)
+    with open(path, "rb") as file:  # So that the group's program is the first to have it.
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    told, _, _, _, left = run_in_group(200 * MIB, before=reads, bound=0.8, retries=1, sizes=[5])
+    assert told == ["done"]
+    assert left > 130 * MIB
+
+
+@linux
+@in_group
 def test_a_kill_by_the_system_is_a_lesson() -> None:
-    told, _, peaks, deaths = run_in_group(120 * MIB, bound=2**40, retries=0, sizes=[250])
+    told, _, peaks, deaths, _ = run_in_group(120 * MIB, bound=2**40, retries=0, sizes=[250])
     assert told == ["out of memory"]
     assert deaths == 1
-    assert isinstance(peaks, list)
     assert peaks[0][0] == "memory_tasks.take"
     assert peaks[0][1] > 50 * MIB

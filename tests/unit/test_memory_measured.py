@@ -144,10 +144,13 @@ class TestWhatIsLeft:
                 "/sys/fs/cgroup/app.slice/web/memory.max": b"2147483648\n",
                 "/sys/fs/cgroup/app.slice/web/memory.high": b"max\n",
                 "/sys/fs/cgroup/app.slice/web/memory.current": b"1000000000\n",
-                "/sys/fs/cgroup/app.slice/web/memory.stat": b"file 9\ninactive_file 200000000\n",
+                "/sys/fs/cgroup/app.slice/web/memory.stat": (
+                    b"anon 300000000\nfile 600000000\nslab_reclaimable 50000000\n"
+                    b"inactive_file 200000000\nactive_file 350000000\nunevictable 50000000\n"
+                ),
             }
         )
-        assert system.look() == Room(2147483648, 2147483648 - 800000000)
+        assert system.look() == Room(2147483648, 2147483648 - 400000000)
 
     def test_is_bounded_by_memory_high_as_well(self) -> None:
         files = {"/g/memory.max": b"3000\n", "/g/memory.high": b"2000\n"}
@@ -162,11 +165,14 @@ class TestWhatIsLeft:
                 "/proc/self/mountinfo": HYBRID_MOUNTS,
                 f"{folder}/memory.limit_in_bytes": b"1073741824\n",
                 f"{folder}/memory.usage_in_bytes": b"500000000\n",
-                f"{folder}/memory.stat": b"inactive_file 1\ntotal_inactive_file 100000000\n",
+                f"{folder}/memory.stat": (
+                    b"inactive_file 1\nactive_file 2\n"
+                    b"total_inactive_file 100000000\ntotal_active_file 250000000\n"
+                ),
                 "/sys/fs/cgroup/memory/memory.limit_in_bytes": b"9223372036854771712\n",
             }
         )
-        assert system.look() == Room(1073741824, 1073741824 - 400000000)
+        assert system.look() == Room(1073741824, 1073741824 - 150000000)
 
     def test_is_the_least_of_all_groups_up_the_tree(self) -> None:
         system = system_of(
