@@ -4,6 +4,7 @@ ended runs again. The sizes are small, so that the suite takes little of the mac
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import pickle
 import subprocess
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import control_groups
+import psutil
 import pytest
 from injection import Running, all_go_on, ended_at_once, linux
 from light_tasks import square
-from memory_tasks import MIB, keep, take, take_until, take_when_both_are_there
+from memory_tasks import MIB, keep, read_mapped_until, take, take_until, take_when_both_are_there
 from waiting import BOUND, eventually
 
 from prefork_executor import Pool, PreforkExecutor, TaskMemoryExceeded
@@ -105,6 +107,34 @@ def test_what_the_program_has_itself_does_not_count(tmp_path: Path) -> None:
         assert run_as_many_as_fit(large, lambda: memory_of(executor), tmp_path) <= 3
         assert memory_of(executor).exceeded == 0
     del of_the_program
+
+
+@linux
+def test_a_mapped_file_does_not_count_however_large_it_is(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    path, journal, gate = (str(tmp_path / name) for name in ("data", "journal", "gate"))
+    skip_if_in_memory(tmp_path)
+    with open(path, "wb") as file:
+        file.truncate(300 * MIB)
+    futures = [executor.submit(read_mapped_until, path, journal, gate) for _ in range(4)]
+
+    def all_have_read_it() -> bool:
+        return Path(journal).exists() and Path(journal).read_text().count("begun") == 4
+
+    eventually(all_have_read_it, "all four run, and have read it")
+    Path(gate).touch()
+    assert [future.result(BOUND) for future in futures] == [300 * MIB // mmap.PAGESIZE] * 4
+    assert memory_of(executor).exceeded == 0
+    assert memory_of(executor).peaks == ()
+
+
+def skip_if_in_memory(folder: Path) -> None:
+    """Files of a tmpfs are shared memory."""
+    mounts = {one.mountpoint: one.fstype for one in psutil.disk_partitions(all=True)}
+    mounted = next(str(one) for one in (folder, *folder.parents) if str(one) in mounts)
+    if mounts[mounted] in ("tmpfs", "ramfs"):
+        pytest.skip("temporary files are in memory here")
 
 
 def test_a_peak_is_seen_however_short_the_task_is(executor: PreforkExecutor) -> None:
@@ -326,6 +356,7 @@ def test_what_the_control_group_has_left_counts_if_the_bound_is_above_it() -> No
 @linux
 @in_group
 def test_files_that_the_program_has_read_more_than_once_leave_their_memory(tmp_path: Path) -> None:
+    skip_if_in_memory(tmp_path)
     path = tmp_path / "data"
     reads = f"for _ in range(3): open({str(path)!r}, 'rb').read()"
     path.write_bytes(b"x" * 80 * MIB)

@@ -3,6 +3,7 @@ because a worker imports it in the middle of its first task."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 
@@ -10,6 +11,7 @@ from light_tasks import note
 
 MIB = 2**20
 _kept: list[bytearray] = []
+_mapped: list[mmap.mmap] = []
 
 
 def take(mib: int, seconds: float = 0.1, journal: str = "") -> int:
@@ -31,6 +33,17 @@ def take_until(mib: int, journal: str, gate: str) -> int:
         time.sleep(0.005)
     note(journal, f"ended {mib} {time.monotonic()}")
     return len(taken) // MIB
+
+
+def read_mapped_until(path: str, journal: str, gate: str) -> int:
+    """Maps the file, which stays mapped in its worker, and reads all of it. Returns at the gate."""
+    with open(path, "rb") as file:
+        _mapped.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    read = sum(len(_mapped[-1][at : at + 1]) for at in range(0, len(_mapped[-1]), mmap.PAGESIZE))
+    note(journal, f"begun {read}")
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    return read
 
 
 def take_when_both_are_there(mib: int, journal: str, gate: str) -> int:
