@@ -12,7 +12,9 @@ cancelling the awaiting task leaves the work running. For other event loops, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar, overload
 
 from prefork_executor import ExecutorView, PreforkExecutor
@@ -64,12 +66,37 @@ async def run(
     Raises:
         asyncio.CancelledError: the awaiting task was cancelled, or the executor was shut
             down with ``cancel_futures``.
-        BaseException: what the call raised, or what says how its worker ended.
+        BaseException: what the call raised, or what says how its worker ended. In place of a
+            StopIteration, which no coroutine can raise, a RuntimeError that has it as its cause.
     """
     future = await submitted(asyncio.sleep, executor, fn, *args, **kwargs)
     try:
-        return await asyncio.wrap_future(future)
+        await _end_of(future)
     except asyncio.CancelledError:
+        future.cancel()
         if abort_on_cancel:
             executor.abort(future)
         raise
+    if future.cancelled():
+        raise asyncio.CancelledError
+    return future.result()
+
+
+async def _end_of(future: Future[Any]) -> None:
+    """Wait until it is done. (Who waits for ``asyncio.wrap_future`` before Python 3.12 waits for
+    ever if the call raises a StopIteration.)"""
+    loop = asyncio.get_running_loop()
+    end: asyncio.Future[None] = loop.create_future()
+
+    def note() -> None:
+        if not end.done():
+            end.set_result(None)
+
+    def tell(_: object) -> None:
+        with contextlib.suppress(
+            RuntimeError
+        ):  # The loop has ended, and with it who would be told.
+            loop.call_soon_threadsafe(note)
+
+    future.add_done_callback(tell)
+    await end

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from light_tasks import square
+from light_tasks import end_at_three, square
 from waiting import BOUND, eventually
 
 from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied
@@ -195,5 +195,15 @@ def test_a_shutdown_that_cancels_is_a_cancellation() -> None:
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert ends[0] is None
         assert isinstance(ends[-1], asyncio.CancelledError)
+
+    asyncio.run(main())
+
+
+def test_a_stop_iteration_of_a_call_is_raised_as_a_coroutine_can(executor: PreforkExecutor) -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            async with asyncio.timeout(BOUND):
+                await run(executor, end_at_three, StopIteration, 3)
+        assert isinstance(caught.value.__cause__, StopIteration)
 
     asyncio.run(main())
