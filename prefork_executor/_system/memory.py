@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
     Read = Callable[[str], bytes]
 
-PSS_SHARE = 0.01
+PSS_SHARE, EXACTLY_SHARE = 0.01, 0.1
 """The part of a processor's time that may go into counting pages, beyond once for each
-process."""
+process; and into counting those of all processes at once."""
 UNSURE = 1 << 20
 """Bytes by which a process may have grown without another count."""
 _OF_ROLLUP = (
@@ -136,20 +136,26 @@ class Scales:
         self._clock = clock
         self._cost = cost
         self._counted: dict[int, _Counted] = {}
-        self._count_again_at = 0.0
+        self._count_again_at = self._count_all_at = 0.0
+        self.spent = 0.0
+        """Seconds that counting pages has taken in the latest call of :meth:`weigh`."""
 
     def weigh(self, pids: Iterable[int], *, exactly: bool = False) -> dict[int, int]:
         """Bytes that each of these processes takes. One that has ended is left out.
-        ``exactly``: count the pages of all of them now."""
+        ``exactly``: count the pages of all of them now, unless that was done just before."""
+        self.spent = 0.0
         if FALLBACK:
             return {pid: size for pid in pids if (size := _unique_size(pid)) is not None}
         private = {pid: size for pid in pids if (size := self._private(pid)) is not None}
         counted = {pid: self._counted.get(pid, _Counted()) for pid in private}
+        exactly = exactly and self._clock() >= self._count_all_at
         for pid in sorted(private, key=lambda pid: counted[pid].at):
             is_new = counted[pid].at < 0
             if not (is_new or exactly) and self._clock() < self._count_again_at:
                 break
             private[pid], counted[pid] = self._count(pid, private[pid], counted[pid].beyond)
+        if exactly:
+            self._count_all_at = self._clock() + self.spent / EXACTLY_SHARE
         self._counted = counted
         return {pid: max(0, size + counted[pid].beyond) for pid, size in private.items()}
 
@@ -159,8 +165,9 @@ class Scales:
     def _count(self, pid: int, before: int, beyond: int) -> tuple[int, _Counted]:
         begin = self._cost()
         taken = taken_in(self._read(f"/proc/{pid}/smaps_rollup"))
-        now = self._clock()
-        self._count_again_at = now + (self._cost() - begin) / PSS_SHARE
+        now, spent = self._clock(), self._cost() - begin
+        self.spent += spent
+        self._count_again_at = now + spent / PSS_SHARE
         after = self._private(pid)
         if taken is None or after is None:
             return before, _Counted(now, beyond)

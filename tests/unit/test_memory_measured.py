@@ -128,6 +128,18 @@ class TestWhatAProcessTakes:
         assert scales.weigh([7]) == {7: 2000 * 1024}
         assert scales.weigh([7], exactly=True) == {7: 3000 * 1024}
 
+    def test_is_not_counted_at_once_again_and_again_however_much_there_is_to_count(self) -> None:
+        files = {"/proc/7/statm": b"900 500 100 1 0 1 0", "/proc/7/smaps_rollup": b"Pss: 2000 kB"}
+        now, cost = [10.0], itertools.count()
+        scales = Scales(lambda path: files.get(path, b""), lambda: now[0], lambda: next(cost))
+        scales.weigh([7], exactly=True)
+        assert scales.spent == 1
+        files["/proc/7/smaps_rollup"] = b"Pss: 3000 kB"
+        assert scales.weigh([7], exactly=True) == {7: 2000 * 1024}
+        assert scales.spent == 0
+        now[0] += 10
+        assert scales.weigh([7], exactly=True) == {7: 3000 * 1024}
+
     def test_is_not_mistaken_while_it_grows_as_it_is_counted(self) -> None:
         small, large = (f"9 {pages} 100 1 0 1 0".encode() for pages in (500, 50_500))
         grown = f"Pss: {50_400 * PAGE // 1024 + 8} kB".encode()
