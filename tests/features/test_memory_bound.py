@@ -18,8 +18,16 @@ import control_groups
 import psutil
 import pytest
 from injection import Running, all_go_on, ended_at_once, linux
-from light_tasks import square
-from memory_tasks import MIB, keep, read_mapped_until, take, take_until, take_when_both_are_there
+from light_tasks import square, wait_for
+from memory_tasks import (
+    MIB,
+    keep,
+    keep_from_the_start,
+    read_mapped_until,
+    take,
+    take_until,
+    take_when_both_are_there,
+)
 from waiting import BOUND, eventually
 
 from prefork_executor import Pool, PreforkExecutor, TaskMemoryExceeded
@@ -127,6 +135,26 @@ def test_a_mapped_file_does_not_count_however_large_it_is(
     assert [future.result(BOUND) for future in futures] == [300 * MIB // mmap.PAGESIZE] * 4
     assert memory_of(executor).exceeded == 0
     assert memory_of(executor).peaks == ()
+
+
+def test_no_more_workers_start_than_fit(start_method: str, tmp_path: Path) -> None:
+    """A worker that has loaded a model takes much, and its tasks add nothing to that."""
+    gate = tmp_path / "gate"
+    made = PreforkExecutor(
+        *(8, start_method),
+        max_memory=230 * MIB,
+        preload="memory_tasks",
+        initializer=keep_from_the_start,
+        initargs=(60,),
+    )
+    with ended_at_once(made) as executor:
+        futures = [executor.submit(wait_for, gate) for _ in range(12)]
+        eventually(lambda: executor.stats().busy == 3, "as many work as fit")
+        eventually(lambda: memory_of(executor).taken > 180 * MIB, "they have been measured")
+        gate.touch()
+        assert len({future.result(BOUND) for future in futures}) == 3
+        assert memory_of(executor).taken <= 230 * MIB
+        assert executor.stats().peak_workers == 3
 
 
 def skip_if_in_memory(folder: Path) -> None:
