@@ -134,7 +134,7 @@ def test_a_mapped_file_does_not_count_however_large_it_is(
     Path(gate).touch()
     assert [future.result(BOUND) for future in futures] == [300 * MIB // mmap.PAGESIZE] * 4
     assert memory_of(executor).exceeded == 0
-    assert memory_of(executor).peaks == ()
+    assert all(peak < 10 * MIB for _, peak in memory_of(executor).peaks)
 
 
 def test_no_more_workers_start_than_fit(start_method: str, tmp_path: Path) -> None:
