@@ -34,6 +34,7 @@ header MEMORY_BOUND creator    bytes that all workers may take together; 0: any
 header MEMORY_TAKEN client     bytes that they took when that was last seen
 header HELD         client     tasks beyond OUTSTANDING that do not begin for lack of memory
 header MEMORY_ENDED client     tasks that were ended because the pool was above MEMORY_BOUND
+header FITTING      client     how many workers there may be, for lack of memory; 0: any number
 header MEMORY_SAID  client     decisions written so far to the ring of those about memory
 header LISTENERS    pool       raw: how many listeners it knows
 header LISTEN_QUEUE pool       raw: connections that wait to be accepted, when it last looked
@@ -163,7 +164,7 @@ FREE, STARTING, IDLE, TAKING, BUSY, LEAVING = (int(state) for state in State)
 FILE_NAME = "prefork-scoreboard"
 """How the board's file is called, for those who look for boards."""
 MAGIC_WORD = int.from_bytes(b"preforkX", "little")
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 EXECUTOR, RAW = 1, 2
 MAGIC, LAYOUT, KIND, SLOTS, CLIENT, MAIN, STARTED, SPARED = range(8)
 # The words that are written all the time have a cache line of their own.
@@ -171,7 +172,7 @@ OUTSTANDING, BELL, ENOUGH, GENERATION, RECORDING, SIGN = range(8, 14)
 PEAK_BACKLOG, MIN_SPARE, MAX_SPARE, IDLE_TIMEOUT = range(16, 20)
 MEMORY_BOUND, MEMORY_TAKEN, HELD, MEMORY_ENDED = range(20, 24)
 MEMORY_SAID, START_COST = 35, 36
-LISTENERS, LISTEN_QUEUE = 37, 38
+LISTENERS, LISTEN_QUEUE, FITTING = 37, 38, 39
 FORKS, RETIREMENTS, DEATHS, OTHER_DEATHS, DONE_BEFORE = range(24, 29)
 PEAK, USED, FULL_TIMES, FULL_FOR, FULL_SINCE, DECISIONS = range(29, 35)
 NEVER = 2**64 - 1

@@ -313,6 +313,8 @@ class IoLoop:
             self.supervisors.tell(Kind.RETIRE_WORKER, pid)
         if actions.drain:
             self._recoveries.drain_pipe()
+        if actions.ring:
+            self._channels.doorbell.ring()
 
     def _end_tasks(self) -> None:
         """With the lock held: tell the supervisor which tasks it must end now."""

@@ -46,6 +46,12 @@ Which worker ends (`judge`)
    times, it runs alone. So it is not ended for ever.
 10. If none of the running tasks may run again, no task is ended.
 
+How many workers there are (`Sight.fitting`)
+--------------------------------------------
+11. A worker starts only if base, and a light task, fit into what is free. The first one starts
+    alone, because base is not known before. If base is more than one part in PROBE_SHARE of the
+    bound, idle workers that do not fit any more leave. There is always one worker.
+
 So a pool is above its bound only by an error in what was expected: a task begins only if what is
 expected of it fits.
 """
@@ -106,8 +112,9 @@ class Sight(NamedTuple):
 
     ``sent`` has the peaks of the tasks that were sent and that no worker has named. ``idle`` begins
     with the worker that has been idle longest. ``others`` is what starting and leaving workers
-    take. The system has ``has`` bytes of memory in all, of which ``left`` are left. ``stalled`` is
-    the percentage of the time in which all processes stalled for lack of memory."""
+    take, of which there are ``newcomers``. The system has ``has`` bytes of memory in all, of which
+    ``left`` are left. ``stalled`` is the percentage of the time in which all processes stalled for
+    lack of memory."""
 
     bound: int
     base: int
@@ -118,6 +125,7 @@ class Sight(NamedTuple):
     has: int
     left: int
     stalled: float = 0.0
+    newcomers: int = 0
 
     @property
     def taken(self) -> int:
@@ -153,13 +161,26 @@ class Sight(NamedTuple):
     def offer(self) -> Offer:
         """The memory for tasks that begin now."""
         expected = sum(self._expected_of(runner) for runner in self.runners)
-        expected += sum(one.takes for one in self.idle) + self.others
+        expected += sum(one.takes for one in self.idle)
+        expected += max(self.others, self.newcomers * self.base)
         ceiling = min(self.bound, self.taken + self.left - self.reserve)
         places = tuple(sorted(one.takes for one in self.idle))
         offer = Offer(ceiling - expected, self.base, places, self.probe)
         for peak in self.sent:
             offer = offer.less(peak)
         return offer
+
+    @property
+    def fitting(self) -> int:
+        """How many workers there may be; 0: any number. See rule 11."""
+        if not self.base:
+            return 0 if self.runners or self.idle else 1
+        live = len(self.runners) + len(self.idle) + self.newcomers
+        # Workers for the tasks that were sent count here, so of those count their peaks only.
+        free = self._replace(sent=()).offer().free
+        free -= sum(self.probe if peak is None else peak for peak in self.sent)
+        more = free // (self.base + LIGHT)  # Any task may add LIGHT.
+        return max(1, live + (more if self.base > self.probe else max(0, more)))
 
     def _expected_of(self, runner: Runner) -> int:
         if runner.peak is None:

@@ -64,10 +64,11 @@ class Measured(NamedTuple):
 
 class Actions(NamedTuple):
     """What the I/O thread is to do after a look: have these idle workers leave; take back what
-    no worker has taken yet."""
+    no worker has taken yet; have the supervisor look how many workers there may be."""
 
     leave: tuple[int, ...] = ()
     drain: bool = False
+    ring: bool = False
 
 
 class MemoryWatch:
@@ -111,6 +112,7 @@ class MemoryWatch:
         self._growth: dict[int, tuple[int, float]] = {}
         self._ended = self._failed = 0
         board.words[sb.MEMORY_BOUND] = bound
+        board.words[sb.FITTING] = self._sight.fitting
 
     # --- in the I/O thread, without the lock --------------------------------------------------
 
@@ -125,7 +127,9 @@ class MemoryWatch:
         weights = self._scales.weigh(pids, exactly=self._memory.above == 1)
         self._measured = Measured(weights, self._system.look())
         self._measured_at = time.monotonic()
-        self._cost = time.thread_time() - begin
+        # Without counting pages, which has limits of its own. In a program with a large data set it
+        # takes long for each new worker, and there would be no other look for minutes.
+        self._cost = time.thread_time() - begin - self._scales.spent
 
     def log(self) -> None:
         """Log what is to be logged."""
@@ -148,7 +152,14 @@ class MemoryWatch:
         self.gate.renew(sight, self._come_to(sight), holds=self._judgement.holds)
         self._plan(sight, now)
         drain = self._judgement.holds and not before.holds
-        return Actions(self._judgement.leave, drain)
+        return Actions(self._judgement.leave, drain, self._has_other_fitting(sight))
+
+    def _has_other_fitting(self, sight: Sight) -> bool:
+        """Write how many workers there may be. Whether that has changed."""
+        words = self._board.words
+        before, fitting = words[sb.FITTING], min(sight.fitting, self._board.slots)
+        words[sb.FITTING] = fitting
+        return fitting != before
 
     def _look_at(self, measured: Measured) -> Sight:
         weights, room = measured
@@ -172,6 +183,7 @@ class MemoryWatch:
             has=room.has,
             left=room.left,
             stalled=room.stalled,
+            newcomers=len(slots) - len(known),
         )
 
     def _runner(self, slot: Slot, takes: int) -> Runner:
@@ -185,6 +197,8 @@ class MemoryWatch:
 
     def note_new(self, size: int) -> None:
         """A new worker takes so much, before its first task."""
+        if not self._base:
+            self.timer.set_at_most(0)  # Others may start now.
         self._learn_base([size])
 
     def _note_growth(self, sight: Sight, now: float) -> None:

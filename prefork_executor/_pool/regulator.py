@@ -177,6 +177,13 @@ class Limits(NamedTuple):
             "idle_timeout": self.idle_timeout,
         }
 
+    def fitting(self, workers: int, counts: Counts) -> Limits:
+        """These limits, if there is memory for so many workers only (0: any number)."""
+        if not workers or workers >= self.max_workers:
+            return self
+        spare = max(0, workers - counts.busy - counts.leaving)
+        return self._replace(max_workers=workers, max_spare=min(self.max_spare, spare))
+
     def dwell(self, start_cost: float | None, life: Life = NEW) -> float | None:
         """The seconds that a worker may be idle before it retires (rule 5); None: for ever.
 

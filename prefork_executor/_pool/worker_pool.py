@@ -255,7 +255,8 @@ class WorkerPool:
         counts = self._count()
         counts = counts._replace(backlog=backlog(counts), outstanding=outstanding)
         self._crashes = self._forks = self._failed_forks = 0
-        decision, self._memory = regulate(counts, self._rollover.limits(self.limits), self._memory)
+        limits = self.limits.fitting(self.board.words[sb.FITTING], counts)
+        decision, self._memory = regulate(counts, self._rollover.limits(limits), self._memory)
         self._plan_next_look(decision, counts)
         self._say_when_held(decision)
         if decision.start or decision.retire:
@@ -263,7 +264,7 @@ class WorkerPool:
         if decision.retire:
             self._retire_idle(decision.retire)
         if self._rollover.are_left():
-            for worker in self._rollover.due(counts, self.limits, self._unreleased):
+            for worker in self._rollover.due(counts, limits, self._unreleased):
                 self._reasons.setdefault(worker.pid, "reload")
                 worker.retire()
         return decision

@@ -327,7 +327,8 @@ class IMapIterator(_IMapIterator):
         Raises:
             StopIteration: there is none.
             multiprocessing.TimeoutError: it is not there after ``timeout`` seconds.
-            Exception: what this call raised. The next ``next`` returns the next call's result.
+            Exception: what this call raised; in place of a StopIteration a RuntimeError. The next
+                ``next`` returns the next call's result.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -361,6 +362,9 @@ class IMapIterator(_IMapIterator):
                 raise
             self._awaited.append(future)
             raise multiprocessing.TimeoutError from None
+        except StopIteration as error:
+            # By itself it would end the loop over the results, as if there were no more.
+            raise RuntimeError("a task raised StopIteration") from error
         except (CallPicklingError, ResultPicklingError) as error:
             throw(as_original(error))
         finally:

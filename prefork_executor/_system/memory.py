@@ -1,11 +1,14 @@
 """How much memory processes take, and how much is left for them.
 
-What a process takes is its *proportional set size*: a page that several processes share
-counts for each of them in part, so the sizes of all workers add up to what they take
-together. Pages that a worker has inherited and not written to are left out: they belong to the
-program or to the supervisor, and are there whether a worker runs or not. With them, a program of
-10 GB would have four forked workers of 1.7 GB each before their first task, and a bound of 6 GB
-would let only one task run at a time.
+What a process takes is what it has for itself: its own pages, and shared memory that no other
+process has mapped. Two kinds of pages are left out:
+
+* Pages that it shares. A worker has inherited them and not written to them, or the program has
+  mapped them as well. So they are there whether the worker runs or not. With them, a program of
+  10 GB would have four forked workers of 1.7 GB each before their first task, and a bound of 6 GB
+  would let only one task run at a time.
+* Pages of files. The kernel takes them back when memory is needed. With them, no task could read a
+  mapped file that is larger than the bound.
 
 The kernel counts page by page (``smaps_rollup``: 20 ms for a gigabyte), and keeps
 the process from mapping memory meanwhile. So each process is counted once, and then again one
@@ -15,7 +18,9 @@ Where there is no /proc, psutil tells what a process has for itself.
 
 What is left is the least of what the machine and each control group have left, from that of
 this process up to the root: below ``memory.max`` and ``memory.high`` (version 2), or
-``memory.limit_in_bytes`` (version 1). Pages of files that nobody has used lately count as free.
+``memory.limit_in_bytes`` (version 1). What the kernel takes back when a process needs memory
+counts as free: pages of files, and the kernel's own caches. The kernel's MemAvailable counts the
+same for the machine.
 
 All that is read here is read through a function that gives a file's bytes, and that gives
 none for a file that cannot be read. So tests give it recorded ones. Only pools with a bound
@@ -40,14 +45,20 @@ if TYPE_CHECKING:
 
     Read = Callable[[str], bytes]
 
-PSS_SHARE = 0.01
+PSS_SHARE, EXACTLY_SHARE = 0.01, 0.1
 """The part of a processor's time that may go into counting pages, beyond once for each
-process."""
+process; and into counting those of all processes at once."""
 UNSURE = 1 << 20
-"""Bytes by which a process may have grown while it was counted, without another count."""
+"""Bytes by which a process may have grown without another count."""
+_OF_ROLLUP = (
+    *(b"Rss:", b"Anonymous:", b"Pss_Anon:", b"Pss_Shmem:", b"Pss_File:"),
+    *(b"Private_Clean:", b"Private_Dirty:"),
+)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _NO_LIMIT = 1 << 62
 """From here on a limit of version 1 is none: it writes the largest number of pages there is."""
+_CACHES = (b"inactive_file", b"active_file", b"slab_reclaimable")
+"""In a control group's memory.stat: what the kernel takes back when memory is needed."""
 _MEMINFO, _PRESSURE = "/proc/meminfo", "/proc/pressure/memory"
 
 
@@ -70,17 +81,19 @@ def _psutil() -> Any:
 
 
 def taken_in(rollup: bytes) -> int | None:
-    """Bytes of a process's proportional set size without the pages that it has inherited, of the
-    text of its smaps_rollup.
+    """Bytes that a process has for itself, of the text of its smaps_rollup.
 
-    The kernel does not say how many of the private pages are of no file. So the private pages of
-    files, and of shared memory that no other process has mapped, may stand for as many inherited
-    ones. Before version 5.4 it tells the whole size only."""
-    whole, anonymous = _kilobytes(rollup, b"Pss:"), _kilobytes(rollup, b"Pss_Anon:")
-    if whole is None or anonymous is None:
-        return whole
-    private = [_kilobytes(rollup, name) or 0 for name in (b"Private_Clean:", b"Private_Dirty:")]
-    return whole - max(0, anonymous - sum(private))
+    The kernel does not say how many of the private pages are pages of files. There are at least
+    as many as follow from the assumption that each other page of a file is shared by two
+    processes, which are the fewest. The rest may stand for as many shared pages, but these are few.
+    Before version 5.4 the kernel tells the whole proportional set size only."""
+    found = [_kilobytes(rollup, name) for name in _OF_ROLLUP]
+    told = [size for size in found if size is not None]
+    if len(told) < len(found):
+        return _kilobytes(rollup, b"Pss:")
+    rss, anonymous, of_anonymous, of_shared_memory, of_files, clean, dirty = told
+    of_own_files = max(0, 2 * of_files - (rss - anonymous))
+    return min(clean + dirty - of_own_files, of_anonymous + of_shared_memory)
 
 
 def private_in(statm: bytes) -> int | None:
@@ -123,20 +136,26 @@ class Scales:
         self._clock = clock
         self._cost = cost
         self._counted: dict[int, _Counted] = {}
-        self._count_again_at = 0.0
+        self._count_again_at = self._count_all_at = 0.0
+        self.spent = 0.0
+        """Seconds that counting pages has taken in the latest call of :meth:`weigh`."""
 
     def weigh(self, pids: Iterable[int], *, exactly: bool = False) -> dict[int, int]:
         """Bytes that each of these processes takes. One that has ended is left out.
-        ``exactly``: count the pages of all of them now."""
+        ``exactly``: count the pages of all of them now, unless that was done just before."""
+        self.spent = 0.0
         if FALLBACK:
             return {pid: size for pid in pids if (size := _unique_size(pid)) is not None}
         private = {pid: size for pid in pids if (size := self._private(pid)) is not None}
         counted = {pid: self._counted.get(pid, _Counted()) for pid in private}
+        exactly = exactly and self._clock() >= self._count_all_at
         for pid in sorted(private, key=lambda pid: counted[pid].at):
             is_new = counted[pid].at < 0
             if not (is_new or exactly) and self._clock() < self._count_again_at:
                 break
             private[pid], counted[pid] = self._count(pid, private[pid], counted[pid].beyond)
+        if exactly:
+            self._count_all_at = self._clock() + self.spent / EXACTLY_SHARE
         self._counted = counted
         return {pid: max(0, size + counted[pid].beyond) for pid, size in private.items()}
 
@@ -146,8 +165,9 @@ class Scales:
     def _count(self, pid: int, before: int, beyond: int) -> tuple[int, _Counted]:
         begin = self._cost()
         taken = taken_in(self._read(f"/proc/{pid}/smaps_rollup"))
-        now = self._clock()
-        self._count_again_at = now + (self._cost() - begin) / PSS_SHARE
+        now, spent = self._clock(), self._cost() - begin
+        self.spent += spent
+        self._count_again_at = now + spent / PSS_SHARE
         after = self._private(pid)
         if taken is None or after is None:
             return before, _Counted(now, beyond)
@@ -220,14 +240,19 @@ class Group(NamedTuple):
         return min((limit for limit in found if limit is not None), default=None)
 
     def used(self, read: Read) -> int:
-        """Bytes that it takes, without pages of files that nobody has used lately."""
+        """Bytes that it takes, without those that the kernel takes back when they are needed.
+
+        Pages of files that were read more than once, which are "active", are among these. With
+        them, a program that has read its data twice would have nothing left."""
         usage = "memory.usage_in_bytes" if self.is_old else "memory.current"
-        name = b"total_inactive_file " if self.is_old else b"inactive_file "
-        inactive = 0
+        prefix = b"total_" if self.is_old else b""
+        caches = {prefix + name for name in _CACHES}
+        cached = 0
         for line in read(f"{self.folder}/memory.stat").splitlines():
-            if line.startswith(name):
-                inactive = _number(line.split()[1]) or 0
-        return max(0, (_number(read(f"{self.folder}/{usage}")) or 0) - inactive)
+            name, _, number = line.partition(b" ")
+            if name in caches:
+                cached += _number(number) or 0
+        return max(0, (_number(read(f"{self.folder}/{usage}")) or 0) - cached)
 
 
 def _number(text: bytes) -> int | None:
@@ -265,7 +290,11 @@ class Gauge:
     The kernel keeps the most that a process has had (``ru_maxrss``), and forgets it when
     asked to (``clear_refs``). Together that takes 9 microseconds a task, most of it to open
     the file: a descriptor that was kept open might be another file's by now, if a task has
-    closed it. Where the kernel does not forget, only what is more than ever before is seen."""
+    closed it. Where the kernel does not forget, only what is more than ever before is seen.
+
+    What the kernel keeps includes pages of files and of shared memory. If the task has touched some
+    for the first time, and they are still mapped at its end, they are taken off: a large file that
+    the program has mapped is nothing that each of its tasks adds."""
 
     def __init__(self) -> None:
         import resource
@@ -273,7 +302,8 @@ class Gauge:
         self._usage = resource.getrusage
         self._who = resource.RUSAGE_SELF
         self._first: int | None = None
-        self._begin = 0
+        self._begin = self._mapped = 0
+        self._mapped_at = -UNSURE
 
     def size_of_new(self) -> int:
         """What this process takes before its first task, as `Scales` weighs it."""
@@ -284,15 +314,37 @@ class Gauge:
         if not FALLBACK:
             _forget_most()
         self._begin = self._most()
+        # To ask takes as long as all else here, and most tasks have mapped nothing.
+        if abs(self._begin - self._mapped_at) >= UNSURE:
+            self._mapped, self._mapped_at = _mapped(), self._begin
         if self._first is None:
-            self._first = self._begin
+            self._first = self._begin - self._mapped
 
     def end(self) -> tuple[int, int]:
         """It has ended: bytes that it has added at most, and that there were before."""
-        return max(0, self._most() - self._begin), max(0, self._begin - (self._first or 0))
+        added = max(0, self._most() - self._begin)
+        if added >= UNSURE:
+            added = max(0, added - max(0, _mapped() - self._mapped))
+        return added, max(0, self._begin - self._mapped - (self._first or 0))
 
     def _most(self) -> int:
         return int(self._usage(self._who).ru_maxrss) * MAXRSS_UNIT
+
+
+def _mapped() -> int:
+    """Bytes of this process's pages of files and of shared memory."""
+    if FALLBACK:
+        return 0
+    try:
+        descriptor = posix.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(posix.read(descriptor, 256).split()[2]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return 0
+    finally:
+        posix.close(descriptor)
 
 
 def _forget_most() -> None:

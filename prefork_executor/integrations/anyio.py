@@ -150,7 +150,8 @@ class AsyncPool:
 
         Returns:
             An async iterator over the results. An error of a task or of the source is raised in
-            its place, after which the map is over. When it is over, for whatever reason, also
+            its place, after which the map is over. In place of a task's StopAsyncIteration that is
+            a RuntimeError. When it is over, for whatever reason, also
             because it was cancelled, closed or dropped, its tasks are aborted.
 
         Raises:
@@ -301,7 +302,7 @@ class _Map(Generic[S, T]):
                 await self._changed.wait()
                 if self.is_over:
                     self._raise_over()
-            return future.result()
+            return _result_of(future)
         except GeneratorExit:
             self.end_soon()
             raise
@@ -473,6 +474,17 @@ class _Signal:
     async def wait(self) -> None:
         """Wait until it is set."""
         await self._event.wait()
+
+
+def _result_of(future: Future[T]) -> T:
+    """The result of a map's task."""
+    try:
+        return future.result()
+    except StopAsyncIteration as error:
+        # By itself it would end the loop over the results, as if there were no more.
+        raise RuntimeError("a task of the map raised StopAsyncIteration") from error
+    finally:
+        del future  # A traceback through this frame would keep it alive.
 
 
 async def _end_of(futures: Iterable[Future[Any]]) -> None:

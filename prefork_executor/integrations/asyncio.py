@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar, overload
 
 from prefork_executor import ExecutorView, PreforkExecutor
@@ -65,15 +66,20 @@ async def run(
     Raises:
         asyncio.CancelledError: the awaiting task was cancelled, or the executor was shut
             down with ``cancel_futures``.
-        BaseException: what the call raised, or what says how its worker ended.
+        BaseException: what the call raised, or what says how its worker ended. In place of a
+            StopIteration, which no coroutine can raise, a RuntimeError that has it as its cause.
     """
     future = await submitted(_Signal, executor, fn, *args, **kwargs)
     try:
-        return await asyncio.wrap_future(future)
+        await _end_of(future)
     except asyncio.CancelledError:
+        future.cancel()
         if abort_on_cancel:
             executor.abort(future)
         raise
+    if future.cancelled():
+        raise asyncio.CancelledError
+    return future.result()
 
 
 class _Signal:
@@ -83,7 +89,7 @@ class _Signal:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
-    def set(self) -> bool:
+    def set(self, _: object = None) -> bool:
         """Returns False if the loop has ended."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._event.set)
@@ -93,3 +99,11 @@ class _Signal:
     async def wait(self) -> None:
         """Wait until it is set."""
         await self._event.wait()
+
+
+async def _end_of(future: Future[Any]) -> None:
+    """Wait until it is done. (Before Python 3.12, ``asyncio.wrap_future`` never ends if the call
+    raises a StopIteration.)"""
+    signal = _Signal()
+    future.add_done_callback(signal.set)
+    await signal.wait()

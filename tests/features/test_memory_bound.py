@@ -4,18 +4,30 @@ ended runs again. The sizes are small, so that the suite takes little of the mac
 from __future__ import annotations
 
 import logging
+import mmap
+import os
 import pickle
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import control_groups
+import psutil
 import pytest
 from injection import Running, all_go_on, ended_at_once, linux
-from light_tasks import square
-from memory_tasks import MIB, keep, take, take_until, take_when_both_are_there
+from light_tasks import square, wait_for
+from memory_tasks import (
+    MIB,
+    keep,
+    keep_from_the_start,
+    read_mapped_until,
+    take,
+    take_until,
+    take_when_both_are_there,
+)
 from waiting import BOUND, eventually
 
 from prefork_executor import Pool, PreforkExecutor, TaskMemoryExceeded
@@ -103,6 +115,54 @@ def test_what_the_program_has_itself_does_not_count(tmp_path: Path) -> None:
         assert run_as_many_as_fit(large, lambda: memory_of(executor), tmp_path) <= 3
         assert memory_of(executor).exceeded == 0
     del of_the_program
+
+
+@linux
+def test_a_mapped_file_does_not_count_however_large_it_is(
+    executor: PreforkExecutor, tmp_path: Path
+) -> None:
+    path, journal, gate = (str(tmp_path / name) for name in ("data", "journal", "gate"))
+    skip_if_in_memory(tmp_path)
+    with open(path, "wb") as file:
+        file.truncate(300 * MIB)
+    futures = [executor.submit(read_mapped_until, path, journal, gate) for _ in range(4)]
+
+    def all_have_read_it() -> bool:
+        return Path(journal).exists() and Path(journal).read_text().count("begun") == 4
+
+    eventually(all_have_read_it, "all four run, and have read it")
+    Path(gate).touch()
+    assert [future.result(BOUND) for future in futures] == [300 * MIB // mmap.PAGESIZE] * 4
+    assert memory_of(executor).exceeded == 0
+    assert all(peak < 10 * MIB for _, peak in memory_of(executor).peaks)
+
+
+def test_no_more_workers_start_than_fit(start_method: str, tmp_path: Path) -> None:
+    """A worker that has loaded a model takes much, and its tasks add nothing to that."""
+    gate = tmp_path / "gate"
+    made = PreforkExecutor(
+        *(8, start_method),
+        max_memory=230 * MIB,
+        preload="memory_tasks",
+        initializer=keep_from_the_start,
+        initargs=(60,),
+    )
+    with ended_at_once(made) as executor:
+        futures = [executor.submit(wait_for, gate) for _ in range(12)]
+        eventually(lambda: executor.stats().busy == 3, "as many work as fit")
+        eventually(lambda: memory_of(executor).taken > 180 * MIB, "they have been measured")
+        gate.touch()
+        assert len({future.result(BOUND) for future in futures}) == 3
+        assert memory_of(executor).taken <= 230 * MIB
+        assert executor.stats().peak_workers == 3
+
+
+def skip_if_in_memory(folder: Path) -> None:
+    """Files of a tmpfs are shared memory."""
+    mounts = {one.mountpoint: one.fstype for one in psutil.disk_partitions(all=True)}
+    mounted = next(str(one) for one in (folder, *folder.parents) if str(one) in mounts)
+    if mounts[mounted] in ("tmpfs", "ramfs"):
+        pytest.skip("temporary files are in memory here")
 
 
 def test_a_peak_is_seen_however_short_the_task_is(executor: PreforkExecutor) -> None:
@@ -272,40 +332,43 @@ IN_GROUP = """
     sys.path.insert(0, {tests!r})
     with open({procs!r}, "w") as file:
         file.write(str(os.getpid()))
-    from memory_tasks import MIB, take
+    from memory_tasks import MIB, offer_for_killing, take
     from prefork_executor import PreforkExecutor
 
     if __name__ == "__main__":
-        with PreforkExecutor(4, "fork", max_memory={bound}, retries={retries}) as executor:
+        {before}
+        options = {{"max_memory": {bound}, "retries": {retries}}}
+        with PreforkExecutor(4, "fork", offer_for_killing, **options) as executor:
             futures = [executor.submit(take, mib, 0.3) for mib in {sizes}]
             errors = [future.exception() for future in futures]
             memory = executor.stats().memory
             told = [getattr(error, "reason", "") if error else "done" for error in errors]
             by_others = executor.stats().deaths - memory.ended
-            print(json.dumps([told, memory.bound, memory.peaks, by_others]))
+            print(json.dumps([told, memory.bound, memory.peaks, by_others, memory.left]))
 """
 
 
-def run_in_group(limit: int, **facts: object) -> list[object]:
+def run_in_group(limit: int, *, before: str = "pass", **facts: object) -> list[Any]:
     """What a program prints that runs in a control group with so much memory: how its tasks
-    ended, the bound, the peaks, and the deaths of workers that the pool has not ended."""
+    ended, the bound, the peaks, the deaths of workers that the pool has not ended, and how much is
+    left at the end. ``before``: what the program does first."""
     import json
 
     with control_groups.limited(limit) as folder:
         procs = f"{folder}/cgroup.procs"
-        text = textwrap.dedent(IN_GROUP).format(tests=TESTS, procs=procs, **facts)
+        text = textwrap.dedent(IN_GROUP).format(tests=TESTS, procs=procs, before=before, **facts)
         done = subprocess.run(
             [sys.executable, "-c", text], capture_output=True, text=True, timeout=BOUND, check=False
         )
         assert done.returncode == 0, done.stderr
-        found: list[object] = json.loads(done.stdout)
+        found: list[Any] = json.loads(done.stdout)
         return found
 
 
 @linux
 @in_group
 def test_what_a_control_group_has_is_what_there_is() -> None:
-    told, bound, _, deaths = run_in_group(150 * MIB, bound=0.8, retries=1, sizes=[30] * 6)
+    told, bound, _, deaths, _ = run_in_group(150 * MIB, bound=0.8, retries=1, sizes=[30] * 6)
     assert told == ["done"] * 6
     assert bound == int(0.8 * 150 * MIB)
     assert deaths == 0
@@ -314,17 +377,31 @@ def test_what_a_control_group_has_is_what_there_is() -> None:
 @linux
 @in_group
 def test_what_the_control_group_has_left_counts_if_the_bound_is_above_it() -> None:
-    told, bound, _, _ = run_in_group(200 * MIB, bound=2**40, retries=2, sizes=[40] * 8)
+    told, bound, _, _, _ = run_in_group(200 * MIB, bound=2**40, retries=2, sizes=[40] * 8)
     assert told == ["done"] * 8
     assert bound == 2**40
 
 
 @linux
 @in_group
+def test_files_that_the_program_has_read_more_than_once_leave_their_memory(tmp_path: Path) -> None:
+    skip_if_in_memory(tmp_path)
+    path = tmp_path / "data"
+    reads = f"for _ in range(3): open({str(path)!r}, 'rb').read()"
+    path.write_bytes(b"x" * 80 * MIB)
+    with open(path, "rb") as file:  # So that the group's program is the first to have it.
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    told, _, _, _, left = run_in_group(200 * MIB, before=reads, bound=0.8, retries=1, sizes=[5])
+    assert told == ["done"]
+    assert left > 130 * MIB
+
+
+@linux
+@in_group
 def test_a_kill_by_the_system_is_a_lesson() -> None:
-    told, _, peaks, deaths = run_in_group(120 * MIB, bound=2**40, retries=0, sizes=[250])
+    told, _, peaks, deaths, _ = run_in_group(120 * MIB, bound=2**40, retries=0, sizes=[250])
     assert told == ["out of memory"]
     assert deaths == 1
-    assert isinstance(peaks, list)
     assert peaks[0][0] == "memory_tasks.take"
     assert peaks[0][1] > 50 * MIB

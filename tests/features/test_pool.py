@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from light_tasks import die, fail_at_three, noted, power, run_until, square, wait_at_zero
+from light_tasks import (
+    die,
+    end_at_three,
+    fail_at_three,
+    noted,
+    power,
+    run_until,
+    square,
+    wait_at_zero,
+)
 from scripts import program_text, run_script
 from waiting import BOUND, eventually
 
@@ -594,6 +603,19 @@ def test_a_death_in_an_imap_costs_its_item(pool: Pool) -> None:
         map(str, died)
     )
     assert all_of(pool.imap(die_at_three, range(6), 2)) == [0, 1, WorkerDied, 4, 5]
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+def test_a_stop_iteration_of_a_task_does_not_end_an_imap(
+    pool: Pool, name: str, chunksize: int
+) -> None:
+    results = getattr(pool, name)(
+        functools.partial(end_at_three, StopIteration), range(6), chunksize
+    )
+    with pytest.raises(RuntimeError, match="a task raised StopIteration") as caught:
+        list(results)
+    assert isinstance(caught.value.__cause__, StopIteration)
 
 
 def test_a_death_is_seen_in_its_processes(pool: Pool) -> None:

@@ -19,7 +19,7 @@ import anyio
 import psutil
 import pytest
 from injection import lines
-from light_tasks import note, run_until, square, wait_at_zero, wait_for
+from light_tasks import end_at_three, note, run_until, square, wait_at_zero, wait_for
 from scripts import program_text
 from waiting import BOUND, eventually
 
@@ -531,6 +531,23 @@ def test_an_error_of_a_task_ends_the_map_and_its_tasks(
         assert 3 not in came
         if ordered:
             assert came == [0, 1, 2]
+
+    loop(main)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+def test_a_task_does_not_end_a_map_as_if_there_were_no_more(
+    loop: Any, ordered: bool, error: type[BaseException]
+) -> None:
+    async def main() -> None:
+        async with AsyncPool(2) as pool:
+            with pytest.raises(RuntimeError, match=error.__name__) as caught:
+                async for _ in pool.map(
+                    functools.partial(end_at_three, error), range(6), ordered=ordered
+                ):
+                    pass
+            assert isinstance(caught.value.__cause__, error)
 
     loop(main)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from injection import lines
-from light_tasks import run_until, square, wait_for
+from light_tasks import end_at_three, run_until, square, wait_for
 from waiting import BOUND, eventually
 
 from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied
@@ -197,6 +197,16 @@ def test_a_shutdown_that_cancels_is_a_cancellation() -> None:
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert ends[0] is None
         assert isinstance(ends[-1], asyncio.CancelledError)
+
+    asyncio.run(main())
+
+
+def test_a_stop_iteration_of_a_call_is_raised_as_a_coroutine_can(executor: PreforkExecutor) -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            async with asyncio.timeout(BOUND):
+                await run(executor, end_at_three, StopIteration, 3)
+        assert isinstance(caught.value.__cause__, StopIteration)
 
     asyncio.run(main())
 

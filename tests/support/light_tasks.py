@@ -27,6 +27,13 @@ def fail_at_three(x: int) -> int:
     return x
 
 
+def end_at_three(error: type[BaseException], x: int) -> int:
+    """Raises this at 3: a bare ``next(...)`` may raise StopIteration, for example."""
+    if x == 3:
+        raise error
+    return x
+
+
 def note(path: str, text: str) -> None:
     """One line, whole, whoever else writes."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -132,6 +132,38 @@ class TestWhoBegins:
         assert begins(sight()) is None
 
 
+class TestHowManyWorkersThereAre:
+    def test_one_starts_while_nobody_knows_what_a_worker_takes(self) -> None:
+        looked = sight()._replace(base=0)
+        assert looked.fitting == 1
+        assert looked._replace(newcomers=1, others=5 * MIB).fitting == 1
+
+    def test_any_number_where_nobody_can_tell_what_they_take(self) -> None:
+        assert sight(runner(1, 0))._replace(base=0).fitting == 0
+
+    def test_as_many_more_as_fit_beside_what_is_expected(self) -> None:
+        assert sight(runner(1, 10), bound=100).fitting == 1 + 90 // 11
+        assert sight(runner(1, 10, 50), idle=(10,), bound=100).fitting == 2 + 30 // 11
+
+    def test_one_starts_for_a_task_that_was_sent_if_that_fits(self) -> None:
+        assert sight(runner(1, 10), sent=[60 * MIB], bound=100).fitting == 1 + 30 // 11
+        assert sight(runner(1, 10), sent=[None, None], bound=160).fitting == 1 + 130 // 11
+
+    def test_those_that_start_count_as_what_they_will_take(self) -> None:
+        looked = sight(runner(1, 10), others=2 * MIB, newcomers=2, bound=100)
+        assert looked.fitting == 3 + 70 // 11
+        assert looked.offer().free == 70 * MIB
+
+    def test_large_ones_leave_that_do_not_fit_and_small_ones_stay(self) -> None:
+        large = sight(runner(1, 10, 60), idle=(10, 10), bound=85)
+        assert large.fitting == 2
+        small = sight(runner(1, 10, 600), idle=(10, 10), bound=605)
+        assert small.fitting == 3
+
+    def test_one_there_is_always(self) -> None:
+        assert sight(runner(1, 500), bound=20).fitting == 1
+
+
 class TestWhoEnds:
     def test_nobody_does_within_the_bound(self) -> None:
         assert judge(sight(runner(1, 500), runner(2, 400)), Memory())[0] == Judgement()

@@ -21,22 +21,32 @@ from prefork_executor._system.memory import Gauge, Group, Room, Scales, System, 
 MIB = 2**20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
-ROLLUP = b"""\
-5621db714000-7ffcf2ed6000 ---p 00000000 00:00 0                          [rollup]
-Rss:              109744 kB
-Pss:               27798 kB
-Pss_Dirty:         23412 kB
-Pss_Anon:          23412 kB
-Pss_File:           4386 kB
-Pss_Shmem:             0 kB
-Shared_Clean:       5932 kB
-Shared_Dirty:     100000 kB
-Private_Clean:       400 kB
-Private_Dirty:      3412 kB
-Anonymous:        103412 kB
-SwapPss:               0 kB
-"""
-"""Of a worker whose program has 100,000 kB, which five processes share."""
+INHERITED, SHARED_MEMORY = 100_000, 75_000
+"""Kilobytes that five processes share."""
+
+
+def rollup_of(own: int, *, inherited: int = 0, shared_memory: int = 0, file: int = 0) -> bytes:
+    """A smaps_rollup of a worker with so many kilobytes of its own. It alone has mapped the
+    file."""
+    library = 6000
+    sizes = {
+        "Rss": own + inherited + shared_memory + file + library,
+        "Pss": own + file + (inherited + shared_memory + library) // 5,
+        "Pss_Dirty": own + (inherited + shared_memory) // 5,
+        "Pss_Anon": own + inherited // 5,
+        "Pss_File": file + library // 5,
+        "Pss_Shmem": shared_memory // 5,
+        "Shared_Clean": library,
+        "Shared_Dirty": inherited + shared_memory,
+        "Private_Clean": file,
+        "Private_Dirty": own,
+        "Anonymous": own + inherited,
+        "SwapPss": 0,
+    }
+    lines = [f"{name + ':':15}{size:10} kB" for name, size in sizes.items()]
+    return "\n".join(["5621db714000-7ffcf2ed6000 ---p 0 00:00 0 [rollup]", *lines, ""]).encode()
+
+
 MEMINFO = b"""\
 MemTotal:       24684256 kB
 MemFree:        17079808 kB
@@ -67,8 +77,17 @@ def system_of(files: dict[str, bytes]) -> System:
 
 
 class TestWhatAProcessTakes:
-    def test_is_its_proportional_set_size_without_what_it_has_inherited(self) -> None:
-        assert memory.taken_in(ROLLUP) == (27798 - 23412 + 3412 + 400) * 1024
+    @pytest.mark.parametrize("inherited", [0, INHERITED])
+    @pytest.mark.parametrize("shared_memory", [0, SHARED_MEMORY])
+    def test_is_what_it_has_for_itself(self, inherited: int, shared_memory: int) -> None:
+        rollup = rollup_of(3412, inherited=inherited, shared_memory=shared_memory)
+        assert memory.taken_in(rollup) == 3412 * 1024
+
+    @pytest.mark.parametrize("inherited", [0, INHERITED])
+    def test_is_not_much_more_if_it_has_mapped_a_large_file(self, inherited: int) -> None:
+        taken = memory.taken_in(rollup_of(3412, inherited=inherited, file=120_000))
+        assert taken is not None
+        assert 3412 <= taken // 1024 < 3412 + 4000
 
     def test_is_its_whole_proportional_set_size_where_the_kernel_says_no_more(self) -> None:
         assert memory.taken_in(b"Pss: 7798 kB\nPrivate_Dirty: 9 kB\n") == 7798 * 1024
@@ -109,6 +128,18 @@ class TestWhatAProcessTakes:
         assert scales.weigh([7]) == {7: 2000 * 1024}
         assert scales.weigh([7], exactly=True) == {7: 3000 * 1024}
 
+    def test_is_not_counted_at_once_again_and_again_however_much_there_is_to_count(self) -> None:
+        files = {"/proc/7/statm": b"900 500 100 1 0 1 0", "/proc/7/smaps_rollup": b"Pss: 2000 kB"}
+        now, cost = [10.0], itertools.count()
+        scales = Scales(lambda path: files.get(path, b""), lambda: now[0], lambda: next(cost))
+        scales.weigh([7], exactly=True)
+        assert scales.spent == 1
+        files["/proc/7/smaps_rollup"] = b"Pss: 3000 kB"
+        assert scales.weigh([7], exactly=True) == {7: 2000 * 1024}
+        assert scales.spent == 0
+        now[0] += 10
+        assert scales.weigh([7], exactly=True) == {7: 3000 * 1024}
+
     def test_is_not_mistaken_while_it_grows_as_it_is_counted(self) -> None:
         small, large = (f"9 {pages} 100 1 0 1 0".encode() for pages in (500, 50_500))
         grown = f"Pss: {50_400 * PAGE // 1024 + 8} kB".encode()
@@ -144,10 +175,13 @@ class TestWhatIsLeft:
                 "/sys/fs/cgroup/app.slice/web/memory.max": b"2147483648\n",
                 "/sys/fs/cgroup/app.slice/web/memory.high": b"max\n",
                 "/sys/fs/cgroup/app.slice/web/memory.current": b"1000000000\n",
-                "/sys/fs/cgroup/app.slice/web/memory.stat": b"file 9\ninactive_file 200000000\n",
+                "/sys/fs/cgroup/app.slice/web/memory.stat": (
+                    b"anon 300000000\nfile 600000000\nslab_reclaimable 50000000\n"
+                    b"inactive_file 200000000\nactive_file 350000000\nunevictable 50000000\n"
+                ),
             }
         )
-        assert system.look() == Room(2147483648, 2147483648 - 800000000)
+        assert system.look() == Room(2147483648, 2147483648 - 400000000)
 
     def test_is_bounded_by_memory_high_as_well(self) -> None:
         files = {"/g/memory.max": b"3000\n", "/g/memory.high": b"2000\n"}
@@ -162,11 +196,14 @@ class TestWhatIsLeft:
                 "/proc/self/mountinfo": HYBRID_MOUNTS,
                 f"{folder}/memory.limit_in_bytes": b"1073741824\n",
                 f"{folder}/memory.usage_in_bytes": b"500000000\n",
-                f"{folder}/memory.stat": b"inactive_file 1\ntotal_inactive_file 100000000\n",
+                f"{folder}/memory.stat": (
+                    b"inactive_file 1\nactive_file 2\n"
+                    b"total_inactive_file 100000000\ntotal_active_file 250000000\n"
+                ),
                 "/sys/fs/cgroup/memory/memory.limit_in_bytes": b"9223372036854771712\n",
             }
         )
-        assert system.look() == Room(1073741824, 1073741824 - 400000000)
+        assert system.look() == Room(1073741824, 1073741824 - 150000000)
 
     def test_is_the_least_of_all_groups_up_the_tree(self) -> None:
         system = system_of(

@@ -265,6 +265,16 @@ def test_idle_workers_above_the_most_spares_retire_at_once() -> None:
     assert "5 spares" in decision.reason
 
 
+def test_no_more_start_than_there_is_memory_for_and_idle_ones_beyond_that_leave() -> None:
+    limits = Limits(8, 1, 8, 1, None)
+    few = Counts(0.0, busy=2, backlog=5)
+    assert limits.fitting(0, few) == limits.fitting(8, few) == limits
+    assert ask(limits.fitting(3, few), BEGUN, now=0.0, busy=2, backlog=5)[0].start == 1
+    assert ask(limits.fitting(2, few), BEGUN, now=0.0, busy=2, backlog=5)[0].start == 0
+    many = Counts(0.0, busy=2, idle=2)
+    assert ask(limits.fitting(3, many), BEGUN, now=0.0, busy=2, idle=2)[0].retire == 1
+
+
 def test_tired_workers_retire_down_to_the_spares_kept_ready() -> None:
     decision, _ = ask(pool_of(8, min_spare=2), BEGUN, now=0.0, idle=6, idle_long=6)
     assert decision.retire == 4
