@@ -222,8 +222,9 @@ async def fill(executor: PreforkExecutor, gate: Path) -> list[asyncio.Task[int]]
         while not lines(started):
             await asyncio.sleep(0.005)
     waits = asyncio.create_task(run(executor, wait_for, str(gate)))
-    await asyncio.sleep(0)
-    assert executor.stats().backlog == 1
+    async with asyncio.timeout(BOUND):
+        while executor.stats().backlog < 1:
+            await asyncio.sleep(0.005)
     return [runs, waits]
 
 
