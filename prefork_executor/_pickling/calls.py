@@ -42,13 +42,14 @@ other process sees what the task changes in them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import io
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from .._messages import wire
 from .._support.handlers import let_through
@@ -104,10 +105,26 @@ class Chunk:
 
     def __call__(self, *columns: Iterable[Any]) -> list[Any]:
         fn = self.fn
-        # Not map(): a StopIteration that fn raises would look like the end of the columns.
-        if len(columns) == 1:
-            return [fn(item) for item in columns[0]]
-        return [fn(*args) for args in zip(*columns, strict=True)]
+        rest: Iterator[Any] = iter(columns[0]) if len(columns) == 1 else zip(*columns, strict=True)
+        _rest_of_chunks.append(rest)
+        try:
+            # Not map(): a StopIteration that fn raises would look like the end of the columns.
+            if len(columns) == 1:
+                return [fn(item) for item in rest]
+            return [fn(*args) for args in rest]
+        finally:
+            _rest_of_chunks.pop()
+
+
+_rest_of_chunks: list[Iterator[Any]] = []
+"""The items that are left of the chunks that are running, the innermost last."""
+
+
+def end_chunks() -> None:
+    """In a process that a task has forked: if it returns from the task's function, it is not to
+    run the rest of the chunk as well."""
+    for rest in _rest_of_chunks:
+        collections.deque(rest, maxlen=0)
 
 
 class Spread:

@@ -78,6 +78,7 @@ _is_copy = False
 def _note_copy() -> None:
     global _is_copy
     _is_copy = True
+    calls.end_chunks()
 
 
 class Worker:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from light_tasks import fail_at_three, power, run_until, square, wait_at_zero
+from injection import lines
+from light_tasks import fail_at_three, note, power, run_until, square, wait_at_zero
 from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor
@@ -233,6 +234,27 @@ def test_in_a_fork_of_the_program_an_unordered_map_says_whose_it_is(
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     gate.touch()
     assert next(results) == 0
+
+
+def note_and_fork(path: str, item: int) -> int:
+    """Both processes return."""
+    note(path, str(item))
+    if child := os.fork():
+        os.waitpid(child, 0)
+    return item
+
+
+@pytest.mark.parametrize("is_starred", [False, True])
+def test_a_process_that_an_item_has_forked_runs_no_other_item(
+    executor: PreforkExecutor, tmp_path: Path, is_starred: bool
+) -> None:
+    path, items = str(tmp_path / "noted"), range(6)
+    if is_starred:
+        results = executor.starmap(note_and_fork, [(path, item) for item in items], chunksize=6)
+    else:
+        results = executor.map(functools.partial(note_and_fork, path), items, chunksize=6)
+    assert list(results) == [*items]
+    assert lines(tmp_path / "noted") == [str(item) for item in items]
 
 
 def test_bad_arguments_are_named(executor: PreforkExecutor) -> None:
