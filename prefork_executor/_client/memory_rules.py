@@ -111,10 +111,10 @@ class Sight(NamedTuple):
     """What one look sees. Sizes are in bytes.
 
     ``sent`` has the peaks of the tasks that were sent and that no worker has named. ``idle`` begins
-    with the worker that has been idle longest. ``others`` is what starting and leaving workers
-    take, of which there are ``newcomers``. The system has ``has`` bytes of memory in all, of which
-    ``left`` are left. ``stalled`` is the percentage of the time in which all processes stalled for
-    lack of memory."""
+    with the worker that has been idle longest. ``others`` is what all other workers take, which
+    start or leave, and ``other_workers`` is their number. The system has ``has`` bytes of memory in
+    all, of which ``left`` are left. ``stalled`` is the percentage of the time in which all
+    processes stalled for lack of memory."""
 
     bound: int
     base: int
@@ -125,7 +125,7 @@ class Sight(NamedTuple):
     has: int
     left: int
     stalled: float = 0.0
-    newcomers: int = 0
+    other_workers: int = 0
 
     @property
     def taken(self) -> int:
@@ -162,7 +162,7 @@ class Sight(NamedTuple):
         """The memory for tasks that begin now."""
         expected = sum(self._expected_of(runner) for runner in self.runners)
         expected += sum(one.takes for one in self.idle)
-        expected += max(self.others, self.newcomers * self.base)
+        expected += max(self.others, self.other_workers * self.base)
         ceiling = min(self.bound, self.taken + self.left - self.reserve)
         places = tuple(sorted(one.takes for one in self.idle))
         offer = Offer(ceiling - expected, self.base, places, self.probe)
@@ -175,8 +175,9 @@ class Sight(NamedTuple):
         """How many workers there may be; 0: any number. See rule 11."""
         if not self.base:
             return 0 if self.runners or self.idle else 1
-        live = len(self.runners) + len(self.idle) + self.newcomers
-        # Workers for the tasks that were sent count here, so of those count their peaks only.
+        live = len(self.runners) + len(self.idle) + self.other_workers
+        # The workers that will take the tasks that were sent are counted as live ones or as more.
+        # So of these tasks only the peaks count.
         free = self._replace(sent=()).offer().free
         free -= sum(self.probe if peak is None else peak for peak in self.sent)
         more = free // (self.base + LIGHT)  # Any task may add LIGHT.
