@@ -134,6 +134,11 @@ class Sight(NamedTuple):
         return working + sum(one.takes for one in self.idle) + self.others
 
     @property
+    def live(self) -> int:
+        """How many workers there are."""
+        return len(self.runners) + len(self.idle) + self.other_workers
+
+    @property
     def probe(self) -> int:
         """The bytes that a task of unknown peak is expected to add before a look has seen it."""
         return self.bound // PROBE_SHARE
@@ -175,13 +180,17 @@ class Sight(NamedTuple):
         """How many workers there may be; 0: any number. See rule 11."""
         if not self.base:
             return 0 if self.runners or self.idle else 1
-        live = len(self.runners) + len(self.idle) + self.other_workers
         # The workers that will take the tasks that were sent are counted as live ones or as more.
         # So of these tasks only the peaks count.
         free = self._replace(sent=()).offer().free
         free -= sum(self.probe if peak is None else peak for peak in self.sent)
         more = free // (self.base + LIGHT)  # Any task may add LIGHT.
-        return max(1, live + (more if self.base > self.probe else max(0, more)))
+        return max(1, self.live + (more if self.base > self.probe else max(0, more)))
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether idle workers should leave, because fewer workers fit than there are."""
+        return bool(self.idle) and 0 < self.fitting < self.live
 
     def _expected_of(self, runner: Runner) -> int:
         if runner.peak is None:

@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 class Actions(NamedTuple):
     """What the I/O thread is to do after a look: have these idle workers leave; take back what
-    no worker has taken yet; wake the supervisor, because another number of workers fits."""
+    no worker has taken yet; wake the supervisor, because of the number of workers that fit."""
 
     leave: tuple[int, ...] = ()
     drain: bool = False
@@ -155,7 +155,8 @@ class MemoryWatch:
         fitting = min(sight.fitting, self._board.slots)
         is_other = fitting != self._board.words[sb.FITTING]
         self._board.words[sb.FITTING] = fitting
-        return Actions(self._judgement.leave, drain, ring=is_other)
+        # A worker that becomes idle does not always wake the supervisor.
+        return Actions(self._judgement.leave, drain, ring=is_other or sight.is_crowded)
 
     def _look_at(self, measured: Measured) -> Sight:
         weights, room = measured

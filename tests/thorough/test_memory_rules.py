@@ -160,6 +160,11 @@ class TestHowManyWorkersThereAre:
         small = sight(runner(1, 10, 600), idle=(10, 10), bound=605)
         assert small.fitting == 3
 
+    def test_idle_ones_are_to_leave_as_soon_as_there_are_any(self) -> None:
+        assert not sight(runner(1, 30), runner(2, 30), runner(3, 30), bound=85).is_crowded
+        assert sight(runner(1, 30), runner(2, 30), idle=(30,), bound=85).is_crowded
+        assert not sight(runner(1, 30), idle=(30,), bound=85).is_crowded
+
     def test_one_there_is_always(self) -> None:
         assert sight(runner(1, 500), bound=20).fitting == 1
 
