@@ -29,6 +29,7 @@ for their memory import this.
 
 from __future__ import annotations
 
+import math
 import os
 import posix
 import time
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 
 COUNT_SHARE, HURRY_SHARE = 0.01, 0.1
 """The parts of a processor's time that may go into counting pages, beyond once for each process.
-The larger part is for counts that are urgent: of all processes at once, and of processes that
-grew while they were counted."""
+The larger part is for counts that are urgent: of all processes at once, and of each process that
+grew while it was counted."""
 UNSURE = 1 << 20
 """Bytes by which a process may have grown without another count."""
 _OF_ROLLUP = (
@@ -118,11 +119,12 @@ def _kilobytes(text: bytes, name: bytes) -> int | None:
 
 class _Counted(NamedTuple):
     """When a process's pages were counted, and by how much they were more than what statm
-    said then. ``is_unsure``: the process grew meanwhile."""
+    said then. From ``again_at`` on they are to be counted again, because the process has grown
+    meanwhile. A new process is counted at once."""
 
     at: float = -1.0
     beyond: int = 0
-    is_unsure: bool = False
+    again_at: float = -1.0
 
 
 class Scales:
@@ -138,28 +140,26 @@ class Scales:
         self._clock = clock
         self._cost = cost
         self._counted: dict[int, _Counted] = {}
-        self._count_again_at = self._hurry_again_at = 0.0
+        self._count_again_at = self._count_all_at = 0.0
         self.spent = 0.0
         """Seconds that counting pages has taken in the latest call of :meth:`weigh`."""
 
     def weigh(self, pids: Iterable[int], *, exactly: bool = False) -> dict[int, int]:
         """Bytes that each of these processes takes. One that has ended is left out.
-        ``exactly``: count the pages of all of them now, unless so much was counted just before."""
+        ``exactly``: count the pages of all of them now, unless that was done just before."""
         self.spent = 0.0
         if FALLBACK:
             return {pid: size for pid in pids if (size := _unique_size(pid)) is not None}
         private = {pid: size for pid in pids if (size := self._private(pid)) is not None}
         counted = {pid: self._counted.get(pid, _Counted()) for pid in private}
-        now, hurried = self._clock(), False
-        may_hurry = now >= self._hurry_again_at
+        now = self._clock()
+        exactly = exactly and now >= self._count_all_at
         for pid in sorted(private, key=lambda pid: counted[pid].at):
             before = counted[pid]
-            is_urgent = may_hurry and (exactly or before.is_unsure)
-            if before.at < 0 or is_urgent or now >= self._count_again_at:
+            if exactly or now >= min(before.again_at, self._count_again_at):
                 private[pid], counted[pid] = self._count(pid, private[pid], before.beyond, now)
-                hurried = hurried or is_urgent
-        if hurried:
-            self._hurry_again_at = now + self.spent / HURRY_SHARE
+        if exactly:
+            self._count_all_at = now + self.spent / HURRY_SHARE
         self._counted = counted
         return {pid: max(0, size + counted[pid].beyond) for pid, size in private.items()}
 
@@ -174,11 +174,12 @@ class Scales:
         self._count_again_at = now + spent / COUNT_SHARE
         after = self._private(pid)
         if taken is None or after is None:
-            return before, _Counted(now, beyond)
+            return before, _Counted(now, beyond, math.inf)
         # While it grows, what is counted is of some moment between the two. Then it is counted
         # again soon.
         least, most = taken - max(before, after), taken - min(before, after)
-        return after, _Counted(now, min(max(beyond, least), most), most - least >= UNSURE)
+        again_at = now + spent / HURRY_SHARE if most - least >= UNSURE else math.inf
+        return after, _Counted(now, min(max(beyond, least), most), again_at)
 
 
 def _unique_size(pid: int) -> int | None:

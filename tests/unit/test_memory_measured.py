@@ -165,7 +165,7 @@ class TestWhatAProcessTakes:
             scales.weigh([7])
             spent.append(scales.spent)
             now[0] += 1
-        assert sum(spent) == 1 + 10  # The first, and then one second in ten.
+        assert sum(spent) == 10  # One second in ten.
 
     def test_is_nothing_when_it_has_ended(self) -> None:
         assert Scales(reader_of()).weigh([7]) == {}
