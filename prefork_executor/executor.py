@@ -127,8 +127,8 @@ class _Submitter(Maps, ProcessPool):  # type: ignore[misc, override]
             return self._client.submit_after(fn, args, kwargs, self._task_options)
         return self._client.submit(fn, args, kwargs, self._task_options, waits=False)
 
-    def _call_when_room(self, tell: Callable[[], bool]) -> RoomCall:
-        """For bridges to event loops, after a BacklogFull."""
+    def _call_when_room(self, tell: Callable[[], bool]) -> RoomCall | None:
+        """For bridges to event loops, after a BacklogFull. None: try again at once."""
         return self._client.call_when_room(tell)
 
     def submit_all(self, calls: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:

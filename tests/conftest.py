@@ -53,6 +53,7 @@ pytest.register_assert_rewrite(
 
 _NEEDS = {
     "integrations/test_integration_anyio.py": "uvloop",
+    "integrations/test_integration_anyio_map.py": "uvloop",
     "integrations/test_integration_dask.py": "distributed",
     "integrations/test_integration_examples.py": "distributed",
     "integrations/test_integration_joblib.py": "sklearn",

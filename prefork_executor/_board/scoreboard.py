@@ -34,7 +34,7 @@ header MEMORY_BOUND creator    bytes that all workers may take together; 0: any
 header MEMORY_TAKEN client     bytes that they took when that was last seen
 header HELD         client     tasks beyond OUTSTANDING that do not begin for lack of memory
 header MEMORY_ENDED client     tasks that were ended because the pool was above MEMORY_BOUND
-header FITTING      client     how many workers there may be, for lack of memory; 0: any number
+header FITTING      client     how many workers fit into MEMORY_BOUND; 0: any number
 header MEMORY_SAID  client     decisions written so far to the ring of those about memory
 header LISTENERS    pool       raw: how many listeners it knows
 header LISTEN_QUEUE pool       raw: connections that wait to be accepted, when it last looked

@@ -138,9 +138,11 @@ class Client:
             self._leave_interrupted(before)
             raise
 
-    def call_when_room(self, tell: Callable[[], bool]) -> RoomCall:
-        """After a BacklogFull: see `RoomCall`."""
-        assert self._backpressure is not None
+    def call_when_room(self, tell: Callable[[], bool]) -> RoomCall | None:
+        """After a BacklogFull: see `RoomCall`. None: try again at once, because another client was
+        full. The shared executor's pool may have been replaced since."""
+        if self._backpressure is None or self._thread is None:
+            return None
         with self._lock:
             return self._backpressure.call_when_room(tell, len(self._dispatcher.ready))
 

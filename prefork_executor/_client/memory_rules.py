@@ -111,10 +111,10 @@ class Sight(NamedTuple):
     """What one look sees. Sizes are in bytes.
 
     ``sent`` has the peaks of the tasks that were sent and that no worker has named. ``idle`` begins
-    with the worker that has been idle longest. ``others`` is what starting and leaving workers
-    take, of which there are ``newcomers``. The system has ``has`` bytes of memory in all, of which
-    ``left`` are left. ``stalled`` is the percentage of the time in which all processes stalled for
-    lack of memory."""
+    with the worker that has been idle longest. ``others`` is what all other workers take, which
+    start or leave, and ``other_workers`` is their number. The system has ``has`` bytes of memory in
+    all, of which ``left`` are left. ``stalled`` is the percentage of the time in which all
+    processes stalled for lack of memory."""
 
     bound: int
     base: int
@@ -125,13 +125,18 @@ class Sight(NamedTuple):
     has: int
     left: int
     stalled: float = 0.0
-    newcomers: int = 0
+    other_workers: int = 0
 
     @property
     def taken(self) -> int:
         """The bytes that all workers take."""
         working = sum(one.takes for one in self.runners)
         return working + sum(one.takes for one in self.idle) + self.others
+
+    @property
+    def live(self) -> int:
+        """How many workers there are."""
+        return len(self.runners) + len(self.idle) + self.other_workers
 
     @property
     def probe(self) -> int:
@@ -162,7 +167,7 @@ class Sight(NamedTuple):
         """The memory for tasks that begin now."""
         expected = sum(self._expected_of(runner) for runner in self.runners)
         expected += sum(one.takes for one in self.idle)
-        expected += max(self.others, self.newcomers * self.base)
+        expected += max(self.others, self.other_workers * self.base)
         ceiling = min(self.bound, self.taken + self.left - self.reserve)
         places = tuple(sorted(one.takes for one in self.idle))
         offer = Offer(ceiling - expected, self.base, places, self.probe)
@@ -175,12 +180,17 @@ class Sight(NamedTuple):
         """How many workers there may be; 0: any number. See rule 11."""
         if not self.base:
             return 0 if self.runners or self.idle else 1
-        live = len(self.runners) + len(self.idle) + self.newcomers
-        # Workers for the tasks that were sent count here, so of those count their peaks only.
+        # The workers that will take the tasks that were sent are counted as live ones or as more.
+        # So of these tasks only the peaks count.
         free = self._replace(sent=()).offer().free
         free -= sum(self.probe if peak is None else peak for peak in self.sent)
         more = free // (self.base + LIGHT)  # Any task may add LIGHT.
-        return max(1, live + (more if self.base > self.probe else max(0, more)))
+        return max(1, self.live + (more if self.base > self.probe else max(0, more)))
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether idle workers should leave, because fewer workers fit than there are."""
+        return bool(self.idle) and 0 < self.fitting < self.live
 
     def _expected_of(self, runner: Runner) -> int:
         if runner.peak is None:

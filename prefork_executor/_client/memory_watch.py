@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 class Actions(NamedTuple):
     """What the I/O thread is to do after a look: have these idle workers leave; take back what
-    no worker has taken yet; have the supervisor look how many workers there may be."""
+    no worker has taken yet; wake the supervisor, because of the number of workers that fit."""
 
     leave: tuple[int, ...] = ()
     drain: bool = False
@@ -127,8 +127,8 @@ class MemoryWatch:
         weights = self._scales.weigh(pids, exactly=self._memory.above == 1)
         self._measured = Measured(weights, self._system.look())
         self._measured_at = time.monotonic()
-        # Without counting pages, which has limits of its own. In a program with a large data set it
-        # takes long for each new worker, and there would be no other look for minutes.
+        # Counting pages has limits of its own, so it is left out here. In a program with a large
+        # data set it takes long for each new worker, and there would be no other look for minutes.
         self._cost = time.thread_time() - begin - self._scales.spent
 
     def log(self) -> None:
@@ -152,14 +152,11 @@ class MemoryWatch:
         self.gate.renew(sight, self._come_to(sight), holds=self._judgement.holds)
         self._plan(sight, now)
         drain = self._judgement.holds and not before.holds
-        return Actions(self._judgement.leave, drain, self._has_other_fitting(sight))
-
-    def _has_other_fitting(self, sight: Sight) -> bool:
-        """Write how many workers there may be. Whether that has changed."""
-        words = self._board.words
-        before, fitting = words[sb.FITTING], min(sight.fitting, self._board.slots)
-        words[sb.FITTING] = fitting
-        return fitting != before
+        fitting = min(sight.fitting, self._board.slots)
+        is_other = fitting != self._board.words[sb.FITTING]
+        self._board.words[sb.FITTING] = fitting
+        # A worker that becomes idle does not always wake the supervisor.
+        return Actions(self._judgement.leave, drain, ring=is_other or sight.is_crowded)
 
     def _look_at(self, measured: Measured) -> Sight:
         weights, room = measured
@@ -183,7 +180,7 @@ class MemoryWatch:
             has=room.has,
             left=room.left,
             stalled=room.stalled,
-            newcomers=len(slots) - len(known),
+            other_workers=len(slots) - len(known),
         )
 
     def _runner(self, slot: Slot, takes: int) -> Runner:

@@ -6,8 +6,9 @@ anything. So a test can simulate hours of load in a moment, and every rule is te
 The rules, in the order in which they are tried
 ------------------------------------------------
 1. *Live* workers are all that have not been reaped: starting, idle, busy and leaving ones. There
-   are never more live workers than ``max_workers``. *Room* is the number of workers that may still
-   be started.
+   are never more live workers than ``max_workers``. If the pool has a bound for memory and fewer
+   workers fit, that number counts instead (:meth:`Limits.fitting`). *Room* is the number of workers
+   that may still be started.
 2. While the pool is *held* (after crashes or a failed fork), no worker is started.
 3. *Spares* are the idle and the starting workers. They hold no task and will take the next ones. At
    first, ``start_workers`` are started. If there are fewer spares than ``min_spare``, the missing
@@ -178,7 +179,8 @@ class Limits(NamedTuple):
         }
 
     def fitting(self, workers: int, counts: Counts) -> Limits:
-        """These limits, if there is memory for so many workers only (0: any number)."""
+        """These limits, if there is memory for only so many workers (0: any number). Idle workers
+        beyond that are above ``max_spare``, so they retire."""
         if not workers or workers >= self.max_workers:
             return self
         spare = max(0, workers - counts.busy - counts.leaving)

@@ -327,8 +327,8 @@ class IMapIterator(_IMapIterator):
         Raises:
             StopIteration: there is none.
             multiprocessing.TimeoutError: it is not there after ``timeout`` seconds.
-            Exception: what this call raised; in place of a StopIteration a RuntimeError. The next
-                ``next`` returns the next call's result.
+            Exception: what this call raised. If that is StopIteration, a RuntimeError is raised
+                instead. The next ``next`` returns the next call's result.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while True:

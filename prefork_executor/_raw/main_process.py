@@ -359,6 +359,10 @@ class MainProcess:
                 "%s called sys.exit(%r): that ended this call of it, and nothing else",
                 *(name, leave.code),
             )
+        except BaseException:
+            if os.getpid() != here:
+                logger.exception("a process that %s has forked failed", name)
+            raise
         finally:
             if os.getpid() != here:
                 processes.leave(status)

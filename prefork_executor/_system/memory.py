@@ -12,7 +12,7 @@ process has mapped. Two kinds of pages are left out:
 
 The kernel counts page by page (``smaps_rollup``: 20 ms for a gigabyte), and keeps
 the process from mapping memory meanwhile. So each process is counted once, and then again one
-at a time, as far as that takes no more than PSS_SHARE of the time. In between, what has come or
+at a time, as far as that takes no more than COUNT_SHARE of the time. In between, what has come or
 gone since is taken from ``statm``, which costs microseconds: resident pages less those of files.
 Where there is no /proc, psutil tells what a process has for itself.
 
@@ -29,6 +29,7 @@ for their memory import this.
 
 from __future__ import annotations
 
+import math
 import os
 import posix
 import time
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
 
     Read = Callable[[str], bytes]
 
-PSS_SHARE, EXACTLY_SHARE = 0.01, 0.1
-"""The part of a processor's time that may go into counting pages, beyond once for each
-process; and into counting those of all processes at once."""
+COUNT_SHARE, HURRY_SHARE = 0.01, 0.1
+"""The parts of a processor's time that may go into counting pages, beyond once for each process.
+The larger part is for counts that are urgent: of all processes at once, and of each process that
+grew while it was counted."""
 UNSURE = 1 << 20
 """Bytes by which a process may have grown without another count."""
 _OF_ROLLUP = (
@@ -117,10 +119,12 @@ def _kilobytes(text: bytes, name: bytes) -> int | None:
 
 class _Counted(NamedTuple):
     """When a process's pages were counted, and by how much they were more than what statm
-    said then."""
+    said then. From ``again_at`` on they are to be counted again, because the process has grown
+    meanwhile. A new process is counted at once."""
 
     at: float = -1.0
     beyond: int = 0
+    again_at: float = -1.0
 
 
 class Scales:
@@ -148,34 +152,34 @@ class Scales:
             return {pid: size for pid in pids if (size := _unique_size(pid)) is not None}
         private = {pid: size for pid in pids if (size := self._private(pid)) is not None}
         counted = {pid: self._counted.get(pid, _Counted()) for pid in private}
-        exactly = exactly and self._clock() >= self._count_all_at
+        now = self._clock()
+        exactly = exactly and now >= self._count_all_at
         for pid in sorted(private, key=lambda pid: counted[pid].at):
-            is_new = counted[pid].at < 0
-            if not (is_new or exactly) and self._clock() < self._count_again_at:
-                break
-            private[pid], counted[pid] = self._count(pid, private[pid], counted[pid].beyond)
+            before = counted[pid]
+            if exactly or now >= min(before.again_at, self._count_again_at):
+                private[pid], counted[pid] = self._count(pid, private[pid], before.beyond, now)
         if exactly:
-            self._count_all_at = self._clock() + self.spent / EXACTLY_SHARE
+            self._count_all_at = now + self.spent / HURRY_SHARE
         self._counted = counted
         return {pid: max(0, size + counted[pid].beyond) for pid, size in private.items()}
 
     def _private(self, pid: int) -> int | None:
         return private_in(self._read(f"/proc/{pid}/statm"))
 
-    def _count(self, pid: int, before: int, beyond: int) -> tuple[int, _Counted]:
+    def _count(self, pid: int, before: int, beyond: int, now: float) -> tuple[int, _Counted]:
         begin = self._cost()
         taken = taken_in(self._read(f"/proc/{pid}/smaps_rollup"))
-        now, spent = self._clock(), self._cost() - begin
+        spent = self._cost() - begin
         self.spent += spent
-        self._count_again_at = now + spent / PSS_SHARE
+        self._count_again_at = now + spent / COUNT_SHARE
         after = self._private(pid)
         if taken is None or after is None:
-            return before, _Counted(now, beyond)
+            return before, _Counted(now, beyond, math.inf)
         # While it grows, what is counted is of some moment between the two. Then it is counted
-        # again at once.
+        # again soon.
         least, most = taken - max(before, after), taken - min(before, after)
-        at = now if most - least < UNSURE else _Counted().at
-        return after, _Counted(at, min(max(beyond, least), most))
+        again_at = now + spent / HURRY_SHARE if most - least >= UNSURE else math.inf
+        return after, _Counted(now, min(max(beyond, least), most), again_at)
 
 
 def _unique_size(pid: int) -> int | None:
@@ -336,15 +340,9 @@ def _mapped() -> int:
     if FALLBACK:
         return 0
     try:
-        descriptor = posix.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        return int(read_file("/proc/self/statm").split()[2]) * _PAGE
+    except (ValueError, IndexError):
         return 0
-    try:
-        return int(posix.read(descriptor, 256).split()[2]) * _PAGE
-    except (OSError, ValueError, IndexError):
-        return 0
-    finally:
-        posix.close(descriptor)
 
 
 def _forget_most() -> None:

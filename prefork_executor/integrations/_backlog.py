@@ -42,6 +42,8 @@ async def submitted(
         except BacklogFull:
             signal = new_signal()
         room = executor._call_when_room(signal.set)
+        if room is None:
+            continue
         try:
             await signal.wait()
         except BaseException:

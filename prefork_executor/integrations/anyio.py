@@ -150,9 +150,9 @@ class AsyncPool:
 
         Returns:
             An async iterator over the results. An error of a task or of the source is raised in
-            its place, after which the map is over. In place of a task's StopAsyncIteration that is
-            a RuntimeError. When it is over, for whatever reason, also
-            because it was cancelled, closed or dropped, its tasks are aborted.
+            its place, after which the map is over. If a task has raised StopAsyncIteration, a
+            RuntimeError is raised instead. When the map is over, for whatever reason, also because
+            it was cancelled, closed or dropped, its tasks are aborted.
 
         Raises:
             TypeError, ValueError: at this call, for a bad argument.

@@ -66,8 +66,8 @@ async def run(
     Raises:
         asyncio.CancelledError: the awaiting task was cancelled, or the executor was shut
             down with ``cancel_futures``.
-        BaseException: what the call raised, or what says how its worker ended. In place of a
-            StopIteration, which no coroutine can raise, a RuntimeError that has it as its cause.
+        BaseException: what the call raised, or what says how its worker ended. A coroutine cannot
+            raise StopIteration. If the call has raised that, it is the cause of a RuntimeError.
     """
     future = await submitted(_Signal, executor, fn, *args, **kwargs)
     try:
@@ -79,7 +79,10 @@ async def run(
         raise
     if future.cancelled():
         raise asyncio.CancelledError
-    return future.result()
+    try:
+        return future.result()
+    finally:
+        del future  # A traceback through this frame would keep it alive.
 
 
 class _Signal:

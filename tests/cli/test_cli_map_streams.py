@@ -54,15 +54,18 @@ def bytes_in(pipe: int) -> int:
     return int(count)
 
 
-def test_errors_and_messages_for_one_stream_do_not_overwrite_each_other(command: Command) -> None:
+@pytest.mark.parametrize(
+    ("out", "err"), [("/dev/stdout", "/dev/stderr"), ("/dev/fd/1", "/dev/fd/2")]
+)
+def test_errors_and_messages_for_one_stream_do_not_overwrite_each_other(
+    command: Command, out: str, err: str
+) -> None:
     command.write("in.txt", 1, 7, 14)
     with (command.folder / "all.txt").open("wb") as stream:
         stream.write(b"first\n")
         stream.flush()
-        arguments = ("lines_to_map:some_fail", "in.txt", "-o", "/dev/stdout")
-        with command.start(
-            *arguments, "--errors", "/dev/stderr", stdout=stream, stderr=stream
-        ) as process:
+        arguments = ("lines_to_map:some_fail", "in.txt", "-o", out, "--errors", err)
+        with command.start(*arguments, stdout=stream, stderr=stream) as process:
             assert process.wait(BOUND) == 1
     lines = (command.folder / "all.txt").read_text().splitlines()
     assert lines[0] == "first"

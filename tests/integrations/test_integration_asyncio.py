@@ -16,7 +16,8 @@ from injection import lines
 from light_tasks import end_at_three, run_until, square, wait_for
 from waiting import BOUND, eventually
 
-from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied
+from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied, shared, shared_executor
+from prefork_executor.integrations._backlog import submitted
 from prefork_executor.integrations.asyncio import run
 
 
@@ -264,6 +265,38 @@ def test_a_shutdown_ends_the_wait_for_room(tmp_path: Path) -> None:
         await asyncio.gather(*full)
 
     asyncio.run(main())
+
+
+def test_who_found_no_room_goes_on_in_the_pool_that_follows(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    ended: list[int] = []
+
+    class Signal(asyncio.Event):
+        """Made when there was no room. Somebody else ends the shared pool at that moment."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            ended.append(1)
+            shared.shutdown(wait=False)
+
+        def set(self) -> bool:  # type: ignore[override]
+            raise AssertionError("the pool that follows has room")
+
+    async def main() -> None:
+        executor = shared_executor(max_workers=1, max_backlog=1)
+        full = await fill(executor, gate)
+        async with asyncio.timeout(BOUND):
+            future = await submitted(Signal, executor, abs, -7)
+        assert ended == [1]
+        assert future.result(BOUND) == 7
+        gate.touch()
+        await asyncio.gather(*full)
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.touch()
+        shared.shutdown()
 
 
 def test_a_loop_that_has_ended_leaves_its_room_to_others(tmp_path: Path) -> None:

@@ -158,10 +158,13 @@ def test_a_process_that_a_hook_has_forked_ends_with_that_call(
         whip(code)
         """
     )
+    program.expects_complaints = "raise" in end
     assert program.hear("hook", 2) == ["one ended True", "two ended True"]
     program.signal(TERM)
     assert program.wait() == 0
     assert len(program.lines) == 2
+    failed = "a process that child_data_hook has forked failed\nTraceback"
+    assert program.complaints.count(failed) == (2 if "raise" in end else 0)
 
 
 def test_sys_exit_of_a_signal_handler_that_runs_in_a_hook_ends_the_program(run: Run) -> None:

@@ -136,7 +136,7 @@ class TestHowManyWorkersThereAre:
     def test_one_starts_while_nobody_knows_what_a_worker_takes(self) -> None:
         looked = sight()._replace(base=0)
         assert looked.fitting == 1
-        assert looked._replace(newcomers=1, others=5 * MIB).fitting == 1
+        assert looked._replace(other_workers=1, others=5 * MIB).fitting == 1
 
     def test_any_number_where_nobody_can_tell_what_they_take(self) -> None:
         assert sight(runner(1, 0))._replace(base=0).fitting == 0
@@ -150,7 +150,7 @@ class TestHowManyWorkersThereAre:
         assert sight(runner(1, 10), sent=[None, None], bound=160).fitting == 1 + 130 // 11
 
     def test_those_that_start_count_as_what_they_will_take(self) -> None:
-        looked = sight(runner(1, 10), others=2 * MIB, newcomers=2, bound=100)
+        looked = sight(runner(1, 10), others=2 * MIB, other_workers=2, bound=100)
         assert looked.fitting == 3 + 70 // 11
         assert looked.offer().free == 70 * MIB
 
@@ -159,6 +159,11 @@ class TestHowManyWorkersThereAre:
         assert large.fitting == 2
         small = sight(runner(1, 10, 600), idle=(10, 10), bound=605)
         assert small.fitting == 3
+
+    def test_idle_ones_are_to_leave_as_soon_as_there_are_any(self) -> None:
+        assert not sight(runner(1, 30), runner(2, 30), runner(3, 30), bound=85).is_crowded
+        assert sight(runner(1, 30), runner(2, 30), idle=(30,), bound=85).is_crowded
+        assert not sight(runner(1, 30), idle=(30,), bound=85).is_crowded
 
     def test_one_there_is_always(self) -> None:
         assert sight(runner(1, 500), bound=20).fitting == 1

@@ -152,6 +152,21 @@ class TestWhatAProcessTakes:
         for _ in range(2):
             assert scales.weigh([7])[7] == 50_400 * PAGE + 8 * 1024  # Not twice as much.
 
+    def test_is_not_counted_at_every_look_while_it_grows(self) -> None:
+        pages = itertools.count(1000, 1000)
+        now, cost = [10.0], itertools.count()
+
+        def read(path: str) -> bytes:
+            return b"9 %d 0 1 0 1 0" % next(pages) if path.endswith("statm") else b"Pss: 9 kB"
+
+        scales = Scales(read, lambda: now[0], lambda: next(cost))
+        spent = []
+        for _ in range(100):
+            scales.weigh([7])
+            spent.append(scales.spent)
+            now[0] += 1
+        assert sum(spent) == 10  # One second in ten.
+
     def test_is_nothing_when_it_has_ended(self) -> None:
         assert Scales(reader_of()).weigh([7]) == {}
 

@@ -30,9 +30,7 @@ BLOCK = 1 << 20
 """Bytes of an output that are read at a time."""
 BATCH = 1 << 16
 """Bytes of the input that are read at a time, at most."""
-
-
-_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+_STREAMS = {"/dev/stdout": 1, "/dev/fd/1": 1, "/dev/stderr": 2, "/dev/fd/2": 2}
 """Files that are the command's own streams. If such a stream leads to a regular file, Linux would
 open that file anew, and what others write to the stream would overwrite what we write."""
 
