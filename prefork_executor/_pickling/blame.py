@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from .._support.handlers import let_through
 from .code_objects import codes
+from .ways import is_written_in_c
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def _parts(thing: Any, place: str) -> Iterator[tuple[str, Any]]:
     if type(thing) is types.FunctionType:
         yield from _parts_of_function(thing, place)
     elif issubclass(type(thing), type):
-        for name, value in list(vars(thing).items()):
-            yield f"{place}.{name}", value
+        if not is_written_in_c(thing):
+            yield from _attributes(vars(thing), place)
     elif isinstance(thing, _BOUND):
         yield f"{place}.__self__", thing.__self__
     elif isinstance(thing, functools.partial):

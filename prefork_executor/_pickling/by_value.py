@@ -10,6 +10,8 @@ what it does not know of newer Pythons:
 * A function's code keeps the name of its file, so that a traceback shows its source.
   cloudpickle 3.1.3 replaces the name.
 * A class keeps its qualified name. If it is of ``__main__``, it keeps the caller's name of that.
+* A class that is written in C never goes by value. cloudpickle would send a class that nothing can
+  make in the other process.
 * ``functools.lru_cache`` objects that their module does not have go by value.
 * A text file that is open for reading is refused. cloudpickle would send all its text.
 """
@@ -26,7 +28,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from . import newer_python, reducers
 from .main_snapshot import MAIN_NAMES, resolve
-from .ways import BY_VALUE
+from .ways import BY_VALUE, is_written_in_c
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,10 +82,15 @@ def _is_dynamic(part: object) -> bool:
     return type(part) is str and part == _DYNAMIC
 
 
+def _is_by_value(reduced: Any) -> bool:
+    """Whether this is cloudpickle's reduction of a class that it sends by value."""
+    return isinstance(reduced, tuple) and len(reduced) == 6
+
+
 def _with_its_name(kind: type, reduced: Any) -> Any:
     """cloudpickle's reduction of a class, with the full name of the class, which it drops, and
     with the caller's name of ``__main__``."""
-    if isinstance(reduced, tuple) and len(reduced) == 6:
+    if _is_by_value(reduced):
         attributes = reduced[2][0]
         attributes["__qualname__"] = kind.__qualname__
         newer_python.keep_annotations(kind, attributes)
@@ -159,7 +166,10 @@ class RulePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is types.FunctionType:
             return self._reduce_function(obj, is_by_value=way is BY_VALUE)
         by_value = _maker._dynamic_class_reduce if way else super().reducer_override
-        return _with_its_name(obj, by_value(obj))
+        reduced = by_value(obj)
+        if is_written_in_c(obj) and _is_by_value(reduced):
+            return NotImplemented  # pickle says that its module does not have it.
+        return _with_its_name(obj, reduced)
 
     def _reduce_function(self, function: types.FunctionType, *, is_by_value: bool) -> Any:
         if not is_by_value and _maker._should_pickle_by_reference(function):

@@ -296,18 +296,21 @@ def introduce_main() -> dict[str, bytes]:
 def main_is_importable() -> bool:
     """Whether multiprocessing will import ``__main__`` anew in processes that it spawns. It
     tries if there is the name of a file. For a program that is read from standard input the
-    name is ``<stdin>``."""
+    name is ``<stdin>``. It does not import the ``__main__.py`` of a package, a directory or a zip
+    archive, nor the script ``ipython``, because these often have no main guard."""
     main = main_module()
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).rpartition(".")[2] != "__main__"
     file = getattr(main, "__file__", None)
-    if getattr(main, "__spec__", None) is not None:
-        return True
-    return file is not None and os.path.exists(os.path.join(ORIGINAL_DIR or "", file))
+    if file is None or os.path.splitext(os.path.basename(file))[0] == "ipython":
+        return False
+    return os.path.exists(os.path.join(ORIGINAL_DIR or "", file))
 
 
 def how_to_import_main() -> dict[str, str]:
     """What multiprocessing would tell a spawned process of ``__main__``. Empty if that process
-    must not import it: for a program that is read from standard input the name of the file is
-    ``<stdin>``, and what its ``__main__`` has travels by value.
+    must not import it. Then what ``__main__`` has travels by value.
 
     Raises:
         RuntimeError: this process is itself importing a main module, and may start none yet.

@@ -14,3 +14,11 @@ if TYPE_CHECKING:
     ``change_globals``, which may change the globals that travel with a function."""
 
 BY_VALUE = "by value"
+_IMMUTABLE = 1 << 8
+"""CPython's flag Py_TPFLAGS_IMMUTABLETYPE."""
+
+
+def is_written_in_c(kind: type) -> bool:
+    """Whether this class, like that of ``sys.version_info``, cannot be made from its attributes:
+    it never goes by value."""
+    return bool(kind.__flags__ & _IMMUTABLE)

@@ -326,7 +326,9 @@ def unpicklable(kind: str, stack: contextlib.ExitStack) -> Any:
         import multiprocessing
 
         return multiprocessing.Lock()
-    makers = {
+    makers: dict[str, Callable[[], Any]] = {
+        "a structure of C": lambda: sys.version_info,
+        "a class of C": lambda: type(iter([])),
         "a lock": threading.Lock,
         "a condition": threading.Condition,
         "a thread-local": threading.local,
@@ -347,6 +349,8 @@ def unpicklable(kind: str, stack: contextlib.ExitStack) -> Any:
         ("a text file", r"args\[0\] is a _io\.TextIOWrapper \(TypeError: .* open file"),
         ("a binary file", r"args\[0\] is a _io\.BufferedReader \(TypeError: "),
         ("a frame", r"args\[0\] is a frame \(TypeError: "),
+        ("a structure of C", r"args\[0\] is a sys\.version_info \(PicklingError: "),
+        ("a class of C", r"args\[0\] is a type \(PicklingError: .*list_iterator"),
         ("a lock of multiprocessing", r"args\[0\] is a .*Lock \(RuntimeError: .*inheritance"),
         ("a failing __reduce__", r"FailingReduce \(RuntimeError: no reduction today\)"),
         ("a failing __getstate__", r"FailingGetstate \(RuntimeError: no state today\)"),
@@ -461,6 +465,8 @@ def make(kind: str) -> Any:
     [
         ("a lock", "result['it'][0] is a _thread.lock (TypeError: "),
         ("a generator", "result['it'][0] is a generator (TypeError: "),
+        ("a structure of C", "result['it'][0] is a sys.version_info (PicklingError: "),
+        ("a class of C", "result['it'][0] is a type (PicklingError: "),
         ("a text file", "result['it'][0] is a _io.TextIOWrapper (TypeError: "),
         ("a failing __reduce__", "FailingReduce (RuntimeError: no reduction today)"),
     ],

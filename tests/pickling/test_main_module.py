@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
 
+import pytest
 from scripts import BOUND, program_text, run_python, run_script
 
 
@@ -70,6 +72,23 @@ def test_a_program_from_standard_input_works(tmp_path: Path, start_method: str) 
 def test_a_program_from_the_command_line_works(tmp_path: Path, start_method: str) -> None:
     printed = run_python(tmp_path, "-c", PROGRAM_WITHOUT_A_FILE, start_method)
     assert printed == "True 6 2\n"
+
+
+PROGRAM_OF_A_PACKAGE = program_text("main_of_a_package")
+
+
+@pytest.mark.parametrize("how", ["package", "directory", "archive"])
+def test_the_main_program_of_a_package_works_with_its_own_initializer(
+    how: str, tmp_path: Path, start_method: str
+) -> None:
+    """multiprocessing imports no ``__main__.py`` in a process that it spawns."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(PROGRAM_OF_A_PACKAGE)
+    zipapp.create_archive(package, tmp_path / "archive.pyz")
+    args = {"package": ["-m", "package"], "directory": ["package"], "archive": ["archive.pyz"]}
+    printed = run_python(tmp_path, *args[how], start_method)
+    assert printed == "red True 6\nleaves: red\n"
 
 
 SESSION = """
