@@ -68,9 +68,11 @@ PROBE_SHARE = 16
 only if it holds more than that beyond base."""
 MAX_PASSED = 16
 """How many later tasks may begin before a task that does not fit."""
-RESERVE_SHARE = 50
-"""One part in this many of the system's memory is its reserve. The machine needs that much to work,
-and workers grow between two looks."""
+RESERVE_SHARE, LEAST_RESERVE = 50, 16 << 20
+"""One part in this many of the system's memory is its reserve, and at least so many bytes. The
+machine needs that much to work, and workers grow between two looks. Each worker also costs the
+kernel some megabytes that belong to none: a control group of 150 MiB with a reserve of 3 MiB lost
+workers to the kernel in one of ten runs."""
 STALLED = 10.0
 """If all processes stall for lack of memory during this percentage of the time, no task begins,
 even if there seems to be room."""
@@ -146,7 +148,7 @@ class Sight(NamedTuple):
     @property
     def reserve(self) -> int:
         """The bytes that the system must keep."""
-        return self.has // RESERVE_SHARE
+        return max(self.has // RESERVE_SHARE, LEAST_RESERVE)
 
     @property
     def is_above(self) -> bool:

@@ -368,9 +368,9 @@ def run_in_group(limit: int, *, before: str = "pass", **facts: object) -> list[A
 @linux
 @in_group
 def test_what_a_control_group_has_is_what_there_is() -> None:
-    told, bound, _, deaths, _ = run_in_group(150 * MIB, bound=0.8, retries=1, sizes=[30] * 6)
+    told, bound, _, deaths, _ = run_in_group(250 * MIB, bound=0.6, retries=1, sizes=[30] * 6)
     assert told == ["done"] * 6
-    assert bound == int(0.8 * 150 * MIB)
+    assert bound == int(0.6 * 250 * MIB)
     assert deaths == 0
 
 
