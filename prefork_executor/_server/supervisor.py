@@ -34,7 +34,7 @@ from .._pool.regulator import Counts, Decision
 from .._pool.worker_pool import WorkerPool
 from .._support import faults
 from .._system import descriptors, green, machine, processes, signals
-from .._system.descriptors import Socket
+from .._system.descriptors import Socket, adopted_socket
 from ..errors import ProtocolError
 from . import contexts, end_signals
 from .settings import Settings
@@ -263,7 +263,7 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
     # The caller handles Ctrl-C. The pool ends with the caller, in order.
     signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
     end_signals.ignore()
-    control = Socket(fileno=contexts.detach(connection))
+    control = adopted_socket(contexts.detach(connection))
     signals.restore_mask(set())
     # If it were ignored, this process could not wait for its children.
     signals.install_handlers({signal.SIGCHLD: signal.SIG_DFL})
