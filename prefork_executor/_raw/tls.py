@@ -7,12 +7,11 @@ nothing holds one child, for a bounded time, and the pool starts another child f
 
 from __future__ import annotations
 
-import logging
 import socket
 import sys
 from typing import Any
 
-logger = logging.getLogger("prefork_executor")
+from .._support.logs import logger
 
 
 def speaks_tls(listener: socket.socket) -> bool:

@@ -19,7 +19,6 @@ import atexit
 import collections
 import contextlib
 import gc
-import logging
 import os
 import signal
 import threading
@@ -33,6 +32,7 @@ from .._messages.wire import Death, Kind
 from .._pool.regulator import Counts, Decision
 from .._pool.worker_pool import WorkerPool
 from .._support import faults
+from .._support.logs import logger
 from .._system import descriptors, green, machine, processes, signals
 from .._system.descriptors import Socket, adopted_socket
 from ..errors import ProtocolError
@@ -47,7 +47,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-logger = logging.getLogger("prefork_executor")
 
 MAX_COMMANDS = 128
 """Commands to read at once, where they are not kept apart. Each was written whole."""
@@ -147,7 +146,7 @@ class Supervisor:
         try:
             kind, number, extra = wire.unpack_command(command)
         except ProtocolError as error:
-            logger.error("a malformed command was dropped: %s", error)  # noqa: TRY400
+            logger.error("a malformed command was dropped: %s", error)
             return
         if kind == Kind.SHUTDOWN:
             self._closing = True
