@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import sys
 import tempfile
@@ -15,13 +14,13 @@ from pathlib import Path
 from ._client.client import Client
 from ._client.recorder import Recorder
 from ._support.arguments import check_count
+from ._support.logs import logger
 from ._timeline.chrome_trace import trace
 from ._timeline.html_page import page
 from ._timeline.model import Timeline
 
 __all__ = ["Recording"]
 
-logger = logging.getLogger("prefork_executor")
 
 _WRITERS: dict[str, Callable[[Timeline], Iterable[str]]] = {".json": trace, ".html": page}
 """For each suffix, a function that makes the file's text in pieces."""
@@ -76,7 +75,7 @@ class Recording:
         """In the executor's own thread, where no code could catch an error."""
         try:
             self.close()
-        except Exception:
+        except Exception:  # noqa: BLE001 - it is logged
             logger.exception("a recording could not be written")
 
     def __enter__(self) -> Recording:

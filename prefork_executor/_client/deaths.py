@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from .._board import scoreboard as sb
 from .._messages import wire
 from .._messages.wire import Death, Kind
 from .._support import faults
+from .._support.logs import logger
 from .._system import processes
 from ..errors import ReloadFailed, WorkerDied, describe_end
 from .dispatch import Dispatcher
@@ -24,8 +24,6 @@ from .task_states import IN_FLIGHT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .memory_watch import MemoryWatch
-
-logger = logging.getLogger("prefork_executor")
 
 
 class Deaths:

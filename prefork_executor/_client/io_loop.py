@@ -17,7 +17,6 @@ else refers can be garbage-collected. Its finalizer closes the client.
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from .._messages.channels import PoolChannels
 from .._messages.wire import Kind
 from .._server.settings import Settings
 from .._support import faults
+from .._support.logs import logger
 from .._support.named_tuples import NamedTuple
 from .._support.timers import seconds_left
 from .._system.descriptors import Poller
@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from .memory_watch import MemoryWatch
     from .outcomes import End
 
-logger = logging.getLogger("prefork_executor")
 
 NEVER_ENOUGH = -1
 """As a number of outcomes to read: all that have come."""
@@ -175,9 +174,11 @@ class IoLoop:
                 if self._lifecycle.is_copy:
                     return  # A done-callback has forked, and this is the only thread of the child.
                 # Whatever has happened, every future must be resolved.
-                logger.critical("the executor's I/O thread failed", exc_info=True)
-                self._break_off(_why_it_failed(error), error)
-                self._end()
+                try:
+                    logger.critical("the executor's I/O thread failed", exc_info=True)
+                finally:
+                    self._break_off(_why_it_failed(error), error)
+                    self._end()
 
     def turn(self) -> None:
         """Read a batch, resolve its futures, and send waiting tasks. Wait if there is nothing more
@@ -392,7 +393,7 @@ class IoLoop:
             if what is None:
                 self._break_off(f"no other supervisor could be started: {error}", error)
             else:
-                logger.error("%s", what)  # noqa: TRY400 - where it failed says nothing
+                logger.error("%s", what)
                 self._reloads.end_all()  # A supervisor that never ran was asked for them.
         faults.at("client.replaced_supervisor")
         with self._shared.lock:

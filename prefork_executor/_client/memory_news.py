@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
 from .._board.decisions import pack_decision
 from .._board.scoreboard import Scoreboard
-
-logger = logging.getLogger("prefork_executor")
+from .._support.logs import logger
 
 SAY_AGAIN = 1.0
 """Seconds after which the same is said again, if it is so again."""

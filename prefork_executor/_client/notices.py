@@ -7,7 +7,6 @@ all of it is dropped. If it carries a descriptor, that is closed in any case.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from .._board import decisions
@@ -18,6 +17,7 @@ from .._pickling import calls, exceptions
 from .._pickling.blame import describe
 from .._server.users_code import failure_phrase
 from .._support import faults
+from .._support.logs import logger
 from .._system import processes
 from ..errors import ProtocolError
 from .barriers import Barriers
@@ -34,7 +34,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-logger = logging.getLogger("prefork_executor")
 
 Parts = list[memoryview | bytes]
 
@@ -129,7 +128,7 @@ class Notices:
             told = read_notice(packet)
         except BaseException as error:
             # Even SystemExit: unpickling the user's exceptions may raise it.
-            logger.error(  # noqa: TRY400 - the traceback would only show this reader
+            logger.error(
                 "a malformed message of kind %d was dropped: %s", packet.kind, describe(error)
             )
             return

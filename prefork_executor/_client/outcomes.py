@@ -12,7 +12,6 @@ another task its outcome, or have a task run twice.
 
 from __future__ import annotations
 
-import logging
 import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
@@ -23,6 +22,7 @@ from .._messages.payload_files import PayloadFiles
 from .._messages.wire import Kind
 from .._pickling import calls, exceptions
 from .._support.handlers import is_by_handler
+from .._support.logs import logger
 from .._support.named_tuples import NamedTuple
 from ..errors import ProtocolError, TaskTimeout
 from .futures import wake_all
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     End = tuple[Task, Any, BaseException | None]
     """A task that has ended, with its result and its error."""
-
-logger = logging.getLogger("prefork_executor")
 
 
 class EndedForMemory(Exception):  # noqa: N818 - the pool lacks memory; the task made no error
@@ -105,7 +103,7 @@ def open_all(
                 continue
             outcomes.append(open_pickled(kind, number, duration, [pickled], ledger))
     except ProtocolError as error:
-        logger.error("malformed outcomes were dropped: %s", error)  # noqa: TRY400
+        logger.error("malformed outcomes were dropped: %s", error)
 
 
 def _record_run(

@@ -24,19 +24,17 @@ see `_system.processes.fork_masked`.)
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import threading
 
+from .._support.logs import logger
 from .._system import descriptors, signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-logger = logging.getLogger("prefork_executor")
 
 
 class _Pipe:

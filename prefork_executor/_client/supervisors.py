@@ -11,7 +11,6 @@ I/O thread starts the later ones, without the lock, so that no submit waits for 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from .._board import scoreboard as sb
@@ -21,6 +20,7 @@ from .._messages.channels import PoolChannels
 from .._messages.wire import Kind
 from .._server.settings import Settings
 from .._support import faults
+from .._support.logs import logger
 from .._support.timers import Timer
 from .._system import descriptors, processes
 from .._system.green import GreenPoller
@@ -37,7 +37,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-logger = logging.getLogger("prefork_executor")
 
 GONE_WITHIN = 10.0
 """Seconds to wait, at most, until the workers of a dead supervisor are gone."""

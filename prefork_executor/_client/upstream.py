@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from .._messages import channels
 from .._messages.channels import Packet, PoolChannels
 from .._messages.wire import Kind
 from .._pickling import calls
+from .._support.logs import logger
 from ..errors import ProtocolError
 from .direct import DirectReader
 from .notices import Notices
@@ -20,7 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-logger = logging.getLogger("prefork_executor")
 
 MAX_OUTCOMES = 256
 """Outcomes to read before their futures are resolved, if a message has many."""
@@ -86,9 +85,7 @@ class Upstream:
                 self._supervisors.on_cut()
                 return False
             except ProtocolError as error:
-                logger.error(  # noqa: TRY400 - the traceback would only show this reader
-                    "a malformed message from a worker was dropped: %s", error
-                )
+                logger.error("a malformed message from a worker was dropped: %s", error)
                 continue
             kind = packet.kind
             if (kind == Kind.RESULT or kind == Kind.FAILURE) and was_sent(packet.number):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 from .._pickling.calls import HeldModules, MainSnapshot
+from .._support.logs import logger
 from .shared_state import SharedState
-
-logger = logging.getLogger("prefork_executor")
 
 _NOT_SHARED = "each worker imports the main module for itself, because workers could not share: %s"
 _SHARED = "share_main is True, so workers share what the main module holds: %s"

@@ -21,18 +21,16 @@ To support another library, add a line to the table. Not in it, and why:
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 
+from .._support.logs import logger
 from .._support.named_tuples import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-logger = logging.getLogger("prefork_executor")
 
 
 class Stream(NamedTuple):

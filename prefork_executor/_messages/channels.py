@@ -30,6 +30,7 @@ from .._system.descriptors import (
     Doorbell,
     Lifeline,
     Socket,
+    adopted_socket,
     close_quietly,
     is_at_end,
     pause,
@@ -396,8 +397,8 @@ class WorkerChannels(NamedTuple):
         """
         _, (tasks, yells, bell_read, bell_write, board, life) = receive_descriptors(control)
         made = cls(
-            tasks=Socket(fileno=tasks),
-            yells=Socket(fileno=yells),
+            tasks=adopted_socket(tasks),
+            yells=adopted_socket(yells),
             doorbell=Doorbell(bell_read, bell_write),
             board=open_board(board, slots),
             lifeline=Lifeline(life, -1),

@@ -29,7 +29,6 @@ waiting worker. If the worker has been told to leave, it leaves then.
 
 from __future__ import annotations
 
-import logging
 import posix
 import signal
 import time
@@ -38,10 +37,9 @@ from .._board import fences
 from .._board import scoreboard as sb
 from .._board.scoreboard import Scoreboard, Slot
 from .._support import faults
+from .._support.logs import logger
 from .._support.named_tuples import NamedTuple
 from .._system import processes, signals
-
-logger = logging.getLogger("prefork_executor")
 
 LEAVE_WITHIN = 10.0
 """Seconds that a worker without a task has to end, once it was told to or has said that it

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import collections
-import logging
 import math
 import os
 import posix
@@ -47,6 +46,7 @@ from .._board.decisions import pack_decision
 from .._board.scoreboard import Scoreboard
 from .._board.worker_states import Event
 from .._messages.wire import NEW, TOLD, Death
+from .._support.logs import logger
 from .._support.named_tuples import NamedTuple
 from .._system import descriptors, machine, processes, signals
 from .._system.descriptors import Doorbell, Lifeline, Poller
@@ -56,8 +56,6 @@ from .leaving import PoolWorker, Rules
 from .regulator import Counts, Decision, Limits, Memory, regulate
 from .rollover import SETTLED_AFTER, Rollover
 from .start_costs import StartCosts
-
-logger = logging.getLogger("prefork_executor")
 
 MEMORY_INTERVAL = 0.5
 """Seconds between two looks at the memory of workers that work."""

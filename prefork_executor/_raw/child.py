@@ -337,7 +337,7 @@ class Child:
             return None
         if platform.FALLBACK:
             # On systems other than Linux, the connection inherits the listener's mode.
-            connection.setblocking(True)
+            connection.settimeout(socket.getdefaulttimeout())
         self._mark(Event.CHILD_ACCEPTS)
         self._last_listener = listener
         return self._secured(connection, client, listener) if is_tls else (connection, client)

@@ -11,7 +11,6 @@ holds. When that end is closed, the process reads what is left and ends.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import pickle
@@ -25,14 +24,13 @@ from .._messages import channels
 from .._messages.channels import DONTWAIT, Packet, Receiver
 from .._messages.wire import Kind
 from .._pool.regulator import MAX_BACKOFF, MIN_BACKOFF
+from .._support.logs import logger
 from .._system import descriptors, processes, signals
 from .._system.descriptors import Poller, Socket
 from ..errors import ProtocolError, describe_end
 from .child import YellFlags
 from .hook_end import HookDeadline
 from .options import DataHook
-
-logger = logging.getLogger("prefork_executor")
 
 MIN_POLL, MAX_POLL = 0.001, 0.05
 """Seconds between two looks, at the end, whether the hook's process has ended: at first, and at

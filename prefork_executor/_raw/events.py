@@ -13,10 +13,9 @@ from typing import Any
 
 from .._board.decisions import read_decision
 from .._messages.wire import Death
+from .._support.logs import logger
 from .._support.named_tuples import NamedTuple
 from .._system import processes
-
-logger = logging.getLogger("prefork_executor")
 
 
 class Watchers(NamedTuple):

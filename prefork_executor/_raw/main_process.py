@@ -12,7 +12,6 @@ was, not decremented.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from .._fork_safety import random_streams
 from .._messages.channels import new_board
 from .._pool.worker_pool import WorkerPool
 from .._support.handlers import is_by_handler
+from .._support.logs import logger
 from .._system import descriptors, processes, signals
 from .._system.descriptors import Doorbell
 from .backlog import Backlog
@@ -37,8 +37,6 @@ from .options import Settings
 from .stacks import Stacks
 from .threads import ThreadWatch
 from .wear import ChildLimits, Wear
-
-logger = logging.getLogger("prefork_executor")
 
 T = TypeVar("T")
 YELLS_A_TURN = 100

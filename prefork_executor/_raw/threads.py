@@ -6,10 +6,9 @@ locked in the child for ever.
 
 from __future__ import annotations
 
-import logging
 import threading
 
-logger = logging.getLogger("prefork_executor")
+from .._support.logs import logger
 
 
 def require_main_thread() -> None:

@@ -7,12 +7,11 @@ nothing holds one child, for a bounded time, and the pool starts another child f
 
 from __future__ import annotations
 
-import logging
 import socket
 import sys
 from typing import Any
 
-logger = logging.getLogger("prefork_executor")
+from .._support.logs import logger
 
 
 def speaks_tls(listener: socket.socket) -> bool:
@@ -33,6 +32,7 @@ def shake_hands(
     connection, or None if the handshake failed or took longer than ``timeout`` seconds: then
     the connection is closed."""
     secured: Any = None
+    theirs = connection.gettimeout()  # That of socket.setdefaulttimeout, if it was called.
     try:
         secured = listener.context.wrap_socket(
             connection,
@@ -43,7 +43,7 @@ def shake_hands(
         if listener.do_handshake_on_connect:
             secured.settimeout(timeout)
             secured.do_handshake()
-            secured.settimeout(None)
+            secured.settimeout(theirs)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError.
         (secured or connection).close()
         logger.info("TLS handshake with %s failed: %s", client or "a client", error)

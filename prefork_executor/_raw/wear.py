@@ -10,18 +10,16 @@ lifetime: they are lower than those of the pool by a random part.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 
 from .._board import scoreboard as sb
 from .._board.scoreboard import Slot
 from .._pool.worker_pool import WorkerPool
+from .._support.logs import logger
 from .._support.named_tuples import NamedTuple
 from .._system import machine
 from .stacks import Stacks
-
-logger = logging.getLogger("prefork_executor")
 
 MEMORY_INTERVAL = 0.5
 """Seconds between two looks at the memory of children that work."""

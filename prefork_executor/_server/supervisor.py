@@ -19,7 +19,6 @@ import atexit
 import collections
 import contextlib
 import gc
-import logging
 import os
 import signal
 import threading
@@ -33,8 +32,9 @@ from .._messages.wire import Death, Kind
 from .._pool.regulator import Counts, Decision
 from .._pool.worker_pool import WorkerPool
 from .._support import faults
+from .._support.logs import logger
 from .._system import descriptors, green, machine, processes, signals
-from .._system.descriptors import Socket
+from .._system.descriptors import Socket, adopted_socket
 from ..errors import ProtocolError
 from . import contexts, end_signals
 from .settings import Settings
@@ -47,7 +47,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-logger = logging.getLogger("prefork_executor")
 
 MAX_COMMANDS = 128
 """Commands to read at once, where they are not kept apart. Each was written whole."""
@@ -147,7 +146,7 @@ class Supervisor:
         try:
             kind, number, extra = wire.unpack_command(command)
         except ProtocolError as error:
-            logger.error("a malformed command was dropped: %s", error)  # noqa: TRY400
+            logger.error("a malformed command was dropped: %s", error)
             return
         if kind == Kind.SHUTDOWN:
             self._closing = True
@@ -263,7 +262,7 @@ def supervise(connection: Any, settings: Settings, client: int) -> None:
     # The caller handles Ctrl-C. The pool ends with the caller, in order.
     signals.install_handlers({signal.SIGINT: signal.SIG_IGN})
     end_signals.ignore()
-    control = Socket(fileno=contexts.detach(connection))
+    control = adopted_socket(contexts.detach(connection))
     signals.restore_mask(set())
     # If it were ignored, this process could not wait for its children.
     signals.install_handlers({signal.SIGCHLD: signal.SIG_DFL})

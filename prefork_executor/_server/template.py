@@ -22,7 +22,6 @@ If main does, each worker merely imports main for itself.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import pickle
 import signal
@@ -35,6 +34,7 @@ from .._messages.channels import WorkerChannels
 from .._messages.wire import Kind
 from .._pickling import calls, exceptions
 from .._pickling.calls import Part
+from .._support.logs import logger
 from .._system import descriptors, processes, signals
 from .._system.descriptors import Poller, Socket
 from . import end_signals
@@ -45,7 +45,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-logger = logging.getLogger("prefork_executor")
 
 SHARED, NOT_SHARED = b"s", b"n"
 """What a stage's process tells the process that has forked it."""

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import pickle
 import signal
@@ -47,6 +46,7 @@ from .._messages.wire import Kind
 from .._pickling import calls, exceptions, promises
 from .._pool.worker_pool import Seat
 from .._support import faults
+from .._support.logs import logger
 from .._system import machine, signals
 from .._system.descriptors import Poller
 from ..errors import ProtocolError
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
     from .._system.memory import Gauge
 
-logger = logging.getLogger("prefork_executor")
 
 KEEP_FOR = 500_000
 """Nanoseconds that a worker keeps an outcome at most, to send it together with the next ones. If

@@ -34,7 +34,7 @@ in its place (see `green.py`)."""
 
 def socket_pair() -> tuple[Socket, Socket]:
     """Two connected sockets that keep messages whole."""
-    ends = _socket.socketpair(socket.AF_UNIX, SOCKET_TYPE)
+    ends = _pair(SOCKET_TYPE)
     for end in ends:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
@@ -45,8 +45,22 @@ def socket_pair() -> tuple[Socket, Socket]:
 def control_pair() -> tuple[Socket, Socket]:
     """Two connected sockets. On every system either side sees that the other has ended. Only
     on Linux do they also keep messages whole."""
-    kind = socket.SOCK_STREAM if FALLBACK else socket.SOCK_SEQPACKET
-    return _socket.socketpair(socket.AF_UNIX, kind)
+    return _pair(socket.SOCK_STREAM if FALLBACK else socket.SOCK_SEQPACKET)
+
+
+def _pair(kind: int) -> tuple[Socket, Socket]:
+    ends = _socket.socketpair(socket.AF_UNIX, kind)
+    for end in ends:
+        end.setblocking(True)
+    return ends
+
+
+def adopted_socket(descriptor: int) -> Socket:
+    """The socket of a descriptor. It has no timeout, whatever the program has set for its own
+    sockets by ``socket.setdefaulttimeout``."""
+    end = Socket(fileno=descriptor)
+    end.setblocking(True)
+    return end
 
 
 def is_at_end(end: Socket) -> bool:

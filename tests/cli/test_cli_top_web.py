@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,17 @@ def test_a_signal_ends_it_quietly(web: Any, number: int) -> None:
     web.state()
     web.process.send_signal(number)
     assert web.ends() == (0 if number == signal.SIGINT else -number, "", "")
+
+
+def test_a_browser_that_breaks_off_its_requests_is_not_reported(web: Any) -> None:
+    at_once = struct.pack("ii", 1, 0)
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", web.port)) as browser:
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            browser.sendall(b"GET / HTTP/1.1\r\n")
+    web.state()
+    web.process.send_signal(signal.SIGINT)
+    assert web.ends() == (0, "", "")
 
 
 def test_it_binds_the_loopback_address_alone(web: Any) -> None:

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
+from scripts import run_script
 from waiting import BOUND
 
 import prefork_executor
@@ -163,3 +165,38 @@ def test_a_lack_of_memory_or_descriptors_is_not_called_a_bug_of_the_pool(
     assert ("a bug in the pool" in str(error)) == is_called_a_bug
     assert isinstance(error.__cause__, injected)
     assert "I/O thread failed" in caplog.text
+
+
+def test_a_log_handler_of_the_program_that_raises_harms_no_pool(
+    tmp_path: Path, start_method: str
+) -> None:
+    source = f"""
+        import logging, os, psutil
+        from prefork_executor import PreforkExecutor, yell
+
+        class Unreachable(logging.Handler):
+            def emit(self, record):
+                raise ConnectionError("the log server does not answer")
+
+        logging.getLogger().addHandler(Unreachable())
+        logging.raiseExceptions = False  # Nothing of this is printed.
+
+        def fail(*_):
+            raise ValueError("no luck")
+
+        if __name__ == "__main__":
+            with PreforkExecutor(2, {start_method!r}, on_yell=fail) as executor:
+                print(executor.submit(yell, 1).result(), executor.submit(abs, -1).result())
+                future = executor.submit(abs, -2)
+                future.add_done_callback(fail)
+                print(future.result(), executor.submit(abs, -3).result())
+                worker = psutil.Process(executor.submit(os.getpid).result())
+                worker.parent().kill()
+                worker.wait()
+                print(list(executor.map(abs, range(4))))
+            with PreforkExecutor(2, {start_method!r}, initializer=fail) as executor:
+                print(executor.submit(abs, -1).exception())
+    """
+    told = run_script(tmp_path, source).splitlines()
+    assert told[:3] == ["None 1", "2 3", "[0, 1, 2, 3]"]
+    assert re.fullmatch(r"the initializer failed in worker \d+: ValueError: no luck", told[3])

@@ -22,6 +22,32 @@ def test_the_default_start_method_is_pythons_own(tmp_path: Path) -> None:
     assert run_script(tmp_path, source).split() == [default, str(default == "fork")]
 
 
+def test_a_timeout_that_a_program_sets_for_its_sockets_is_none_for_the_pool(
+    tmp_path: Path, start_method: str
+) -> None:
+    source = f"""
+        import socket, time
+        socket.setdefaulttimeout(0.05)
+        from prefork_executor import PreforkExecutor, yell
+
+        def work(number):
+            time.sleep(0.3)
+            yell(bytes(100_000))
+            return number
+
+        if __name__ == "__main__":
+            told = []
+            hear = lambda pid, data: told.append(len(data))
+            with PreforkExecutor(2, {start_method!r}, on_yell=hear) as executor:
+                print(list(executor.map(work, range(4))))
+                time.sleep(0.3)
+                executor.reload()
+                print(executor.submit(work, 4).result())
+            print(told == [100_000] * 5)
+    """
+    assert run_script(tmp_path, source) == "[0, 1, 2, 3]\n4\nTrue\n"
+
+
 FORKING_PROGRAM = """
     import gc, multiprocessing, os, traceback
     from concurrent.futures import ProcessPoolExecutor

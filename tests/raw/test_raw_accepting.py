@@ -95,12 +95,13 @@ whip(code, (first, second))
 # --- TLS ----------
 
 
-def tls_server(run: Run, tmp_path: Path, options: str) -> Program:
+def tls_server(run: Run, tmp_path: Path, options: str, before: str = "") -> Program:
     certificate = certify(tmp_path, "server")
     return run(
         OBEYS_SIGNALS
         + f"""
 import ssl
+{before}
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain({str(certificate)!r})
 def code(listener):
@@ -133,6 +134,13 @@ def test_a_client_that_speaks_no_tls_ends_its_connection_and_not_the_child(
                     pass
     assert secret(program) == before
     assert before.endswith(b" None\n"), "the connection has no timeout"
+
+
+def test_a_tls_connection_has_the_timeout_that_the_program_sets_for_its_sockets(
+    run: Run, tmp_path: Path
+) -> None:
+    program = tls_server(run, tmp_path, "max_servers=1", "socket.setdefaulttimeout(77)")
+    assert secret(program).endswith(b" 77.0\n")
 
 
 def test_silent_clients_of_a_tls_listener_do_not_hold_up_the_others(

@@ -21,6 +21,7 @@ import hmac
 import http.server
 import json
 import secrets
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -194,6 +195,11 @@ class Server(http.server.ThreadingHTTPServer):
             name: ((Path(__file__).parent / file).read_bytes(), kind)
             for name, (file, kind) in PAGES.items()
         }
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that has broken off its connection."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
