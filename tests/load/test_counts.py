@@ -26,10 +26,8 @@ from waiting import BOUND, eventually
 
 from prefork_executor import PreforkExecutor
 from prefork_executor._board.scoreboard import Slot
-from prefork_executor._messages import channels
-from prefork_executor._server import supervisor as supervisor_module
 from prefork_executor._support import faults
-from prefork_executor._system import green
+from prefork_executor._system import descriptors, green
 from prefork_executor._system.descriptors import Poller, Socket
 from prefork_executor._system.platform import FALLBACK
 
@@ -81,8 +79,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return types.SimpleNamespace(register=made.register, poll=calls.counted(made.poll))
 
     monkeypatch.setattr(_socket, "socketpair", counted_pair)
-    for module in (channels, supervisor_module):
-        monkeypatch.setattr(module, "Socket", sockets)
+    monkeypatch.setattr(descriptors, "Socket", sockets)
     monkeypatch.setattr(green, "poll", counted_poll)
     if not FALLBACK:  # There it polls.
         monkeypatch.setattr(Poller, "wait", calls.counted(Poller.wait))
