@@ -32,8 +32,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from prefork_executor import ExecutorView, PreforkExecutor
 
-from ._backlog import submitted
 from ._extras import needed
+from ._loops import InLoop, Signal, submitted, tell_loop
 
 with needed("anyio", "anyio"):
     import anyio
@@ -47,9 +47,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 Executor = PreforkExecutor | ExecutorView
-InLoop = Callable[..., object]
-"""Calls a function with arguments in the loop's thread, soon. Any thread may call it."""
-
 TASKS_PER_WORKER = 2
 """Items of a map in flight for each worker, by default: while a worker has one, the next one
 comes."""
@@ -114,7 +111,7 @@ class AsyncPool:
         """
         await checkpoint()
         self._life.check_open()
-        future = await submitted(_Signal, self._executor, fn, *args, **kwargs)
+        future = await submitted(_signal, self._executor, fn, *args, **kwargs)
         self._life.keep(future)
         try:
             await _end_of([future])
@@ -369,7 +366,7 @@ class _Map(Generic[S, T]):
     def end_soon(self) -> None:
         """Have the loop's thread do that."""
         if self._in_loop is not None:
-            _tell_loop(self._in_loop, self.end)
+            tell_loop(self._in_loop, self.end)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -385,7 +382,7 @@ class _Map(Generic[S, T]):
                         item = await anext(items)
                         if self.is_over:
                             return  # A cancellation comes only where something is awaited.
-                        future = await submitted(_Signal, self._executor, self._fn, item)
+                        future = await submitted(_signal, self._executor, self._fn, item)
                         self._add(future)
             except StopAsyncIteration:
                 pass
@@ -416,7 +413,7 @@ class _Map(Generic[S, T]):
     def _on_done(self, future: Future[T]) -> None:
         """In the pool's thread."""
         assert self._in_loop is not None
-        _tell_loop(self._in_loop, self._note, future)
+        tell_loop(self._in_loop, self._note, future)
 
     def _note(self, future: Future[T]) -> None:
         if not self.is_over:
@@ -452,28 +449,8 @@ def _in_this_loop() -> InLoop:
     return of_trio or loop.call_soon_threadsafe
 
 
-def _tell_loop(in_loop: InLoop, fn: Callable[..., object], *args: object) -> bool:
-    """Returns False if the loop has ended, and with it the task that would be told."""
-    with contextlib.suppress(RuntimeError):
-        in_loop(fn, *args)
-        return True
-    return False
-
-
-class _Signal:
-    """An event that any thread may set."""
-
-    def __init__(self) -> None:
-        self._in_loop = _in_this_loop()
-        self._event = anyio.Event()
-
-    def set(self, _: object = None) -> bool:
-        """Returns False if the loop has ended."""
-        return _tell_loop(self._in_loop, self._event.set)
-
-    async def wait(self) -> None:
-        """Wait until it is set."""
-        await self._event.wait()
+def _signal() -> Signal:
+    return Signal(_in_this_loop(), anyio.Event())
 
 
 def _result_of(future: Future[T]) -> T:
@@ -491,7 +468,7 @@ async def _end_of(futures: Iterable[Future[Any]]) -> None:
     """Wait until all of these are done."""
     for future in list(futures):
         if not future.done():
-            signal = _Signal()
+            signal = _signal()
             future.add_done_callback(signal.set)
             await signal.wait()
 
@@ -513,7 +490,7 @@ def _abort(executor: Executor, futures: Iterable[Future[Any]]) -> None:
 
 async def _in_thread(fn: Callable[[], object]) -> None:
     """Call this function in a thread of its own, and wait for its end."""
-    signal = _Signal()
+    signal = _signal()
 
     def call() -> None:
         try:

@@ -12,14 +12,13 @@ cancelling the awaiting task leaves the work running. For other event loops, and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar, overload
 
 from prefork_executor import ExecutorView, PreforkExecutor
 
-from ._backlog import submitted
+from ._loops import Signal, submitted
 
 __all__ = ["run"]
 
@@ -69,7 +68,7 @@ async def run(
         BaseException: what the call raised, or what says how its worker ended. A coroutine cannot
             raise StopIteration. If the call has raised that, it is the cause of a RuntimeError.
     """
-    future = await submitted(_Signal, executor, fn, *args, **kwargs)
+    future = await submitted(_signal, executor, fn, *args, **kwargs)
     try:
         await _end_of(future)
     except asyncio.CancelledError:
@@ -85,28 +84,13 @@ async def run(
         del future  # A traceback through this frame would keep it alive.
 
 
-class _Signal:
-    """An event that any thread may set."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-
-    def set(self, _: object = None) -> bool:
-        """Returns False if the loop has ended."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._event.set)
-            return True
-        return False
-
-    async def wait(self) -> None:
-        """Wait until it is set."""
-        await self._event.wait()
-
-
 async def _end_of(future: Future[Any]) -> None:
     """Wait until it is done. (Before Python 3.12, ``asyncio.wrap_future`` never ends if the call
     raises a StopIteration.)"""
-    signal = _Signal()
+    signal = _signal()
     future.add_done_callback(signal.set)
     await signal.wait()
+
+
+def _signal() -> Signal:
+    return Signal(asyncio.get_running_loop().call_soon_threadsafe, asyncio.Event())

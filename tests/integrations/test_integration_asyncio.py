@@ -17,7 +17,7 @@ from light_tasks import end_at_three, run_until, square, wait_for
 from waiting import BOUND, eventually
 
 from prefork_executor import ExecutorView, PreforkExecutor, WorkerDied, shared, shared_executor
-from prefork_executor.integrations._backlog import submitted
+from prefork_executor.integrations._loops import submitted
 from prefork_executor.integrations.asyncio import run
 
 
